@@ -1,0 +1,49 @@
+//! Collectives between ranks: one trait, one file per transport.
+//!
+//! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
+//! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
+
+mod message;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod solo;
+mod thread;
+mod world;
+
+pub use message::exchange;
+pub use solo::Solo;
+pub use thread::ThreadGroup;
+pub use world::{Backend, World};
+
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// How the values of the ranks are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReduceOp {
+    /// Sum over ranks.
+    Sum,
+    /// Largest over ranks.
+    Max,
+}
+
+/// Collectives on contiguous one-dimensional tensors of f32, bf16, f64, u32 or u8, the same length and type on every rank.
+///
+/// bf16 is reduced in f32. Every call is a synchronisation point with a deadline: a peer that is gone or hangs ends in
+/// [`crate::Error::Peer`] or in the end of the whole job, never in waiting for ever.
+pub trait Communicator {
+    /// This rank, `0..world_size`.
+    fn rank(&self) -> usize;
+    /// Number of ranks R.
+    fn world_size(&self) -> usize;
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<()>;
+    /// The tensor of rank `root`, `[S]` on every rank (the others pass one of the same length and type).
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor>;
+    /// Elementwise over ranks, `[S] -> [S]`.
+    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor>;
+    /// All ranks' tensors one after the other, `[S] -> [R*S]`.
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor>;
+    /// This rank's part of the elementwise reduction, `[R*S] -> [S]`.
+    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor>;
+}

@@ -1,0 +1,57 @@
+//! Online RL post-training of rectified-flow text-to-image models on many ranks.
+//!
+//! Every rank samples its share of the prompt groups with the *old* policy, scores the images, all ranks gather the
+//! rewards and compute the same group-relative advantages, then they reduce the gradient of an advantage-weighted
+//! rectification loss over a sharded optimizer. One iteration, top to bottom, is [`train::Trainer::iteration`].
+//!
+//! # The way of the data
+//! ```text
+//! prompts -> conditioning -> x0 -> images -> rewards -> advantages -> (x_t, t, target) -> velocity -> loss -> gradients -> shards
+//!   data       model        flow    model    reward     advantage        objective          model            engine       optim
+//! ```
+//! and from the shards to the old policy, the EMA ([`policy`]) and the checkpoint ([`checkpoint`]).
+//!
+//! # Legend of dimensions
+//! | letter | meaning |
+//! |---|---|
+//! | P | prompts (groups) of one iteration, over all ranks |
+//! | K | images of one prompt |
+//! | N | images of one iteration over all ranks, P * K |
+//! | B | micro-batch: samples that go through the model at once, always the same number (padded) |
+//! | C, H, W | channels, height and width of a latent (for pixel-space models: of the picture) |
+//! | L | text tokens |
+//! | D | model width |
+//! | T | solver steps of a rollout |
+//! | R | ranks (world size) |
+//! | S | length of one rank's shard of the flat trainable parameters, ceil(length / R) |
+//!
+//! `t` is always in [0, 1] and 1 is noise: `x_t = (1 - t) x0 + t eps`, velocity `u = eps - x0`,
+//! `x0` estimate `x_t - t v`. An *iteration* is one rollout round, an *update* one optimizer step.
+//!
+//! # Precision, once
+//! Weights and activations: f32 on the CPU. Master parameters, moments, gradients and their reduction: f32.
+//! Rewards, advantages, solver sigmas and every statistic: f64.
+
+pub mod advantage;
+pub mod checkpoint;
+pub mod cli;
+pub mod comm;
+pub mod config;
+pub mod data;
+pub mod engine;
+pub mod error;
+pub mod flow;
+pub mod model;
+pub mod objective;
+pub mod observe;
+pub mod optim;
+pub mod params;
+pub mod plan;
+pub mod policy;
+pub mod pretrain;
+pub mod reward;
+pub mod rng;
+pub mod rollout;
+pub mod train;
+
+pub use error::{Error, Result};
