@@ -1,1 +1,42 @@
-//! Room to come.
+//! Models as lists of stages on differentiable operations.
+//!
+//! A stage is a pure function of its parameters and inputs, so that the engine can run it again when gradients are
+//! wanted, with its parameters gathered for just that long.
+
+pub mod glyphs;
+mod linear;
+pub mod ops;
+mod time;
+
+pub use linear::Linear;
+pub use time::TimeEmbedding;
+
+use crate::error::Result;
+use crate::params::{Spec, StageParams};
+use candle_core::Tensor;
+
+/// One part of a model: the stem, a block or the head.
+pub trait Stage: Send + Sync {
+    /// The parameters, in the order in which [`StageParams`] holds them.
+    fn specs(&self) -> &[Spec];
+    /// Outputs for the inputs: the next stage's inputs.
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+}
+
+/// A velocity model: stem, blocks, head.
+///
+/// The stem's inputs are `[x_t, t, conditioning..]` with x_t `[B, C, H, W]` and t `[B]` in [0, 1]; the head's only output
+/// is the velocity `[B, C, H, W]`.
+pub struct Model {
+    /// The stages in the order in which they run.
+    pub stages: Vec<Box<dyn Stage>>,
+    /// (C, H, W) of a latent.
+    pub latent: (usize, usize, usize),
+}
+
+impl Model {
+    /// The parameters of every stage.
+    pub fn specs(&self) -> Vec<&[Spec]> {
+        self.stages.iter().map(|s| s.specs()).collect()
+    }
+}

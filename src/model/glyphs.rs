@@ -1,0 +1,263 @@
+//! The embedded task's model: a small diffusion transformer in pixel space (Peebles and Xie, arXiv 2212.09748) that
+//! reads its prompt as characters and two colours.
+//!
+//! Image tokens (patches of 6 x 6 pixels) and condition tokens go through the same blocks; the time and the mean of
+//! the condition tokens modulate them (adaLN-zero).
+
+use super::{Linear, Model, Stage, TimeEmbedding, ops};
+use crate::error::Result;
+use crate::params::{Init, LoraConfig, Slot, Spec, SpecList, StageParams};
+use candle_core::Tensor;
+
+/// Sizes of the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Model width D.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Side of a patch, in pixels.
+    pub patch: usize,
+    /// Picture height and width, in pixels.
+    pub picture: (usize, usize),
+    /// Characters of a prompt, padded.
+    pub characters: usize,
+    /// Different characters, with the padding.
+    pub alphabet: usize,
+    /// Different colours.
+    pub colours: usize,
+}
+
+impl Config {
+    /// Sizes of the model that is kept in the repository: 3.0 M parameters.
+    pub fn base(characters: usize, alphabet: usize, colours: usize) -> Self {
+        Self { width: 160, heads: 4, depth: 6, patch: 6, picture: (24, 48), characters, alphabet, colours }
+    }
+
+    fn image_tokens(&self) -> usize {
+        (self.picture.0 / self.patch) * (self.picture.1 / self.patch)
+    }
+
+    /// Values of a patch.
+    fn patch_dim(&self) -> usize {
+        3 * self.patch * self.patch
+    }
+
+    /// Characters, ink and ground.
+    fn condition_tokens(&self) -> usize {
+        self.characters + 2
+    }
+}
+
+/// Where a linear layer may get an adapter: the LoRA default, by the end of the layer's name.
+pub const LORA_TARGETS: [&str; 6] =
+    ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"];
+
+/// The model's stages. Its conditioning is `[characters [B, characters] u32, colours [B, 2] u32 (ink, ground)]`.
+pub fn model(config: &Config, lora: Option<&LoraConfig>) -> Model {
+    let mut stages: Vec<Box<dyn Stage>> = vec![Box::new(Stem::new(config, lora))];
+    for index in 0..config.depth {
+        stages.push(Box::new(Block::new(config, index, lora)));
+    }
+    stages.push(Box::new(Head::new(config, lora)));
+    Model { stages, latent: (3, config.picture.0, config.picture.1) }
+}
+
+/// Patches, condition tokens and the modulation vector.
+struct Stem {
+    config: Config,
+    specs: Vec<Spec>,
+    patches: Linear,
+    positions: Slot,
+    characters: Slot,
+    colours: Slot,
+    places: Slot,
+    time: TimeEmbedding,
+    pooled: Linear,
+}
+
+impl Stem {
+    fn new(config: &Config, lora: Option<&LoraConfig>) -> Self {
+        let width = config.width;
+        let mut specs = SpecList::new("", lora);
+        let small = Init::Normal(0.5);
+        Self {
+            patches: Linear::scaled(&mut specs, "pos_embed.proj", config.patch_dim(), width),
+            positions: specs.base("pos_embed.pos_embed", &[config.image_tokens(), width], small),
+            characters: specs.base("context_embedder.characters", &[config.alphabet, width], small),
+            colours: specs.base("context_embedder.colours", &[config.colours, width], small),
+            places: specs.base("context_embedder.places", &[config.condition_tokens(), width], small),
+            time: TimeEmbedding::new(&mut specs, "time_text_embed.timestep_embedder", 128, width),
+            pooled: Linear::scaled(&mut specs, "time_text_embed.text_embedder", width, width),
+            specs: specs.finish(),
+            config: config.clone(),
+        }
+    }
+}
+
+impl Stage for Stem {
+    fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// (x_t, t, characters, colours) -> (tokens `[B, image + condition, D]`, modulation `[B, D]`).
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let [x, t, characters, colours] = inputs else {
+            return Err(crate::Error::Failed(format!("the glyphs model takes 4 inputs, not {}", inputs.len())));
+        };
+        let patches = self.patches.forward(params, &patchify(x, self.config.patch)?)?; // [B, image, D]
+        let image = patches.broadcast_add(params.get(self.positions)?)?;
+        let rows = |table: Slot, ids: &Tensor| -> Result<Tensor> {
+            let (batch, count) = ids.dims2()?;
+            let rows = params.get(table)?.index_select(&ids.flatten_all()?, 0)?;
+            Ok(rows.reshape((batch, count, self.config.width))?)
+        };
+        let condition = Tensor::cat(&[rows(self.characters, characters)?, rows(self.colours, colours)?], 1)?;
+        let condition = condition.broadcast_add(params.get(self.places)?)?; // [B, condition, D]
+        let modulation = (self.time.forward(params, t)? + self.pooled.forward(params, &condition.mean(1)?)?)?;
+        Ok(vec![Tensor::cat(&[image, condition], 1)?, modulation])
+    }
+}
+
+/// Attention and feed-forward, each modulated and gated.
+struct Block {
+    heads: usize,
+    specs: Vec<Spec>,
+    modulation: Linear,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    query_norm: Slot,
+    key_norm: Slot,
+    out: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// Inside every norm's square root.
+const EPS: f64 = 1e-6;
+
+impl Block {
+    fn new(config: &Config, index: usize, lora: Option<&LoraConfig>) -> Self {
+        let width = config.width;
+        let mut specs = SpecList::new(format!("transformer_blocks.{index}."), lora);
+        let s = &mut specs;
+        Self {
+            heads: config.heads,
+            modulation: Linear::new(s, "norm1.linear", width, 6 * width, Init::Zeros),
+            query: Linear::scaled(s, "attn.to_q", width, width),
+            key: Linear::scaled(s, "attn.to_k", width, width),
+            value: Linear::scaled(s, "attn.to_v", width, width),
+            query_norm: s.base("attn.norm_q.weight", &[width / config.heads], Init::Ones),
+            key_norm: s.base("attn.norm_k.weight", &[width / config.heads], Init::Ones),
+            out: Linear::scaled(s, "attn.to_out.0", width, width),
+            up: Linear::scaled(s, "ff.net.0.proj", width, 4 * width),
+            down: Linear::scaled(s, "ff.net.2", 4 * width, width),
+            specs: specs.finish(),
+        }
+    }
+}
+
+impl Stage for Block {
+    fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// (tokens `[B, T, D]`, modulation `[B, D]`) -> the same.
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let [x, modulation] = pair(inputs)?;
+        let (batch, tokens, width) = x.dims3()?;
+        let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(6, 1)?; // 6 x [B, D]
+        let by_head = |y: Tensor| y.reshape((batch, tokens, self.heads, width / self.heads));
+
+        let h = ops::layer_norm_modulate(x, &chunks[0], &chunks[1], EPS)?;
+        let q = ops::rms_norm(&by_head(self.query.forward(params, &h)?)?, params.get(self.query_norm)?, EPS)?;
+        let k = ops::rms_norm(&by_head(self.key.forward(params, &h)?)?, params.get(self.key_norm)?, EPS)?;
+        let v = by_head(self.value.forward(params, &h)?)?;
+        let h = ops::attention(&q, &k, &v)?.reshape((batch, tokens, width))?;
+        let x = ops::gated_residual(x, &chunks[2], &self.out.forward(params, &h)?)?;
+
+        let h = ops::layer_norm_modulate(&x, &chunks[3], &chunks[4], EPS)?;
+        let h = self.down.forward(params, &ops::gelu(&self.up.forward(params, &h)?)?)?;
+        Ok(vec![ops::gated_residual(&x, &chunks[5], &h)?, modulation.clone()])
+    }
+}
+
+/// The image tokens' velocities.
+struct Head {
+    config: Config,
+    specs: Vec<Spec>,
+    modulation: Linear,
+    out: Linear,
+}
+
+impl Head {
+    fn new(config: &Config, lora: Option<&LoraConfig>) -> Self {
+        let mut specs = SpecList::new("", lora);
+        Self {
+            modulation: Linear::new(&mut specs, "norm_out.linear", config.width, 2 * config.width, Init::Zeros),
+            out: Linear::new(&mut specs, "proj_out", config.width, config.patch_dim(), Init::Zeros),
+            specs: specs.finish(),
+            config: config.clone(),
+        }
+    }
+}
+
+impl Stage for Head {
+    fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// (tokens, modulation) -> velocity `[B, C, H, W]`.
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let [x, modulation] = pair(inputs)?;
+        let image = x.narrow(1, 0, self.config.image_tokens())?.contiguous()?;
+        let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(2, 1)?;
+        let h = ops::layer_norm_modulate(&image, &chunks[0], &chunks[1], EPS)?;
+        let patches = self.out.forward(params, &h)?; // [B, image, 3 patch^2]
+        Ok(vec![unpatchify(&patches, self.config.patch, self.config.picture)?])
+    }
+}
+
+fn pair(inputs: &[Tensor]) -> Result<[&Tensor; 2]> {
+    match inputs {
+        [x, modulation] => Ok([x, modulation]),
+        _ => Err(crate::Error::Failed(format!("a block takes 2 inputs, not {}", inputs.len()))),
+    }
+}
+
+/// `[B, C, H, W]` to `[B, (H/p)(W/p), C p p]`.
+fn patchify(x: &Tensor, patch: usize) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let (rows, columns) = (height / patch, width / patch);
+    let x = x.reshape(&[batch, channels, rows, patch, columns, patch][..])?;
+    Ok(x.permute(vec![0, 2, 4, 1, 3, 5])?.contiguous()?.reshape((batch, rows * columns, channels * patch * patch))?)
+}
+
+/// The inverse of [`patchify`].
+fn unpatchify(x: &Tensor, patch: usize, (height, width): (usize, usize)) -> Result<Tensor> {
+    let (batch, _, dim) = x.dims3()?;
+    let (rows, columns, channels) = (height / patch, width / patch, dim / (patch * patch));
+    let x = x.reshape(&[batch, rows, columns, channels, patch, patch][..])?;
+    Ok(x.permute(vec![0, 3, 1, 4, 2, 5])?.contiguous()?.reshape((batch, channels, height, width))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn patches_go_there_and_back() -> Result<()> {
+        let x = Tensor::arange(0f32, 2.0 * 3.0 * 12.0 * 18.0, &Device::Cpu)?.reshape((2, 3, 12, 18))?;
+        let patches = patchify(&x, 6)?;
+        assert_eq!(patches.dims(), [2, 6, 108]);
+        // The second patch starts six columns to the right.
+        assert_eq!(patches.get(0)?.get(1)?.get(0)?.to_scalar::<f32>()?, 6.0);
+        let back = unpatchify(&patches, 6, (12, 18))?;
+        assert_eq!(back.flatten_all()?.to_vec1::<f32>()?, x.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+}

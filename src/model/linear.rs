@@ -1,0 +1,39 @@
+//! A linear layer with, where the configuration wants one, a low-rank adapter beside it.
+
+use super::ops;
+use crate::error::Result;
+use crate::params::{Init, Slot, SpecList, StageParams};
+use candle_core::Tensor;
+
+/// `W x + b`, and `+ alpha/rank * B A x` while the adapter is on.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    weight: Slot,
+    bias: Option<Slot>,
+    adapter: Option<(Slot, Slot, f64)>,
+}
+
+impl Linear {
+    /// Declares `name.weight` `[out, in]`, `name.bias` `[out]` (zero) and the adapter's factors.
+    pub fn new(specs: &mut SpecList, name: &str, in_dim: usize, out_dim: usize, init: Init) -> Self {
+        Self {
+            weight: specs.base(&format!("{name}.weight"), &[out_dim, in_dim], init),
+            bias: Some(specs.base(&format!("{name}.bias"), &[out_dim], Init::Zeros)),
+            adapter: specs.adapter(name, in_dim, out_dim),
+        }
+    }
+
+    /// With weights of variance 1 / in.
+    pub fn scaled(specs: &mut SpecList, name: &str, in_dim: usize, out_dim: usize) -> Self {
+        Self::new(specs, name, in_dim, out_dim, Init::Normal((in_dim as f64).powf(-0.5)))
+    }
+
+    /// x `[.., in]` to `[.., out]`.
+    pub fn forward(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
+        let bias = self.bias.map(|b| params.get(b)).transpose()?;
+        let y = ops::linear(x, params.get(self.weight)?, bias)?;
+        let Some((a, b, scale)) = self.adapter else { return Ok(y) };
+        let (Some(a), Some(b)) = (params.adapter(a), params.adapter(b)) else { return Ok(y) };
+        Ok((y + (ops::linear(&ops::linear(x, a, None)?, b, None)? * scale)?)?)
+    }
+}

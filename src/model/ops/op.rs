@@ -1,0 +1,162 @@
+//! The bridge between our kernels and candle's graph.
+
+use super::float::{Float, vectorised};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// A contiguous input: its values and its shape.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a, F> {
+    pub data: &'a [F],
+    pub shape: &'a [usize],
+}
+
+impl<F> View<'_, F> {
+    /// Length of the last dimension.
+    pub fn last(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+}
+
+/// A computation on N contiguous inputs.
+pub(super) trait Kernel<const N: usize>: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// The output's values and shape.
+    fn run<F: Float>(&self, inputs: [View<F>; N]) -> Result<(Vec<F>, Vec<usize>)>;
+}
+
+/// A kernel with a derivative.
+pub(super) trait Differentiable<const N: usize>: Kernel<N> {
+    /// Gradients of the inputs, those that are tracked; `dy` is contiguous.
+    fn backward(&self, inputs: [&Tensor; N], output: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; N]>;
+}
+
+/// Runs a kernel outside any graph. bf16 inputs are computed in f32.
+pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+    let dtype = inputs[0].dtype();
+    if dtype == DType::BF16 {
+        let wide: Vec<Tensor> = inputs.iter().map(|t| t.detach().to_dtype(DType::F32)).collect::<Result<_>>()?;
+        return run(kernel, std::array::from_fn(|i| &wide[i]))?.to_dtype(DType::BF16);
+    }
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.detach().contiguous()).collect::<Result<_>>()?;
+    let guards: Vec<_> = inputs.iter().map(|t| t.storage_and_layout()).collect();
+    let mut parts = Vec::with_capacity(N);
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cpu(cpu) => parts.push((cpu, *layout)),
+            _ => bail!("{}: no kernel for this device", K::NAME),
+        }
+    }
+    let (storage, shape) = on_cpu(kernel, std::array::from_fn(|i| parts[i]))?;
+    let storage = Storage::Cpu(storage);
+    Ok(Tensor::from_storage(storage, shape, candle_core::op::BackpropOp::none(), false))
+}
+
+fn on_cpu<const N: usize, K: Kernel<N>>(
+    kernel: &K,
+    inputs: [(&CpuStorage, &Layout); N],
+) -> Result<(CpuStorage, Shape)> {
+    fn views<'a, F: Float, const N: usize>(
+        inputs: [(&'a CpuStorage, &'a Layout); N],
+        name: &str,
+    ) -> Result<[View<'a, F>; N]> {
+        let mut out = [View { data: &[], shape: &[] }; N];
+        for (view, (storage, layout)) in out.iter_mut().zip(inputs) {
+            let Some((start, end)) = layout.contiguous_offsets() else { bail!("{name}: an input is not contiguous") };
+            *view = View { data: &storage.as_slice::<F>()?[start..end], shape: layout.dims() };
+        }
+        Ok(out)
+    }
+    match inputs[0].0 {
+        CpuStorage::F32(_) => {
+            let (data, shape) = kernel.run(views::<f32, N>(inputs, K::NAME)?)?;
+            Ok((CpuStorage::F32(data), shape.into()))
+        }
+        CpuStorage::F64(_) => {
+            let (data, shape) = kernel.run(views::<f64, N>(inputs, K::NAME)?)?;
+            Ok((CpuStorage::F64(data), shape.into()))
+        }
+        other => bail!("{}: {:?} is not supported", K::NAME, candle_core::backend::BackendStorage::dtype(other)),
+    }
+}
+
+struct Recorded<K>(K);
+
+macro_rules! custom_op {
+    ($trait:ident, $n:literal, [$($storage:ident $layout:ident $arg:ident),+], $out:ty) => {
+        impl<K: Differentiable<$n>> $trait for Recorded<K> {
+            fn name(&self) -> &'static str {
+                K::NAME
+            }
+            fn cpu_fwd(&self, $($storage: &CpuStorage, $layout: &Layout),+) -> Result<(CpuStorage, Shape)> {
+                on_cpu(&self.0, [$(($storage, $layout)),+])
+            }
+            fn bwd(&self, $($arg: &Tensor,)+ output: &Tensor, dy: &Tensor) -> Result<$out> {
+                let gradients = self.0.backward([$($arg),+], output, &dy.contiguous()?)?;
+                let [$($arg),+] = gradients;
+                Ok(($($arg),+))
+            }
+        }
+    };
+}
+custom_op!(CustomOp1, 1, [s1 l1 a], Option<Tensor>);
+custom_op!(CustomOp2, 2, [s1 l1 a, s2 l2 b], (Option<Tensor>, Option<Tensor>));
+custom_op!(CustomOp3, 3, [s1 l1 a, s2 l2 b, s3 l3 c], (Option<Tensor>, Option<Tensor>, Option<Tensor>));
+
+/// Applies a differentiable kernel of one input.
+pub(super) fn apply1<K: Differentiable<1>>(kernel: K, a: &Tensor) -> Result<Tensor> {
+    widened(&[a], |t| if t[0].track_op() { t[0].apply_op1(Recorded(kernel)) } else { run(&kernel, [&t[0]]) })
+}
+
+/// Applies a differentiable kernel of two inputs.
+pub(super) fn apply2<K: Differentiable<2>>(kernel: K, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    widened(&[a, b], |t| {
+        if t.iter().any(Tensor::track_op) {
+            t[0].apply_op2(&t[1], Recorded(kernel))
+        } else {
+            run(&kernel, [&t[0], &t[1]])
+        }
+    })
+}
+
+/// Applies a differentiable kernel of three inputs.
+pub(super) fn apply3<K: Differentiable<3>>(kernel: K, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor> {
+    widened(&[a, b, c], |t| {
+        if t.iter().any(Tensor::track_op) {
+            t[0].apply_op3(&t[1], &t[2], Recorded(kernel))
+        } else {
+            run(&kernel, [&t[0], &t[1], &t[2]])
+        }
+    })
+}
+
+/// Contiguous inputs, bf16 ones in f32, and the result back in bf16.
+fn widened(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    if inputs[0].dtype() != DType::BF16 {
+        return f(&inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?);
+    }
+    let wide = inputs.iter().map(|t| t.contiguous()?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
+    f(&wide)?.to_dtype(DType::BF16)
+}
+
+/// Fills `out` in pieces of `len` elements, in parallel, each compiled for this processor's vectors; `f` gets the
+/// piece's number. A piece's values depend on its number only, so the number of threads changes nothing.
+pub(super) fn fill<F: Float>(out: &mut [F], len: usize, f: impl Fn(usize, &mut [F]) + Sync) {
+    use rayon::prelude::*;
+    if candle_core::utils::get_num_threads() == 1 {
+        out.chunks_mut(len.max(1)).enumerate().for_each(|(i, piece)| vectorised(|| f(i, piece)));
+    } else {
+        out.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, piece)| vectorised(|| f(i, piece)));
+    }
+}
+
+/// Cuts a packed kernel output into tensors of the given shapes, without copying.
+pub(super) fn unpack<const N: usize>(packed: &Tensor, shapes: [&[usize]; N]) -> Result<[Tensor; N]> {
+    let mut offset = 0;
+    let mut parts = Vec::with_capacity(N);
+    for shape in shapes {
+        let len = shape.iter().product();
+        parts.push(packed.narrow(0, offset, len)?.reshape(shape)?);
+        offset += len;
+    }
+    Ok(std::array::from_fn(|i| parts[i].clone()))
+}

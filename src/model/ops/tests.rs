@@ -1,0 +1,154 @@
+//! Each operation against the composed form (value and gradients) and against finite differences in f64.
+
+use super::*;
+use crate::rng::{Purpose, Stream};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+
+fn noise(id: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    let values = Stream::new(11, Purpose::Parameters, [id, 0, 0, 0]).normals(shape.iter().product());
+    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+}
+
+type Function = fn(&[Tensor]) -> Result<Tensor>;
+
+/// Value and gradients of `sum(f(x) * g)` for a fixed random g.
+fn value_and_gradients(f: Function, inputs: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
+    let vars: Vec<Tensor> = inputs.iter().map(|t| Ok(Var::from_tensor(t)?.into_inner())).collect::<Result<_>>()?;
+    let y = f(&vars)?;
+    let g = noise(99, y.dims(), y.dtype())?;
+    let grads = (&y * &g)?.sum_all()?.backward()?;
+    let grads = vars.iter().map(|v| grads.get(v).expect("a gradient for every input").clone()).collect();
+    Ok((y.detach(), grads))
+}
+
+fn max_error(a: &Tensor, b: &Tensor) -> Result<f64> {
+    let a = a.to_dtype(DType::F64)?;
+    let b = b.to_dtype(DType::F64)?;
+    let scale = b.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()?.max(1e-9);
+    Ok((a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar::<f64>()? / scale)
+}
+
+/// Compares with the composed form in f32 and f64 and a few gradients with central differences.
+fn check(f: Function, composed: Function, shapes: &[&[usize]]) -> Result<()> {
+    for (dtype, tolerance) in [(DType::F32, 3e-6), (DType::F64, 1e-12)] {
+        let inputs: Vec<Tensor> =
+            shapes.iter().enumerate().map(|(i, s)| noise(i as u64, s, dtype)).collect::<Result<_>>()?;
+        let (y, grads) = value_and_gradients(f, &inputs)?;
+        let (y_composed, grads_composed) = value_and_gradients(composed, &inputs)?;
+        assert!(max_error(&y, &y_composed)? < tolerance, "{dtype:?} value {}", max_error(&y, &y_composed)?);
+        for (i, (a, b)) in grads.iter().zip(&grads_composed).enumerate() {
+            assert_eq!(a.dims(), shapes[i]);
+            assert!(max_error(a, b)? < tolerance, "{dtype:?} gradient {i}: {}", max_error(a, b)?);
+        }
+        // Without a graph the values are the same to the bit.
+        assert_eq!(max_error(&f(&inputs)?, &y)?, 0.0);
+        if dtype == DType::F64 {
+            finite_differences(f, &inputs, &grads)?;
+        }
+    }
+    Ok(())
+}
+
+fn finite_differences(f: Function, inputs: &[Tensor], grads: &[Tensor]) -> Result<()> {
+    let step = 1e-5;
+    for (i, input) in inputs.iter().enumerate() {
+        let flat = input.flatten_all()?.to_vec1::<f64>()?;
+        for at in [0, flat.len() / 2, flat.len() - 1] {
+            let shifted = |by: f64| -> Result<f64> {
+                let mut values = flat.clone();
+                values[at] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[i] = Tensor::from_vec(values, input.dims(), &Device::Cpu)?;
+                let y = f(&inputs)?;
+                (&y * noise(99, y.dims(), DType::F64)?)?.sum_all()?.to_scalar::<f64>()
+            };
+            let numeric = (shifted(step)? - shifted(-step)?) / (2.0 * step);
+            let exact = grads[i].flatten_all()?.to_vec1::<f64>()?[at];
+            assert!((numeric - exact).abs() < 1e-7 * (1.0 + exact.abs()), "input {i} at {at}: {numeric} {exact}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn linear_matches_the_composed_form() -> Result<()> {
+    check(
+        |t| linear(&t[0], &t[1], Some(&t[2])),
+        |t| t[0].reshape(((), 7))?.matmul(&t[1].t()?)?.reshape((3, 5, 9))?.broadcast_add(&t[2]),
+        &[&[3, 5, 7], &[9, 7], &[9]],
+    )?;
+    check(|t| linear(&t[0], &t[1], None), |t| t[0].matmul(&t[1].t()?), &[&[17, 33], &[65, 33]])
+}
+
+#[test]
+fn layer_norm_modulate_matches_the_composed_form() -> Result<()> {
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let n = t[0].dim(D::Minus1)? as f64;
+        let x = t[0].broadcast_sub(&(t[0].sum_keepdim(D::Minus1)? / n)?)?;
+        let x = x.broadcast_div(&((x.sqr()?.sum_keepdim(D::Minus1)? / n)? + 1e-6)?.sqrt()?)?;
+        x.broadcast_mul(&(t[2].unsqueeze(1)? + 1.0)?)?.broadcast_add(&t[1].unsqueeze(1)?)
+    }
+    check(|t| layer_norm_modulate(&t[0], &t[1], &t[2], 1e-6), composed, &[&[3, 5, 40], &[3, 40], &[3, 40]])
+}
+
+#[test]
+fn rms_norm_matches_the_composed_form() -> Result<()> {
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let n = t[0].dim(D::Minus1)? as f64;
+        let x = t[0].broadcast_div(&((t[0].sqr()?.sum_keepdim(D::Minus1)? / n)? + 1e-6)?.sqrt()?)?;
+        x.broadcast_mul(&t[1])
+    }
+    // 600 rows: more than two pieces, the last one short.
+    check(|t| rms_norm(&t[0], &t[1], 1e-6), composed, &[&[2, 300, 24], &[24]])
+}
+
+#[test]
+fn activations_match_the_composed_forms() -> Result<()> {
+    // Not candle's own gelu: the constants of its derivative have six digits.
+    fn tanh_gelu(t: &[Tensor]) -> Result<Tensor> {
+        let x = &t[0];
+        let u = ((x + ((x.sqr()? * x)? * 0.044715)?)? * (2.0 / std::f64::consts::PI).sqrt())?;
+        (x * (u.tanh()? + 1.0)?)?.affine(0.5, 0.0)
+    }
+    check(|t| gelu(&t[0]), tanh_gelu, &[&[3, 50]])?;
+    check(|t| silu(&t[0]), |t| t[0].silu(), &[&[3, 50]])
+}
+
+#[test]
+fn gated_residual_matches_the_composed_form() -> Result<()> {
+    check(
+        |t| gated_residual(&t[0], &t[1], &t[2]),
+        |t| &t[0] + t[2].broadcast_mul(&t[1].unsqueeze(1)?)?,
+        &[&[3, 5, 20], &[3, 20], &[3, 5, 20]],
+    )
+}
+
+#[test]
+fn attention_matches_the_composed_form() -> Result<()> {
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let head = |x: &Tensor| x.transpose(1, 2)?.contiguous();
+        let (q, k, v) = (head(&t[0])?, head(&t[1])?, head(&t[2])?);
+        let logits = (q.matmul(&k.t()?)? * (q.dim(D::Minus1)? as f64).powf(-0.5))?;
+        candle_nn::ops::softmax(&logits, D::Minus1)?.matmul(&v)?.transpose(1, 2)?.contiguous()
+    }
+    // 150 tokens: three slices, the last one short.
+    let shape: &[usize] = &[2, 150, 3, 8];
+    check(|t| attention(&t[0], &t[1], &t[2]), composed, &[shape, shape, shape])
+}
+
+#[test]
+fn bf16_is_computed_in_f32() -> Result<()> {
+    let x = Tensor::ones((1, 4096), DType::BF16, &Device::Cpu)?;
+    let y = linear(&x, &x, None)?;
+    assert_eq!((y.dtype(), y.to_dtype(DType::F32)?.to_vec2::<f32>()?), (DType::BF16, vec![vec![4096.0]]));
+    Ok(())
+}
+
+#[test]
+fn frozen_operands_get_no_gradient() -> Result<()> {
+    let x = Var::from_tensor(&noise(0, &[4, 6], DType::F32)?)?;
+    let (w, b) = (noise(1, &[5, 6], DType::F32)?, noise(2, &[5], DType::F32)?);
+    let grads = linear(&x, &w, Some(&b))?.sum_all()?.backward()?;
+    assert!(grads.get(&x).is_some() && grads.get(&w).is_none() && grads.get(&b).is_none());
+    Ok(())
+}
