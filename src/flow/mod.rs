@@ -1,1 +1,28 @@
-//! Room to come.
+//! The rectified-flow path and the deterministic solvers: pure functions.
+//!
+//! `x_t = (1 - t) x0 + t eps`, velocity `u = eps - x0`, `x0 = x_t - t v`; t = 1 is noise.
+
+mod ode;
+mod schedule;
+
+pub use ode::{Solver, solve};
+pub use schedule::{SamplerConfig, sigmas};
+
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// `(1 - t) x0 + t eps`: x0 and eps `[B, C, H, W]`, t `[B]`.
+pub fn interpolate(x0: &Tensor, eps: &Tensor, t: &Tensor) -> Result<Tensor> {
+    let t = column(t)?; // [B, 1, 1, 1]
+    Ok((x0.broadcast_mul(&t.affine(-1.0, 1.0)?)? + eps.broadcast_mul(&t)?)?)
+}
+
+/// The x0 that a velocity points at, `x_t - t v`.
+pub fn x0_estimate(x_t: &Tensor, t: &Tensor, v: &Tensor) -> Result<Tensor> {
+    Ok((x_t - v.broadcast_mul(&column(t)?)?)?)
+}
+
+/// `[B]` as `[B, 1, 1, 1]`.
+pub fn column(t: &Tensor) -> Result<Tensor> {
+    Ok(t.reshape((t.dim(0)?, 1, 1, 1))?)
+}

@@ -1,1 +1,10 @@
-//! Room to come.
+//! The optimizer: AdamW on this rank's shard of the flat parameters, clipping, and the slow copies beside them.
+
+mod adamw;
+mod config;
+mod schedule;
+mod sharded;
+
+pub use config::OptimConfig;
+pub use schedule::{OldPolicySchedule, ema_decay};
+pub use sharded::{Sharded, StepReport};
