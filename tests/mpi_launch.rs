@@ -1,8 +1,5 @@
 //! What the world makes of its launcher, seen from outside.
 
-mod common;
-
-use common::ROLE;
 use flowrl_dist::comm::{Backend, World};
 use flowrl_dist::error::EXIT_USAGE;
 use flowrl_dist::interrupt::Interrupt;
@@ -10,6 +7,9 @@ use signal_hook::consts::SIGINT;
 use signal_hook::low_level::raise;
 use std::process::{Command, Output};
 use std::time::Duration;
+
+/// Selects what this program does when it is started again.
+const ROLE: &str = "FLOWRL_TEST_ROLE";
 
 /// One process; does nothing in the run of the tests themselves.
 #[test]

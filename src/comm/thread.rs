@@ -94,8 +94,7 @@ impl Shared {
             if let Some(rank) = missing {
                 return Err(Error::Peer(format!("{}: rank {rank} has ended", call.name())));
             }
-            let (next, timeout) =
-                self.changed.wait_timeout(table, DEADLINE).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) = self.changed.wait_timeout(table, DEADLINE).unwrap_or_else(PoisonError::into_inner);
             table = next;
             if timeout.timed_out() {
                 let seconds = DEADLINE.as_secs();
