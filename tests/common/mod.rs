@@ -1,4 +1,5 @@
 //! Runs programs under mpirun, with a timeout, and leaves nothing behind.
+#![allow(dead_code)] // not every test program uses all of this
 
 use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
@@ -33,14 +34,12 @@ impl Output {
     }
 
     /// Fails with the whole output unless the run succeeded.
-    #[allow(dead_code)] // not every test program uses all of this module
     pub fn success(self) -> Self {
         assert!(self.status.success(), "{self}");
         self
     }
 
     /// Time between the last `event()` of a rank and the end of the job.
-    #[allow(dead_code)]
     pub fn since_event(&self) -> Duration {
         let events = self.stderr.lines().filter_map(|line| line.split_once("EVENT ")?.1.trim().parse::<f64>().ok());
         let event = events.reduce(f64::max).unwrap_or_else(|| panic!("no event was printed\n{self}"));
@@ -49,7 +48,6 @@ impl Output {
     }
 
     /// Fails where a process of the run is still there 2 s after its end.
-    #[allow(dead_code)]
     pub fn assert_no_leftovers(&self) {
         let patience = Instant::now() + Duration::from_secs(2);
         while !processes(&self.token).is_empty() {
@@ -67,7 +65,6 @@ impl std::fmt::Display for Output {
 }
 
 /// Prints the time, for `Output::since_event`.
-#[allow(dead_code)]
 pub fn event() {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     eprintln!("EVENT {:.6}", now.as_secs_f64());
@@ -107,7 +104,6 @@ pub fn mpirun(ranks: usize, program: &Path, args: &[&str], envs: &[(&str, &str)]
 }
 
 /// Runs the test `worker` of this test program on `ranks` ranks, in the given role.
-#[allow(dead_code)]
 pub fn workers(ranks: usize, role: &str, timeout: Duration) -> Output {
     let program = std::env::current_exe().unwrap();
     mpirun(ranks, &program, &["worker", "--exact", "--nocapture", "--test-threads=1"], &[(ROLE, role)], timeout)
