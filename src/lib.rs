@@ -41,6 +41,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod flow;
+pub mod interrupt;
 pub mod model;
 pub mod objective;
 pub mod observe;

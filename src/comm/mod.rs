@@ -3,17 +3,25 @@
 //! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
+mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod solo;
+#[doc(hidden)]
+pub mod testing;
 mod thread;
+mod transport;
+mod watch;
 mod world;
 
-pub use message::exchange;
-pub use solo::Solo;
-pub use thread::ThreadGroup;
-pub use world::{Backend, World};
+pub use self::message::exchange;
+#[cfg(feature = "mpi")]
+pub use self::mpi::Mpi;
+pub use self::solo::Solo;
+pub use self::thread::ThreadGroup;
+pub use self::watch::phase;
+pub use self::world::{Backend, Place, World};
 
 use crate::error::Result;
 use candle_core::Tensor;
@@ -23,14 +31,16 @@ use candle_core::Tensor;
 pub enum ReduceOp {
     /// Sum over ranks.
     Sum,
-    /// Largest over ranks.
+    /// Largest over ranks; a NaN of any rank wins, so that it reaches every rank.
     Max,
 }
 
-/// Collectives on contiguous one-dimensional tensors of f32, bf16, f64, u32 or u8, the same length and type on every rank.
+/// Collectives on one-dimensional tensors of f32, bf16, f64, u32 or u8, the same length and type on every rank.
 ///
-/// bf16 is reduced in f32. Every call is a synchronisation point with a deadline: a peer that is gone or hangs ends in
-/// [`crate::Error::Peer`] or in the end of the whole job, never in waiting for ever.
+/// bf16 is reduced in f32 and rounded once. A result lies on the device of the argument, shares no memory with it and
+/// records no graph. No call waits for ever: a peer that is gone or hangs ends in [`crate::Error::Peer`] or in the end
+/// of the whole job. A tensor of another type or shape, a `root` that is no rank, or a length that R must divide and
+/// does not is [`crate::Error::Failed`], on every rank alike.
 pub trait Communicator {
     /// This rank, `0..world_size`.
     fn rank(&self) -> usize;
@@ -46,4 +56,6 @@ pub trait Communicator {
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor>;
     /// This rank's part of the elementwise reduction, `[R*S] -> [S]`.
     fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor>;
+    /// Ends all ranks at once, the process with `code`.
+    fn abort(&self, code: i32) -> !;
 }

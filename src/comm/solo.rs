@@ -1,5 +1,6 @@
 //! One rank alone: every collective is the identity.
 
+use super::transport::Call;
 use super::{Communicator, ReduceOp};
 use crate::error::Result;
 use candle_core::Tensor;
@@ -7,6 +8,12 @@ use candle_core::Tensor;
 /// The communicator of a run with one rank.
 #[derive(Debug, Clone, Copy)]
 pub struct Solo;
+
+/// A copy, because results share no memory with arguments: a variable that is set later must not change them.
+fn own(call: Call, tensor: &Tensor) -> Result<Tensor> {
+    call.check(tensor, 1)?;
+    Ok(tensor.detach().copy()?)
+}
 
 impl Communicator for Solo {
     fn rank(&self) -> usize {
@@ -18,16 +25,19 @@ impl Communicator for Solo {
     fn barrier(&self) -> Result<()> {
         Ok(())
     }
-    fn broadcast(&self, tensor: &Tensor, _root: usize) -> Result<Tensor> {
-        Ok(tensor.clone())
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+        own(Call::Broadcast { root }, tensor)
     }
-    fn all_reduce(&self, tensor: &Tensor, _op: ReduceOp) -> Result<Tensor> {
-        Ok(tensor.clone())
+    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        own(Call::AllReduce(op), tensor)
     }
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(tensor.clone())
+        own(Call::AllGather, tensor)
     }
-    fn reduce_scatter(&self, tensor: &Tensor, _op: ReduceOp) -> Result<Tensor> {
-        Ok(tensor.clone())
+    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        own(Call::ReduceScatter(op), tensor)
+    }
+    fn abort(&self, code: i32) -> ! {
+        std::process::exit(code)
     }
 }

@@ -1,7 +1,10 @@
 //! The ranks of this run and the two planes they talk over.
 
-use super::{Communicator, Solo};
+use super::launcher::{self, Transport, Variables};
+use super::{Communicator, Solo, exchange, watch};
+use crate::error::{Error, Result};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Which transport joins the ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -15,20 +18,72 @@ pub enum Backend {
     Mpi,
 }
 
-/// The ranks of this run.
+/// Where this rank runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The name of the host.
+    pub hostname: String,
+    /// This rank among those of its host, `0..ranks_on_host`: the number of its GPU.
+    pub local_rank: usize,
+    /// Number of ranks on this host.
+    pub ranks_on_host: usize,
+    /// Number of hosts of the run.
+    pub hosts: usize,
+}
+
+/// The ranks of this run. MPI ends when the last clone is dropped: hold one until the end of main.
 #[derive(Clone)]
 pub struct World {
     /// Gradients and parameters.
     pub device: Rc<dyn Communicator>,
     /// Rewards, metrics, digests and flags.
     pub host: Rc<dyn Communicator>,
+    place: Place,
+    transport: String,
 }
 
 impl World {
     /// One rank alone.
     pub fn solo() -> Self {
         let comm = Rc::new(Solo);
-        Self { device: comm.clone(), host: comm }
+        let place = Place { hostname: hostname(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
+        Self { device: comm.clone(), host: comm, place, transport: "alone".into() }
+    }
+
+    /// The world that the launcher started this process in. Once in a process, because MPI starts once.
+    ///
+    /// `deadline` is the longest that a collective may wait for a peer; later the whole job ends with
+    /// [`crate::error::EXIT_RESTART`]. Without a launcher MPI is not even initialised.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
+    pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect::<Variables>();
+        match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
+            Transport::Solo => Ok(Self::solo()),
+            Transport::Mpi => Self::mpi(&variables, deadline),
+        }
+    }
+
+    #[cfg(feature = "mpi")]
+    fn mpi(variables: &Variables, deadline: Duration) -> Result<Self> {
+        let comm = Rc::new(super::Mpi::init(deadline)?);
+        let place = place(&*comm, hostname(), launcher::local(variables))?;
+        Ok(Self { device: comm.clone(), host: comm, place, transport: format!("over MPI ({})", super::Mpi::library()) })
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn mpi(_: &Variables, _: Duration) -> Result<Self> {
+        Err(Error::Failed("this program was built without MPI".into()))
+    }
+
+    /// One thread of a group.
+    pub(super) fn of_threads(comm: Rc<dyn Communicator>) -> Self {
+        let (local_rank, ranks_on_host) = (comm.rank(), comm.world_size());
+        let place = Place { hostname: hostname(), local_rank, ranks_on_host, hosts: 1 };
+        Self { device: comm.clone(), host: comm, place, transport: "as threads".into() }
     }
 
     /// This rank, `0..world_size`.
@@ -39,5 +94,94 @@ impl World {
     /// Number of ranks R.
     pub fn world_size(&self) -> usize {
         self.host.world_size()
+    }
+
+    /// This rank among those of its host, `0..ranks_on_host`.
+    pub fn local_rank(&self) -> usize {
+        self.place.local_rank
+    }
+
+    /// Number of ranks on this host.
+    pub fn ranks_on_host(&self) -> usize {
+        self.place.ranks_on_host
+    }
+
+    /// The name of this host.
+    pub fn hostname(&self) -> &str {
+        &self.place.hostname
+    }
+
+    /// Where this rank runs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// One line on the run: "2 ranks on 1 host over MPI (Open MPI 4.1.4)".
+    pub fn describe(&self) -> String {
+        let plural = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let (ranks, hosts) = (plural(self.world_size(), "rank"), plural(self.place.hosts, "host"));
+        format!("{ranks} on {hosts} {}", self.transport)
+    }
+
+    /// Ends the whole job at once with this exit code, for an error that peers do not share: returning it from main
+    /// would wait for peers that wait for this rank.
+    pub fn abort(&self, code: i32, message: &str) -> ! {
+        eprintln!("{}", watch::signed(message));
+        self.host.abort(code)
+    }
+}
+
+fn hostname() -> String {
+    gethostname::gethostname().to_string_lossy().into_owned()
+}
+
+/// Counts the ranks by host: by the launcher's word, because containers on different hosts may share a name; by names
+/// where a launcher tells nothing.
+#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
+fn place(comm: &dyn Communicator, hostname: String, told: (Option<usize>, Option<usize>)) -> Result<Place> {
+    let all = exchange(comm, &(hostname.clone(), told.0, told.1))?;
+    let same = |name: &String| *name == hostname;
+    let local_rank = told.0.unwrap_or_else(|| all[..comm.rank()].iter().filter(|(name, ..)| same(name)).count());
+    let ranks_on_host = told.1.unwrap_or_else(|| all.iter().filter(|(name, ..)| same(name)).count());
+    if local_rank >= ranks_on_host {
+        return Err(Error::Failed(format!(
+            "the launcher calls this rank number {local_rank} of {ranks_on_host} on {hostname}: hosts need different names"
+        )));
+    }
+    let hosts = match all.iter().map(|(_, local_rank, _)| *local_rank).collect::<Option<Vec<_>>>() {
+        Some(local_ranks) => local_ranks.iter().filter(|&&local_rank| local_rank == 0).count(),
+        None => all.iter().map(|(name, ..)| name).collect::<std::collections::BTreeSet<_>>().len(),
+    };
+    Ok(Place { hostname, local_rank, ranks_on_host, hosts })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::ThreadGroup;
+
+    /// Local rank, ranks on the host and hosts of every rank.
+    fn places(names: [&str; 4], told: [(Option<usize>, Option<usize>); 4]) -> Vec<(usize, usize, usize)> {
+        ThreadGroup::run(4, |world| {
+            let rank = world.rank();
+            let place = place(&*world.host, names[rank].into(), told[rank])?;
+            Ok((place.local_rank, place.ranks_on_host, place.hosts))
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn ranks_are_counted_by_host() {
+        let untold = [(None, None); 4];
+        assert_eq!(places(["a", "b", "a", "a"], untold), [(0, 3, 2), (0, 1, 2), (1, 3, 2), (2, 3, 2)]);
+        let told = [0, 0, 1, 1].map(|rank| (Some(rank), Some(2)));
+        assert_eq!(places(["c"; 4], told), [(0, 2, 2), (0, 2, 2), (1, 2, 2), (1, 2, 2)]);
+    }
+
+    #[test]
+    fn worlds_describe_themselves() {
+        assert_eq!(World::solo().describe(), "1 rank on 1 host alone");
+        let all = ThreadGroup::run(2, |world| Ok(world.describe())).unwrap();
+        assert_eq!(all, ["2 ranks on 1 host as threads"; 2]);
     }
 }

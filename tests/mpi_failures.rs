@@ -1,0 +1,120 @@
+//! How a job ends when one of its ranks does: soon, with the right code, with a word on who and why, and wholly.
+#![cfg(feature = "mpi")]
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::{Output, ROLE, event, workers};
+use flowrl_dist::comm::{Backend, ReduceOp, World, phase};
+use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
+use flowrl_dist::interrupt::Interrupt;
+use flowrl_dist::{Error, Result};
+use signal_hook::consts::{SIGKILL, SIGSTOP, SIGUSR1};
+use signal_hook::low_level::raise;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(2);
+const EXIT_PANIC: i32 = 101;
+
+/// One rank; does nothing in the run of the tests themselves.
+#[test]
+fn worker() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let world = World::from_environment(Backend::Auto, DEADLINE).unwrap();
+    if let Err(e) = rank(&world, &role) {
+        world.abort(e.exit_code(), &e.to_string());
+    }
+}
+
+/// Two collectives that all join, then rank 1 does what its role says while the others wait in the third.
+fn rank(world: &World, role: &str) -> Result<()> {
+    phase("rollout");
+    join(world)?;
+    join(world)?;
+    if role == "interrupt" {
+        return leave_together(world);
+    }
+    if world.rank() == 1 {
+        event();
+        match role {
+            "panic" => panic!("rank 1 has had enough"),
+            "panic on a thread" => std::thread::spawn(|| panic!("a helper fell")).join().unwrap(),
+            "error" => return Err(Error::Failed("rank 1 cannot go on".into())),
+            "sleep" => std::thread::sleep(TIMEOUT),
+            "stop" => raise(SIGSTOP).unwrap(),
+            "kill" => raise(SIGKILL).unwrap(),
+            "return" => return Ok(()),
+            _ => panic!("no role {role}"),
+        }
+    }
+    phase("update");
+    join(world)
+}
+
+fn join(world: &World) -> Result<()> {
+    world.host.all_reduce(&Tensor::new(&[1f32, 2.0], &Device::Cpu)?, ReduceOp::Sum).map(|_| ())
+}
+
+/// Only rank 1 gets the signal; all leave at the same iteration.
+fn leave_together(world: &World) -> Result<()> {
+    let interrupt = Interrupt::install()?;
+    for iteration in 0.. {
+        if world.rank() == 1 && iteration == 5 {
+            raise(SIGUSR1).unwrap();
+        }
+        if interrupt.agreed(world)? {
+            println!("LEFT AT {iteration} BY {:?}", interrupt.requested());
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The job is over within `limit` of the event, with `code`, all of `words` on stderr and no process left.
+fn ends(output: Output, limit: Duration, code: i32, words: &[&str]) {
+    assert_eq!(output.code(), code, "{output}");
+    for word in words {
+        assert!(output.stderr.contains(word), "no {word:?}: {output}");
+    }
+    assert!(output.since_event() < limit, "{:?} after the event: {output}", output.since_event());
+    output.assert_no_leftovers();
+}
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_panic_ends_the_job() {
+    let words = ["rank 1 on ", "panicked at tests/mpi_failures.rs", "rank 1 has had enough", "in phase rollout"];
+    ends(workers(2, "panic", TIMEOUT), SOON, EXIT_PANIC, &words);
+    let words = ["rank 1 on ", "a helper fell", "last collective: all_reduce #"];
+    ends(workers(3, "panic on a thread", TIMEOUT), SOON, EXIT_PANIC, &words);
+}
+
+#[test]
+fn an_error_ends_the_job_with_its_code() {
+    ends(workers(2, "error", TIMEOUT), SOON, EXIT_FAILED, &["rank 1 on ", ": rank 1 cannot go on"]);
+}
+
+#[test]
+fn a_rank_that_does_not_come_ends_the_job_at_the_deadline() {
+    let words = ["rank 0 on ", "last collective: all_reduce #", "in phase update", "the deadline of 2 s"];
+    ends(workers(2, "sleep", TIMEOUT), DEADLINE + SOON, EXIT_RESTART, &words);
+    ends(workers(3, "stop", TIMEOUT), DEADLINE + SOON, EXIT_RESTART, &words);
+    ends(workers(2, "return", TIMEOUT), DEADLINE + SOON, EXIT_RESTART, &["last collective: ", "the deadline of 2 s"]);
+}
+
+#[test]
+fn a_killed_rank_ends_the_job() {
+    ends(workers(2, "kill", TIMEOUT), SOON, 128 + SIGKILL, &[]);
+}
+
+#[test]
+fn a_signal_to_one_rank_makes_all_leave_together() {
+    let output = workers(3, "interrupt", TIMEOUT).success();
+    let left = output.stdout.lines().filter_map(|line| line.split_once("LEFT AT ")).collect::<Vec<_>>();
+    assert_eq!(left.len(), 3, "{output}");
+    assert!(left.iter().all(|(_, rest)| rest.starts_with("5 BY ")), "{output}");
+    assert_eq!(left.iter().filter(|(_, rest)| rest.starts_with("5 BY Some(\"SIGUSR1\")")).count(), 1, "{output}");
+    output.assert_no_leftovers();
+}

@@ -1,0 +1,83 @@
+//! What the world makes of its launcher, seen from outside.
+
+use flowrl_dist::comm::{Backend, World};
+use flowrl_dist::error::EXIT_USAGE;
+use flowrl_dist::interrupt::Interrupt;
+use signal_hook::consts::SIGINT;
+use signal_hook::low_level::raise;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+/// Selects what this program does when it is started again.
+const ROLE: &str = "FLOWRL_TEST_ROLE";
+
+/// One process; does nothing in the run of the tests themselves.
+#[test]
+fn worker() {
+    let backend = match std::env::var(ROLE).as_deref() {
+        Ok("auto") => Backend::Auto,
+        Ok("solo") => Backend::Solo,
+        Ok("mpi") => Backend::Mpi,
+        Ok("interrupted twice") => {
+            let interrupt = Interrupt::install().unwrap();
+            raise(SIGINT).unwrap();
+            println!("FIRST {:?}", interrupt.requested());
+            raise(SIGINT).unwrap();
+            panic!("a second SIGINT ends the process");
+        }
+        _ => return,
+    };
+    match World::from_environment(backend, Duration::from_secs(60)) {
+        Ok(world) => println!("WORLD {}", world.describe()),
+        Err(e) => {
+            eprintln!("{e}");
+            std::process::exit(e.exit_code());
+        }
+    }
+}
+
+/// This program as a worker, without any launcher's variables but these.
+fn worker_with(role: &str, variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["OMPI_", "PMI", "SLURM_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.args(["worker", "--exact", "--nocapture"]).env(ROLE, role).envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+fn refused(output: Output, word: &str) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(EXIT_USAGE), "{message}");
+    assert!(message.contains(word), "{message}");
+}
+
+#[test]
+fn a_process_without_a_launcher_is_alone() {
+    for role in ["auto", "solo"] {
+        let output = worker_with(role, &[]);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && stdout.contains("WORLD 1 rank on 1 host alone"), "{stdout}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_with_the_remedy() {
+    refused(worker_with("mpi", &[]), "mpirun -n N");
+    refused(worker_with("solo", &[("OMPI_COMM_WORLD_SIZE", "2")]), "backend = \"auto\"");
+    let srun = [("SLURM_STEP_ID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_PROCID", "1")];
+    refused(worker_with("auto", &srun), "srun --mpi=pmix");
+    if !cfg!(feature = "mpi") {
+        refused(worker_with("auto", &[("OMPI_COMM_WORLD_SIZE", "2")]), "built without MPI");
+    }
+}
+
+#[test]
+fn a_second_interrupt_ends_the_process() {
+    let output = worker_with("interrupted twice", &[]);
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("FIRST Some(\"SIGINT\")"));
+}
