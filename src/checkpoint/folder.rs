@@ -51,13 +51,14 @@ impl FromStr for Resume {
 
 /// The complete checkpoints in `root` (`OUT/checkpoints`), oldest first; none if there is no such folder.
 pub fn list(root: &Path) -> Result<Vec<Found>> {
-    let mut all: Vec<Found> = names(root)?
+    let names = names(root)?;
+    let mut all: Vec<Found> = names
         .iter()
         .filter_map(|name| Some(Found { update: update_of(name)?, path: root.join(name) }))
         .filter(|found| is_complete(&found.path))
         .collect();
     // A save of an update that was there already was killed before its rename: then the one set aside still counts.
-    for name in names(root)?.iter().filter(|name| name.starts_with(REPLACED)) {
+    for name in names.iter().filter(|name| name.starts_with(REPLACED)) {
         let (path, original) = (root.join(name), original(name));
         if let Some(update) = update_of(original)
             && is_complete(&path)

@@ -72,7 +72,7 @@ impl Manifest {
     ///
     /// # Errors
     /// The shards do not cover the parameters exactly once, or hold different vectors.
-    pub fn new(state: TrainState, identity: Identity, shards: Vec<ShardEntry>) -> Result<Self, String> {
+    pub(super) fn new(state: TrainState, identity: Identity, shards: Vec<ShardEntry>) -> Result<Self, String> {
         let program_version = env!("CARGO_PKG_VERSION").to_string();
         let manifest = Self { format: FORMAT, program_version, world_size: shards.len(), state, identity, shards };
         manifest.check()?;
@@ -83,7 +83,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Another format number, no manifest, or one that contradicts itself; the message has no path.
-    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
         #[derive(Deserialize)]
         struct Head {
             format: u32,

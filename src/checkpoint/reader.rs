@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -131,7 +132,7 @@ impl Reader {
         let touched: Vec<_> = self.manifest.shards.iter().filter(|shard| !overlap(shard).is_empty()).collect();
         self.verify_shards(&touched)?;
 
-        let mut vectors: std::collections::BTreeMap<_, _> =
+        let mut vectors: BTreeMap<_, _> =
             names.iter().map(|name| (name.to_string(), Vec::with_capacity(range.len()))).collect();
         for shard in touched {
             let overlap = overlap(shard);
@@ -170,11 +171,7 @@ impl Reader {
 }
 
 /// Appends elements `within` of every vector in the shard file.
-fn append(
-    path: &Path,
-    within: &Range<usize>,
-    vectors: &mut std::collections::BTreeMap<String, Vec<f32>>,
-) -> io::Result<()> {
+fn append(path: &Path, within: &Range<usize>, vectors: &mut BTreeMap<String, Vec<f32>>) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;

@@ -37,25 +37,19 @@ pub fn save(
 ) -> Result<PathBuf> {
     let (rank, ranks) = (comm.rank(), comm.world_size());
     let path = root.join(folder_name(state.update));
-    let on_rank_0 = |work: &dyn Fn() -> Result<()>| if rank == 0 { work() } else { Ok(()) };
+    let writing = root.join(writing_name(state.update, generation));
 
-    let saved = (|| {
-        agree(comm, &path, on_rank_0(&|| begin(root, state.update, generation).map(drop)))?;
-        let writing = root.join(writing_name(state.update, generation));
-        let shards = agree(comm, &path, write_shard(&writing, rank, ranks, shard))?; // [R]
-        agree(
-            comm,
-            &path,
-            on_rank_0(&|| {
-                let manifest = Manifest::new(state.clone(), identity.clone(), shards.clone());
-                commit(root, &manifest.map_err(|e| error(&path, e))?, generation).map(drop)
-            }),
-        )
-    })();
+    let begun = if rank == 0 { begin(root, state.update, generation).map(drop) } else { Ok(()) };
+    let saved = agree(comm, &path, begun)
+        .and_then(|_| agree(comm, &path, write_shard(&writing, rank, ranks, shard)))
+        .and_then(|shards| {
+            let done = if rank == 0 { commit(root, state, identity, shards, generation).map(drop) } else { Ok(()) };
+            agree(comm, &path, done)
+        });
 
     if saved.is_err() && rank == 0 {
         // Readers ignore what is left of it, and the next save clears it: no need for a second error.
-        let _ = fs::remove_dir_all(root.join(writing_name(state.update, generation)));
+        let _ = fs::remove_dir_all(&writing);
     }
     saved.map(|_| path)
 }
@@ -96,13 +90,22 @@ pub fn write_shard(writing: &Path, index: usize, count: usize, shard: &Shard) ->
     Ok(ShardEntry { file, range, vectors: shard.vectors.keys().cloned().collect(), bytes, blake3 })
 }
 
-/// Makes the written shards a checkpoint, and returns its folder. By rank 0, after every rank has written its shard.
+/// Makes the written shards, one per rank in rank order, a checkpoint and returns its folder. By rank 0, after every
+/// rank has written its shard.
 ///
 /// # Errors
-/// A shard is not there with the length that its rank wrote, or the folder cannot be written.
-pub fn commit(root: &Path, manifest: &Manifest, generation: u64) -> Result<PathBuf> {
-    let update = manifest.state.update;
-    let (writing, path) = (root.join(writing_name(update, generation)), root.join(folder_name(update)));
+/// The shards do not cover the parameters exactly once, one is not there with the length that its rank wrote, or the
+/// folder cannot be written.
+pub fn commit(
+    root: &Path,
+    state: &TrainState,
+    identity: &Identity,
+    shards: Vec<ShardEntry>,
+    generation: u64,
+) -> Result<PathBuf> {
+    let path = root.join(folder_name(state.update));
+    let writing = root.join(writing_name(state.update, generation));
+    let manifest = Manifest::new(state.clone(), identity.clone(), shards).map_err(|e| error(&path, e))?;
     for shard in &manifest.shards {
         let file = writing.join(&shard.file);
         let length = fs::metadata(&file).map_err(Error::io(&file))?.len();
@@ -110,13 +113,13 @@ pub fn commit(root: &Path, manifest: &Manifest, generation: u64) -> Result<PathB
             return Err(error(file, format!("has {length} bytes, but {} were written", shard.bytes)));
         }
     }
-    let text = serde_json::to_vec_pretty(manifest).map_err(|e| error(&path, format!("manifest: {e}")))?;
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| error(&path, format!("manifest: {e}")))?;
     write_synced(&writing.join(MANIFEST), |out| out.write_all(&text))?;
     sync_folder(&writing)?;
     write_synced(&writing.join(COMPLETE), |out| writeln!(out, "{}", digest(&text)))?;
     sync_folder(&writing)?;
 
-    let replaced = root.join(replaced_name(update, generation));
+    let replaced = root.join(replaced_name(state.update, generation));
     if path.exists() {
         fs::rename(&path, &replaced).map_err(Error::io(&path))?;
     }
@@ -147,8 +150,7 @@ fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, 
 
 /// Writes a file and makes its content durable; its length in bytes and its checksum.
 fn write_synced(path: &Path, write: impl FnOnce(&mut Hashed) -> io::Result<()>) -> Result<(u64, String)> {
-    let create = || File::create(path);
-    let result = create().and_then(|file| {
+    let result = File::create(path).and_then(|file| {
         let mut out = Hashed { file, hasher: blake3::Hasher::new() };
         write(&mut out)?;
         out.file.sync_all()?;
