@@ -25,8 +25,8 @@ const BLOCK: usize = 1 << 18;
 /// an earlier life that is still writing cannot write into this one.
 ///
 /// # Errors
-/// If anything fails on any rank, every rank returns the same error, which names that rank and the cause; then there is no
-/// new checkpoint, and the earlier ones are as they were.
+/// If anything fails on any rank, every rank returns the same error, which names that rank and the cause; then there is
+/// no new checkpoint, and the earlier ones are as they were.
 pub fn save(
     root: &Path,
     state: &TrainState,
@@ -138,14 +138,11 @@ fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, 
     let all: Vec<std::result::Result<T, String>> = exchange(comm, &mine)?; // [R]
     let failed = all.iter().filter(|result| result.is_err()).count();
     let others = if failed > 1 { format!(" (and {} more ranks)", failed - 1) } else { String::new() };
-    all.into_iter()
-        .enumerate()
-        .map(|(rank, result)| {
-            result.map_err(|cause| {
-                error(path, format!("not saved: rank {rank} {cause}{others}; the checkpoints before it are untouched"))
-            })
-        })
-        .collect()
+    let refuse = |rank, cause| {
+        let remedy = "the earlier checkpoints are untouched: mend this and start again with --resume auto";
+        error(path, format!("not saved: rank {rank} {cause}{others}; {remedy}"))
+    };
+    all.into_iter().enumerate().map(|(rank, result)| result.map_err(|cause| refuse(rank, cause))).collect()
 }
 
 /// Writes a file and makes its content durable; its length in bytes and its checksum.
