@@ -1,1 +1,41 @@
-//! Room to come.
+//! Checkpoints: sharded by parameter range, whole or not there, readable at any number of ranks.
+//!
+//! ```text
+//! OUT/checkpoints/update_00000100/
+//!     manifest.json                        what it holds, of what model, every shard with range, length and checksum
+//!     shard-00000-of-00008.safetensors     one f32 vector per name ("policy", "ema", ...) over the shard's range
+//!     COMPLETE                             the checksum of manifest.json, written last
+//! ```
+//! A save is written into `.writing-update_00000100-GENERATION`, made durable and renamed. Readers look at `update_*`
+//! folders with a `COMPLETE` only; all that a killed process can leave behind begins with a dot.
+//! Frozen weights are not inside: the manifest names them by digest.
+
+mod describe;
+mod folder;
+mod manifest;
+mod reader;
+mod writer;
+
+pub use describe::{Description, describe};
+pub use folder::{Found, Resume, clear_unfinished, find, list, newest, prune};
+pub use manifest::{FORMAT, Identity, Manifest, ShardEntry, TrainState, digest, layout_digest};
+pub use reader::{Reader, open};
+pub use writer::{begin, commit, save, write_shard};
+
+use crate::error::Error;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// One range of the flat trainable parameters and every vector over it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shard {
+    /// Elements `[start, end)` of the unpadded flat parameters; `total..total` for a rank that owns nothing.
+    pub range: Range<usize>,
+    /// By name, each of `range.len()` elements.
+    pub vectors: BTreeMap<String, Vec<f32>>,
+}
+
+fn error(path: impl AsRef<Path>, message: impl Into<String>) -> Error {
+    Error::Checkpoint { path: path.as_ref().to_path_buf(), message: message.into() }
+}

@@ -1,0 +1,156 @@
+//! The manifest: what a checkpoint holds, of which model, and how to know that it is whole.
+
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Number of the format that this program writes and reads.
+pub const FORMAT: u32 = 1;
+pub(super) const MANIFEST: &str = "manifest.json";
+pub(super) const COMPLETE: &str = "COMPLETE";
+
+/// Where the run stood.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Optimizer steps taken.
+    pub update: u64,
+    /// Rollout rounds finished.
+    pub iteration: u64,
+    /// Anything else that is small: counters, schedules.
+    #[serde(default)]
+    pub extra: serde_json::Value,
+}
+
+/// What a checkpoint must match to be resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Digest of the resolved configuration.
+    pub config_digest: String,
+    /// Digest of the frozen base model.
+    pub base_digest: String,
+    /// Digest of the trainable parameters' names and shapes: [`layout_digest`].
+    pub layout_digest: String,
+    /// Number of trainable elements, without padding.
+    pub total: usize,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// One shard file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// File name in the checkpoint's folder.
+    pub file: String,
+    /// Elements of the flat parameters.
+    pub range: Range<usize>,
+    /// Names of the vectors over that range.
+    pub vectors: Vec<String>,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Checksum of the file, in hexadecimal.
+    pub blake3: String,
+}
+
+/// The content of `manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`] of the program that wrote it.
+    pub format: u32,
+    /// Version of the program that wrote it.
+    pub program_version: String,
+    /// Number of ranks R that wrote it.
+    pub world_size: usize,
+    /// Where the run stood.
+    pub state: TrainState,
+    /// The model and the run.
+    pub identity: Identity,
+    /// The shards, in the order of their ranges, which cover `0..identity.total` without gap or overlap.
+    pub shards: Vec<ShardEntry>,
+}
+
+impl Manifest {
+    /// The manifest of shards written by this program, one per rank in rank order.
+    ///
+    /// # Errors
+    /// The shards do not cover the parameters exactly once, or hold different vectors.
+    pub(super) fn new(state: TrainState, identity: Identity, shards: Vec<ShardEntry>) -> Result<Self, String> {
+        let program_version = env!("CARGO_PKG_VERSION").to_string();
+        let manifest = Self { format: FORMAT, program_version, world_size: shards.len(), state, identity, shards };
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Reads `manifest.json`.
+    ///
+    /// # Errors
+    /// Another format number, no manifest, or one that contradicts itself; the message has no path.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+            program_version: String,
+        }
+        let no_manifest = |e| format!("is not a checkpoint's manifest: {e}");
+        // The number first: another format may have other fields.
+        let head: Head = serde_json::from_slice(bytes).map_err(no_manifest)?;
+        if head.format != FORMAT {
+            return Err(format!(
+                "has format {}, written by version {}; this is version {}, which reads format {FORMAT}: use the \
+                 version that wrote it",
+                head.format,
+                head.program_version,
+                env!("CARGO_PKG_VERSION")
+            ));
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(no_manifest)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The names of the vectors, the same in every shard.
+    pub fn vectors(&self) -> &[String] {
+        self.shards.first().map_or(&[], |shard| &shard.vectors)
+    }
+
+    /// Length of all shard files in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.bytes).sum()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut end = 0;
+        for (index, shard) in self.shards.iter().enumerate() {
+            let Range { start, end: shard_end } = shard.range;
+            if shard.file != shard_name(index, self.shards.len()) {
+                return Err(format!("shard {index} has the unexpected file name {:?}", shard.file));
+            }
+            if start != end || shard_end < start {
+                return Err(format!(
+                    "shard {index} holds elements {start}..{shard_end}, but its range must begin at {end}"
+                ));
+            }
+            if shard.vectors != self.vectors() {
+                return Err(format!("shard {index} holds {:?}, but shard 0 {:?}", shard.vectors, self.vectors()));
+            }
+            end = shard_end;
+        }
+        if end != self.identity.total {
+            return Err(format!("the shards end at element {end}, the model has {}", self.identity.total));
+        }
+        Ok(())
+    }
+}
+
+/// Digest of some bytes, in hexadecimal.
+pub fn digest(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// Digest of the trainable parameters' names and shapes, in the order of the flat vector.
+pub fn layout_digest<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> String {
+    let layout: Vec<_> = parameters.into_iter().collect();
+    digest(format!("{layout:?}").as_bytes())
+}
+
+pub(super) fn shard_name(index: usize, count: usize) -> String {
+    format!("shard-{index:05}-of-{count:05}.safetensors")
+}

@@ -1,0 +1,194 @@
+//! Saving: every rank writes its shard, rank 0 makes the whole of it.
+//!
+//! [`begin`], [`write_shard`] and [`commit`] are work on files only and need no communicator, so that they can run on
+//! a thread of their own; [`save`] joins them by agreements of all ranks.
+
+use super::folder::{clear_unfinished, discard, folder_name, replaced_name, sync_folder, writing_name};
+use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest, shard_name};
+use super::{Shard, error};
+use crate::comm::{Communicator, exchange};
+use crate::error::{Error, Result};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Serialize, de::DeserializeOwned};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Elements converted, hashed and written at a time.
+const BLOCK: usize = 1 << 18;
+
+/// Saves a checkpoint into `root` (`OUT/checkpoints`) and returns its folder. Collective: every rank passes its own
+/// shard, in rank order without gap or overlap, and the same of everything else.
+///
+/// A checkpoint of the same update is replaced. `generation` differs between the lives of a run, so that a rank of
+/// an earlier life that is still writing cannot write into this one.
+///
+/// # Errors
+/// If anything fails on any rank, every rank returns the same error, which names that rank and the cause; then there is
+/// no new checkpoint, and the earlier ones are as they were.
+pub fn save(
+    root: &Path,
+    state: &TrainState,
+    identity: &Identity,
+    shard: &Shard,
+    comm: &dyn Communicator,
+    generation: u64,
+) -> Result<PathBuf> {
+    let (rank, ranks) = (comm.rank(), comm.world_size());
+    let path = root.join(folder_name(state.update));
+    let writing = root.join(writing_name(state.update, generation));
+
+    let begun = if rank == 0 { begin(root, state.update, generation).map(drop) } else { Ok(()) };
+    let saved = agree(comm, &path, begun)
+        .and_then(|_| agree(comm, &path, write_shard(&writing, rank, ranks, shard)))
+        .and_then(|shards| {
+            let done = if rank == 0 { commit(root, state, identity, shards, generation).map(drop) } else { Ok(()) };
+            agree(comm, &path, done)
+        });
+
+    if saved.is_err() && rank == 0 {
+        // Readers ignore what is left of it, and the next save clears it: no need for a second error.
+        let _ = fs::remove_dir_all(&writing);
+    }
+    saved.map(|_| path)
+}
+
+/// Makes the folder that the shards of this save are written into, and clears what killed saves have left. By rank 0.
+///
+/// # Errors
+/// `root` cannot be written.
+pub fn begin(root: &Path, update: u64, generation: u64) -> Result<PathBuf> {
+    fs::create_dir_all(root).map_err(Error::io(root))?;
+    clear_unfinished(root)?;
+    let writing = root.join(writing_name(update, generation));
+    fs::create_dir(&writing).map_err(Error::io(&writing))?;
+    Ok(writing)
+}
+
+/// Writes shard `index` of `count` into the folder made by [`begin`], durably.
+///
+/// # Errors
+/// A vector is not as long as the range, or the file cannot be written.
+pub fn write_shard(writing: &Path, index: usize, count: usize, shard: &Shard) -> Result<ShardEntry> {
+    let (range, file) = (shard.range.clone(), shard_name(index, count));
+    let path = writing.join(&file);
+    if let Some((name, vector)) = shard.vectors.iter().find(|(_, vector)| range.len() != vector.len()) {
+        return Err(error(path, format!("{name:?} has {} elements for the range {range:?}", vector.len())));
+    }
+    let header = header(shard).map_err(|e| error(&path, format!("the header cannot be made: {e}")))?;
+    let (bytes, blake3) = write_synced(&path, |out| {
+        out.write_all(&header)?;
+        let mut block = Vec::with_capacity(4 * BLOCK);
+        for part in shard.vectors.values().flat_map(|vector| vector.chunks(BLOCK)) {
+            block.clear();
+            block.extend(part.iter().flat_map(|x| x.to_le_bytes()));
+            out.write_all(&block)?;
+        }
+        Ok(())
+    })?;
+    Ok(ShardEntry { file, range, vectors: shard.vectors.keys().cloned().collect(), bytes, blake3 })
+}
+
+/// Makes the written shards, one per rank in rank order, a checkpoint and returns its folder. By rank 0, after every
+/// rank has written its shard.
+///
+/// # Errors
+/// The shards do not cover the parameters exactly once, one is not there with the length that its rank wrote, or the
+/// folder cannot be written.
+pub fn commit(
+    root: &Path,
+    state: &TrainState,
+    identity: &Identity,
+    shards: Vec<ShardEntry>,
+    generation: u64,
+) -> Result<PathBuf> {
+    let path = root.join(folder_name(state.update));
+    let writing = root.join(writing_name(state.update, generation));
+    let manifest = Manifest::new(state.clone(), identity.clone(), shards).map_err(|e| error(&path, e))?;
+    for shard in &manifest.shards {
+        let file = writing.join(&shard.file);
+        let length = fs::metadata(&file).map_err(Error::io(&file))?.len();
+        if length != shard.bytes {
+            return Err(error(file, format!("has {length} bytes, but {} were written", shard.bytes)));
+        }
+    }
+    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| error(&path, format!("manifest: {e}")))?;
+    write_synced(&writing.join(MANIFEST), |out| out.write_all(&text))?;
+    sync_folder(&writing)?;
+    write_synced(&writing.join(COMPLETE), |out| writeln!(out, "{}", digest(&text)))?;
+    sync_folder(&writing)?;
+
+    let replaced = root.join(replaced_name(state.update, generation));
+    if path.exists() {
+        fs::rename(&path, &replaced).map_err(Error::io(&path))?;
+    }
+    fs::rename(&writing, &path).map_err(Error::io(&writing))?;
+    sync_folder(root)?;
+    if replaced.exists() {
+        // The new checkpoint is good whether the old one goes now or at the next save.
+        let _ = discard(&replaced);
+    }
+    Ok(path)
+}
+
+/// Every rank's value; or on every rank the same error, which names the first rank that failed and its cause.
+fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, mine: Result<T>) -> Result<Vec<T>> {
+    let mine = mine.map_err(|e| format!("on {}: {e}", gethostname::gethostname().to_string_lossy()));
+    let all: Vec<std::result::Result<T, String>> = exchange(comm, &mine)?; // [R]
+    let failed = all.iter().filter(|result| result.is_err()).count();
+    let others = if failed > 1 { format!(" (and {} more ranks)", failed - 1) } else { String::new() };
+    let refuse = |rank, cause| {
+        let remedy = "the earlier checkpoints are untouched: mend this and start again with --resume auto";
+        error(path, format!("not saved: rank {rank} {cause}{others}; {remedy}"))
+    };
+    all.into_iter().enumerate().map(|(rank, result)| result.map_err(|cause| refuse(rank, cause))).collect()
+}
+
+/// Writes a file and makes its content durable; its length in bytes and its checksum.
+fn write_synced(path: &Path, write: impl FnOnce(&mut Hashed) -> io::Result<()>) -> Result<(u64, String)> {
+    let result = File::create(path).and_then(|file| {
+        let mut out = Hashed { file, hasher: blake3::Hasher::new() };
+        write(&mut out)?;
+        out.file.sync_all()?;
+        Ok((out.hasher.count(), out.hasher.finalize().to_hex().to_string()))
+    });
+    result.map_err(|source| match source.kind() {
+        // Rank 0 has made the folder before: it is elsewhere.
+        io::ErrorKind::NotFound => error(
+            path,
+            "the folder made by rank 0 is not here; the run folder must be on a filesystem that all nodes share",
+        ),
+        _ => Error::Io { path: path.to_path_buf(), source },
+    })
+}
+
+/// A file and the checksum of what was meant to be in it, not of what came back from the disk.
+struct Hashed {
+    file: File,
+    hasher: blake3::Hasher,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The safetensors header: its length in 8 bytes, then JSON, padded to a multiple of 8.
+fn header(shard: &Shard) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let bytes = 4 * shard.range.len();
+    let tensors = shard.vectors.keys().enumerate().map(|(i, name)| {
+        let data_offsets = (i * bytes, (i + 1) * bytes);
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: vec![shard.range.len()], data_offsets })
+    });
+    let mut json = serde_json::to_vec(&Metadata::new(None, tensors.collect())?)?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
+}

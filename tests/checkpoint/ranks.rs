@@ -1,0 +1,127 @@
+//! Ranks as threads, and checkpoints with known content.
+
+use candle_core::Tensor;
+use flowrl_dist::checkpoint::{Identity, Shard, TrainState, digest, layout_digest, save};
+use flowrl_dist::comm::{Communicator, ReduceOp};
+use flowrl_dist::{Error, Result};
+use std::cell::Cell;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Barrier, Mutex};
+
+pub const VECTORS: [&str; 5] = ["policy", "old", "ema", "exp_avg", "exp_avg_sq"];
+
+/// Something that one rank does just before its collective call of this number.
+pub type Sabotage = (usize, usize, fn(&Path));
+
+/// A rank that can gather; saving needs no more.
+struct Rank {
+    rank: usize,
+    slots: Arc<Vec<Mutex<Option<Tensor>>>>,
+    meet: Arc<Barrier>,
+    calls: Cell<usize>,
+    sabotage: Option<(Sabotage, PathBuf)>,
+}
+
+impl Communicator for Rank {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+    fn world_size(&self) -> usize {
+        self.slots.len()
+    }
+    fn barrier(&self) -> Result<()> {
+        self.meet.wait();
+        Ok(())
+    }
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        if let Some(((rank, call, act), root)) = &self.sabotage
+            && (*rank, *call) == (self.rank, self.calls.get())
+        {
+            act(root);
+        }
+        self.calls.set(self.calls.get() + 1);
+        *self.slots[self.rank].lock().unwrap() = Some(tensor.clone());
+        self.meet.wait();
+        let all: Vec<Tensor> = self.slots.iter().map(|slot| slot.lock().unwrap().clone().unwrap()).collect();
+        self.meet.wait();
+        Ok(Tensor::cat(&all, 0)?)
+    }
+    fn broadcast(&self, _: &Tensor, _: usize) -> Result<Tensor> {
+        Err(Error::Failed("saving does not broadcast".into()))
+    }
+    fn all_reduce(&self, _: &Tensor, _: ReduceOp) -> Result<Tensor> {
+        Err(Error::Failed("saving does not reduce".into()))
+    }
+    fn reduce_scatter(&self, _: &Tensor, _: ReduceOp) -> Result<Tensor> {
+        Err(Error::Failed("saving does not reduce".into()))
+    }
+}
+
+/// The elements of rank `rank`: S = ceil(total / R) each, the last ranks fewer or none.
+pub fn owned(rank: usize, ranks: usize, total: usize) -> Range<usize> {
+    let s = total.div_ceil(ranks);
+    (rank * s).min(total)..((rank + 1) * s).min(total)
+}
+
+/// The value of element `i` of every vector after `update`, odd bit patterns among them.
+pub fn content(update: u64, range: Range<usize>) -> Shard {
+    let value = |v: usize, i: usize| match i % 5 {
+        3 => f32::MIN_POSITIVE / 4.0 * (i + 1) as f32,
+        4 => -0.0,
+        _ => (i as f32 + 0.1) * (v as f32 - 1.7) + update as f32,
+    };
+    let vectors = VECTORS
+        .iter()
+        .enumerate()
+        .map(|(v, name)| (name.to_string(), range.clone().map(|i| value(v, i)).collect()))
+        .collect();
+    Shard { range, vectors }
+}
+
+pub fn identity(total: usize) -> Identity {
+    Identity {
+        config_digest: digest(b"config"),
+        base_digest: digest(b"base"),
+        layout_digest: layout_digest([("blocks.0.q.lora_a", [total, 1].as_slice())]),
+        total,
+        seed: 42,
+    }
+}
+
+pub fn state(update: u64) -> TrainState {
+    TrainState { update, iteration: update / 2, extra: serde_json::json!({"samples": 1u64 << 60, "note": "ok"}) }
+}
+
+/// Saves with `ranks` threads; every rank's result.
+pub fn save_with(
+    root: &Path,
+    update: u64,
+    ranks: usize,
+    total: usize,
+    sabotage: Option<Sabotage>,
+) -> Vec<Result<PathBuf>> {
+    let slots: Arc<Vec<_>> = Arc::new((0..ranks).map(|_| Mutex::new(None)).collect());
+    let meet = Arc::new(Barrier::new(ranks));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks)
+            .map(|rank| {
+                let (slots, meet) = (slots.clone(), meet.clone());
+                scope.spawn(move || {
+                    let sabotage = sabotage.map(|sabotage| (sabotage, root.to_path_buf()));
+                    let comm = Rank { rank, slots, meet, calls: Cell::new(0), sabotage };
+                    let shard = content(update, owned(rank, ranks, total));
+                    save(root, &state(update), &identity(total), &shard, &comm, 7)
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Saves with `ranks` threads, which must succeed.
+pub fn saved(root: &Path, update: u64, ranks: usize, total: usize) -> PathBuf {
+    let paths: Vec<PathBuf> = save_with(root, update, ranks, total, None).into_iter().map(|r| r.unwrap()).collect();
+    assert!(paths.iter().all(|path| *path == paths[0]));
+    paths[0].clone()
+}
