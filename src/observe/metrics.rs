@@ -1,0 +1,214 @@
+//! Named numbers of one update or evaluation, joined over micro-batches and ranks, and the files they go to.
+
+use super::tensorboard::EventWriter;
+use crate::comm::{Communicator, exchange};
+use crate::error::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// How the contributions to one name are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+enum Entry {
+    /// Weighted mean: the sum of weight * value, and the sum of the weights.
+    Mean(f64, f64),
+    /// One value, the same on every rank.
+    Set(f64),
+    /// Sum.
+    Sum(f64),
+    /// Largest.
+    Max(f64),
+}
+
+impl Entry {
+    fn value(self) -> f64 {
+        match self {
+            Entry::Mean(sum, weight) => sum / weight,
+            Entry::Set(value) | Entry::Sum(value) | Entry::Max(value) => value,
+        }
+    }
+
+    /// Joins an earlier contribution with a later one; `None` if they are of different kinds.
+    fn join(self, later: Entry) -> Option<Entry> {
+        Some(match (self, later) {
+            (Entry::Mean(sum, weight), Entry::Mean(s, w)) => Entry::Mean(sum + s, weight + w),
+            (Entry::Set(_), Entry::Set(value)) => Entry::Set(value),
+            (Entry::Sum(sum), Entry::Sum(s)) => Entry::Sum(sum + s),
+            // Not f64::max: a NaN must stay visible.
+            (Entry::Max(a), Entry::Max(b)) => Entry::Max(if a > b || a.is_nan() { a } else { b }),
+            _ => return None,
+        })
+    }
+}
+
+/// Names and values in the order in which the names first appeared.
+///
+/// A name is of one kind (mean, value, sum, largest) for its life. Means carry their weights, so that micro-batches and
+/// ranks of unequal size count by their samples.
+///
+/// ```
+/// use flowrl_dist::observe::Metrics;
+/// let mut metrics = Metrics::default();
+/// metrics.add_mean("loss", 1.0, 3.0);
+/// metrics.add_mean("loss", 5.0, 1.0);
+/// assert_eq!(metrics.get("loss"), Some(2.0));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    entries: Vec<(String, Entry)>,
+}
+
+impl Metrics {
+    /// Adds to a weighted mean. A contribution of weight zero only makes the name known.
+    pub fn add_mean(&mut self, name: &str, value: f64, weight: f64) {
+        // An empty micro-batch has no mean: 0 * NaN must not spoil the others.
+        let sum = if weight == 0.0 { 0.0 } else { value * weight };
+        self.push(name, Entry::Mean(sum, weight));
+    }
+
+    /// Sets a value that is the same on every rank (the learning rate, the norm of the reduced gradient).
+    pub fn set(&mut self, name: &str, value: f64) {
+        self.push(name, Entry::Set(value));
+    }
+
+    /// Adds to a sum over calls and ranks (a number of images).
+    pub fn add(&mut self, name: &str, value: f64) {
+        self.push(name, Entry::Sum(value));
+    }
+
+    /// Keeps the largest over calls and ranks (a phase's time: the slowest rank's). A NaN stays.
+    pub fn max(&mut self, name: &str, value: f64) {
+        self.push(name, Entry::Max(value));
+    }
+
+    /// The value of a name; a mean without any weight is NaN.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// Names and values in the order of first appearance.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.entries.iter().map(|(name, entry)| (name.as_str(), entry.value()))
+    }
+
+    /// Whether there is no name.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The mean of the run's (first) reward, `reward.NAME.mean` or `eval.reward.NAME.mean`, with its name.
+    pub fn reward(&self) -> Option<(&str, f64)> {
+        self.iter().find(|(name, _)| {
+            name.strip_prefix("eval.").unwrap_or(name).starts_with("reward.") && name.ends_with(".mean")
+        })
+    }
+
+    /// Joins the metrics of all ranks, in rank order; afterwards every rank holds the same. Collective, once per object:
+    /// a second call would count every rank R times.
+    ///
+    /// Of values given with [`Metrics::set`] rank 0's stays. Fails if two ranks give a name different kinds.
+    pub fn reduce(&mut self, comm: &dyn Communicator) -> Result<()> {
+        let mut ranks = exchange(comm, self)?.into_iter();
+        let mut all = ranks.next().unwrap_or_default();
+        for metrics in ranks {
+            for (name, entry) in metrics.entries {
+                match all.entries.iter_mut().find(|(known, _)| *known == name) {
+                    None => all.entries.push((name, entry)),
+                    Some((_, Entry::Set(_))) if matches!(entry, Entry::Set(_)) => {}
+                    Some((_, known)) => {
+                        *known = known.join(entry).ok_or_else(|| {
+                            Error::Failed(format!("metric {name} is of different kinds on different ranks"))
+                        })?;
+                    }
+                }
+            }
+        }
+        *self = all;
+        Ok(())
+    }
+
+    fn push(&mut self, name: &str, entry: Entry) {
+        match self.entries.iter_mut().find(|(known, _)| known == name) {
+            None => self.entries.push((name.to_owned(), entry)),
+            Some((_, known)) => {
+                debug_assert!(known.join(entry).is_some(), "metric {name} is used with two kinds");
+                *known = known.join(entry).unwrap_or(entry);
+            }
+        }
+    }
+}
+
+/// `OUT/metrics.jsonl` and the TensorBoard event file beside it. Opened on rank 0 only.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    lines: File,
+    events: EventWriter,
+}
+
+impl MetricsLog {
+    /// Opens both files in `out_dir`, which is made if absent.
+    ///
+    /// With `resume_update` lines of later updates, and a last line torn by a crash, are cut and the rest goes on.
+    /// Without, a new run begins: the metrics and event files of an earlier run in this folder are replaced.
+    pub fn open(out_dir: &Path, resume_update: Option<u64>) -> Result<Self> {
+        fs::create_dir_all(out_dir).map_err(Error::io(out_dir))?;
+        let path = out_dir.join("metrics.jsonl");
+        match resume_update {
+            Some(update) => cut_after(&path, update)?,
+            None => {
+                fs::write(&path, "").map_err(Error::io(&path))?;
+                EventWriter::remove_all(out_dir)?;
+            }
+        }
+        let lines = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
+        let events = EventWriter::create(out_dir, resume_update.map(|update| update + 1))?;
+        Ok(Self { path, lines, events })
+    }
+
+    /// Writes one line `{"update": .., name: value, ..}` and the scalars; both are with the system when this returns.
+    /// A value that is not finite is written as null.
+    pub fn write(&mut self, update: u64, metrics: &Metrics) -> Result<()> {
+        let mut object = serde_json::Map::new();
+        object.insert("update".into(), update.into());
+        for (name, value) in metrics.iter().filter(|(name, _)| *name != "update") {
+            object.insert(name.into(), number(value));
+        }
+        let line = format!("{}\n", serde_json::Value::Object(object));
+        self.lines.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
+        self.events.scalars(update, metrics.iter().filter(|(name, _)| !matches!(*name, "update" | "iteration")))
+    }
+
+    /// Writes a picture (a grid of samples) to the event file under `tag`.
+    pub fn image(&mut self, update: u64, tag: &str, picture: &RgbImage) -> Result<()> {
+        self.events.image(update, tag, picture)
+    }
+}
+
+/// A JSON number; counts without a fraction, null if not finite.
+fn number(value: f64) -> serde_json::Value {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    if value.fract() == 0.0 && value.abs() < EXACT { (value as i64).into() } else { value.into() }
+}
+
+/// Drops the lines of `path` with an update later than `update`, and every line that is not whole.
+fn cut_after(path: &Path, update: u64) -> Result<()> {
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(path)(e)),
+    };
+    let keep = |line: &&str| {
+        let object: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        line.ends_with('\n') && object.and_then(|o| o.get("update")?.as_u64()).is_some_and(|u| u <= update)
+    };
+    let kept: String = text.split_inclusive('\n').filter(keep).collect();
+    if kept != text {
+        let temporary = path.with_extension("jsonl.tmp");
+        fs::write(&temporary, kept).map_err(Error::io(&temporary))?;
+        fs::rename(&temporary, path).map_err(Error::io(path))?;
+    }
+    Ok(())
+}
