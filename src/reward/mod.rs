@@ -1,7 +1,19 @@
 //! Rewards: one file each, one number an image.
 
-use crate::{data::Prompt, error::Result};
+mod colour;
+mod ocr;
+mod pixels;
+
+pub use colour::{ColourMatch, colour_match};
+pub use ocr::{Ocr, edit_reward};
+pub use pixels::to_rgb8;
+
+use crate::{
+    data::Prompt,
+    error::{Error, Result},
+};
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
 /// Scores images against their prompts.
 pub trait Reward {
@@ -11,4 +23,102 @@ pub trait Reward {
     ///
     /// `images` is `[B, 3, H, W]` f32 in [0, 1], RGB. An image's score does not depend on the others in the call.
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>>;
+}
+
+/// Which rewards there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardKind {
+    /// Does the picture read as the text in the prompt's double quotes? [`Ocr`], 0 to 1.
+    Ocr,
+    /// Has the picture the glyph prompt's ink and ground? [`ColourMatch`], 0, 0.5 or 1.
+    Colour,
+}
+
+/// One `[[reward]]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardConfig {
+    /// The reward.
+    pub name: RewardKind,
+    /// What its score is multiplied by before the scores are summed.
+    #[serde(default = "one")]
+    pub weight: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+/// The rewards of a configuration, in its order; each may use up to `threads` threads.
+///
+/// # Errors
+/// [`Error::Usage`] for a weight that is not finite or a reward that is named twice.
+pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Reward>>> {
+    let mut rewards: Vec<Box<dyn Reward>> = Vec::with_capacity(configs.len());
+    for config in configs {
+        let reward: Box<dyn Reward> = match config.name {
+            RewardKind::Ocr => Box::new(Ocr::new(threads)?),
+            RewardKind::Colour => Box::new(ColourMatch),
+        };
+        if !config.weight.is_finite() {
+            let message = format!("reward {}: weight {} must be a finite number", reward.name(), config.weight);
+            return Err(Error::Usage(message));
+        }
+        if rewards.iter().any(|earlier| earlier.name() == reward.name()) {
+            let message = format!("reward {}: named twice; name it once, with one weight", reward.name());
+            return Err(Error::Usage(message));
+        }
+        rewards.push(reward);
+    }
+    Ok(rewards)
+}
+
+/// What one reward says about a batch of images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RewardScores {
+    /// The reward's name.
+    pub name: String,
+    /// The reward's weight in the sum.
+    pub weight: f64,
+    /// One score an image; `None` where the reward does not apply to the prompt.
+    pub scores: Vec<Option<f64>>,
+}
+
+/// One number an image: the weighted sum of the scores that apply to it.
+///
+/// # Errors
+/// [`Error::Reward`] for a score that is not finite, an image no reward applies to (both name image and prompt), or
+/// a number of scores that is not the number of prompts.
+pub fn combine(rewards: &[RewardScores], prompts: &[Prompt]) -> Result<Vec<f64>> {
+    for RewardScores { name, scores, .. } in rewards {
+        check_count(name, scores.len(), prompts)?;
+    }
+    prompts.iter().enumerate().map(|(image, prompt)| weighted_sum(rewards, image, prompt)).collect()
+}
+
+fn weighted_sum(rewards: &[RewardScores], image: usize, prompt: &Prompt) -> Result<f64> {
+    let place = || format!("image {image}, prompt {} {:?}", prompt.index, prompt.text);
+    let mut sum = None;
+    for RewardScores { name, weight, scores } in rewards {
+        let Some(score) = scores[image] else { continue };
+        if !score.is_finite() {
+            return Err(Error::Reward { name: name.clone(), message: format!("score {score} for {}", place()) });
+        }
+        sum = Some(sum.unwrap_or(0.0) + weight * score);
+    }
+    sum.ok_or_else(|| {
+        let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
+        let message = format!("none applies to {}; name one that does or take the prompt out", place());
+        Error::Reward { name, message }
+    })
+}
+
+/// Refuses another number of images (or scores) than of prompts.
+fn check_count(name: &str, images: usize, prompts: &[Prompt]) -> Result<()> {
+    if images == prompts.len() {
+        return Ok(());
+    }
+    let message = format!("{images} images for {} prompts; pass one prompt an image", prompts.len());
+    Err(Error::Reward { name: name.to_string(), message })
 }
