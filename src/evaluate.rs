@@ -1,0 +1,149 @@
+//! Scores of fixed prompts on fixed noise: what a run is judged by.
+
+use crate::comm::{World, exchange};
+use crate::data::Prompt;
+use crate::error::Result;
+use crate::flow::{SamplerConfig, Solver};
+use crate::observe::Metrics;
+use crate::params::ParamSet;
+use crate::pipeline::Pipeline;
+use crate::reward::Reward;
+use crate::rng::Purpose;
+use crate::rollout::{Request, noise, sample};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// `[eval]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// The solver; its grid has the shift of `[sampler]`.
+    pub solver: Solver,
+    /// Solver steps.
+    pub steps: usize,
+    /// Prompts, from the start of the evaluation set; 0 for all.
+    pub prompts: usize,
+    /// Images of each prompt.
+    pub images_per_prompt: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1 }
+    }
+}
+
+/// The images of an evaluation that a person looks at.
+pub struct Gallery {
+    /// `[n, 3, H, W]` in [0, 1].
+    pub images: Tensor,
+    /// Their prompts.
+    pub captions: Vec<String>,
+}
+
+/// What is evaluated, the same each time.
+pub struct Evaluation<'a> {
+    /// The prompts.
+    pub prompts: &'a [Prompt],
+    /// Images of each prompt.
+    pub images_per_prompt: usize,
+    /// The solver and its grid.
+    pub sampler: &'a SamplerConfig,
+    /// Samples that go through the model at once.
+    pub micro_batch: usize,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+/// Images that the gallery shows, one for each of the first prompts.
+const GALLERY: usize = 24;
+
+impl Evaluation<'_> {
+    /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
+    /// `eval.images`, the same on every rank; and the gallery. Each image is sampled once, by one rank.
+    pub fn run(
+        &self,
+        pipeline: &Pipeline,
+        params: &ParamSet,
+        rewards: &[Box<dyn Reward>],
+        world: &World,
+    ) -> Result<(Metrics, Gallery)> {
+        let count = self.prompts.len() * self.images_per_prompt;
+        let mine = share(count, world.rank(), world.world_size());
+        let requests: Vec<Request> = mine
+            .clone()
+            .map(|i| Request {
+                prompt: self.prompts[i / self.images_per_prompt].clone(),
+                image: i % self.images_per_prompt,
+            })
+            .collect();
+        let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
+        let mut gallery: Vec<(usize, Vec<f32>)> = Vec::new();
+        if !requests.is_empty() {
+            let noise = noise(pipeline, &requests, self.seed, Purpose::Evaluation, 0)?;
+            let x0 = sample(pipeline, params, self.sampler, &requests, &noise, self.micro_batch)?;
+            let images = pipeline.decode(&x0)?;
+            let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
+            for (scores, reward) in scores.iter_mut().zip(rewards) {
+                *scores = reward.score(&images, &prompts)?;
+            }
+            for (i, request) in requests.iter().enumerate() {
+                let place = (mine.start + i) / self.images_per_prompt;
+                if request.image == 0 && place < GALLERY {
+                    gallery.push((place, images.get(i)?.flatten_all()?.to_vec1::<f32>()?));
+                }
+            }
+        }
+        let all = exchange(&*world.host, &scores)?;
+        let metrics = self.summary(rewards, &all, count);
+        let shown: Vec<(usize, Vec<f32>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
+        let (_, h, w) = pipeline.model.latent;
+        let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
+        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, pixels)| pixels).collect();
+        let images = Tensor::from_vec(pixels, ((), 3, h, w), &candle_core::Device::Cpu)?;
+        Ok((metrics, Gallery { images, captions }))
+    }
+
+    /// `all`: rank, reward, image.
+    fn summary(&self, rewards: &[Box<dyn Reward>], all: &[Vec<Vec<Option<f64>>>], count: usize) -> Metrics {
+        let mut metrics = Metrics::default();
+        for (index, reward) in rewards.iter().enumerate() {
+            let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].iter().flatten().copied()).collect();
+            if scores.is_empty() {
+                continue;
+            }
+            metrics.set(&format!("eval.reward.{}.mean", reward.name()), mean(&scores));
+            if reward.name() == "ocr" {
+                let exact = scores.iter().filter(|&&s| s == 1.0).count();
+                metrics.set("eval.exact", exact as f64 / scores.len() as f64);
+            }
+        }
+        metrics.set("eval.images", count as f64);
+        metrics
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The part of `0..count` that a rank does: contiguous, sizes differing by one at most.
+pub fn share(count: usize, rank: usize, world_size: usize) -> std::ops::Range<usize> {
+    rank * count / world_size..(rank + 1) * count / world_size
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_everything_once_and_evenly() {
+        for (count, world_size) in [(10, 4), (3, 8), (512, 8), (0, 3)] {
+            let shares: Vec<_> = (0..world_size).map(|r| share(count, r, world_size)).collect();
+            assert!(shares.windows(2).all(|w| w[0].end == w[1].start));
+            assert_eq!((shares[0].start, shares[world_size - 1].end), (0, count));
+            let sizes = shares.iter().map(|s| s.len());
+            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
+        }
+    }
+}
