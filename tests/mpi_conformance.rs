@@ -1,5 +1,6 @@
 //! The suite of all communicators on real MPI: this program starts itself again as the ranks.
 #![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 mod common;
 

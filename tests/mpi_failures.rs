@@ -1,5 +1,6 @@
 //! How a job ends when one of its ranks does: soon, with the right code, with a word on who and why, and wholly.
 #![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 mod common;
 

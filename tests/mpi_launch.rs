@@ -1,4 +1,5 @@
 //! What the world makes of its launcher, seen from outside.
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 use flowrl_dist::comm::{Backend, World};
 use flowrl_dist::error::EXIT_USAGE;

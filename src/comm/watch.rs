@@ -3,8 +3,24 @@
 //! The scene is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
 //! and because one process is one rank.
 
+// Without MPI a process has no peers to wait for and to take along.
+#![cfg_attr(not(feature = "mpi"), allow(dead_code))]
+
+use crate::error::{EXIT_RESTART, Error, Result};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A late rank waits this long between its word and the end of the job, so that all late ranks get to speak.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A process that panics exits with this code, as any Rust program does.
+const EXIT_PANIC: i32 = 101;
+
+/// Whether a panic of this process has to end its peers.
+static ARMED: AtomicBool = AtomicBool::new(false);
 
 struct Scene {
     who: String,
@@ -34,120 +50,97 @@ pub(super) fn signed(message: &str) -> String {
     }
 }
 
-#[cfg(feature = "mpi")]
-pub(super) use guarded::*;
-
-#[cfg(feature = "mpi")]
-mod guarded {
-    use super::{Scene, scene, signed};
-    use crate::error::{EXIT_RESTART, Error, Result};
-    use std::backtrace::{Backtrace, BacktraceStatus};
-    use std::panic::PanicHookInfo;
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
-
-    /// A late rank waits this long between its word and the end of the job, so that all late ranks get to speak.
-    const LAST_WORDS: Duration = Duration::from_millis(500);
-
-    /// A process that panics exits with this code, as any Rust program does.
-    const EXIT_PANIC: i32 = 101;
-
-    /// Whether a panic of this process has to end its peers.
-    static ARMED: AtomicBool = AtomicBool::new(false);
-
-    impl Scene {
-        fn last(&self) -> String {
-            let Scene { collective, number, phase, .. } = self;
-            match number {
-                0 => format!("no collective yet, in phase {phase}"),
-                _ => format!("last collective: {collective} #{number} in phase {phase}"),
-            }
+impl Scene {
+    fn last(&self) -> String {
+        let Scene { collective, number, phase, .. } = self;
+        match number {
+            0 => format!("no collective yet, in phase {phase}"),
+            _ => format!("last collective: {collective} #{number} in phase {phase}"),
         }
     }
+}
 
-    /// Says who this process is: "rank 1 on node7".
-    pub fn name_self(rank: Option<usize>, host: &str) {
-        scene().who = match rank {
-            Some(rank) => format!("rank {rank} on {host}"),
-            None => format!("a rank that is still starting on {host}"),
+/// Says who this process is: "rank 1 on node7".
+pub(super) fn name_self(rank: Option<usize>, host: &str) {
+    scene().who = match rank {
+        Some(rank) => format!("rank {rank} on {host}"),
+        None => format!("a rank that is still starting on {host}"),
+    };
+}
+
+/// A collective that has begun and not ended.
+pub(super) struct Waiting(());
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        scene().since = None;
+    }
+}
+
+/// Registers a collective; the deadline runs until the guard is dropped.
+pub(super) fn collective(name: &'static str) -> Waiting {
+    let mut scene = scene();
+    scene.collective = name;
+    scene.number += 1;
+    scene.since = Some(Instant::now());
+    Waiting(())
+}
+
+/// From now on a panic or a collective older than `deadline` prints its scene and calls `abort`.
+pub(super) fn arm(deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
+    ARMED.store(true, Ordering::SeqCst);
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !ARMED.load(Ordering::SeqCst) {
+            return previous(info);
+        }
+        tell_panic(info);
+        // Unwinding would reach MPI_Finalize, which waits for peers that wait for us.
+        abort(EXIT_PANIC)
+    }));
+    std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(move || watch(deadline, abort))
+        .map_err(|e| Error::Failed(format!("the watchdog thread could not be started: {e}")))?;
+    Ok(())
+}
+
+/// The peers are no longer concerned: panics are this process's own, and nothing waits for others.
+pub(super) fn disarm() {
+    ARMED.store(false, Ordering::SeqCst);
+}
+
+fn tell_panic(info: &PanicHookInfo) {
+    let place = info.location().map(|l| l.to_string()).unwrap_or_default();
+    let cause = info.payload_as_str().unwrap_or("(no message)");
+    let last = scene().last();
+    eprintln!("{}", signed(&format!("panicked at {place}: {cause}; {last}")));
+    let trace = Backtrace::capture();
+    if trace.status() == BacktraceStatus::Captured {
+        eprintln!("{trace}");
+    }
+}
+
+fn watch(deadline: Duration, abort: fn(i32) -> !) {
+    let tick = (deadline / 20).clamp(Duration::from_millis(10), Duration::from_millis(500));
+    while ARMED.load(Ordering::SeqCst) {
+        std::thread::sleep(tick);
+        let late = {
+            let scene = scene();
+            scene.since.is_some_and(|since| since.elapsed() > deadline).then(|| scene.last())
         };
-    }
-
-    /// A collective that has begun and not ended.
-    pub struct Waiting(());
-
-    impl Drop for Waiting {
-        fn drop(&mut self) {
-            scene().since = None;
-        }
-    }
-
-    /// Registers a collective; the deadline runs until the guard is dropped.
-    pub fn collective(name: &'static str) -> Waiting {
-        let mut scene = scene();
-        scene.collective = name;
-        scene.number += 1;
-        scene.since = Some(Instant::now());
-        Waiting(())
-    }
-
-    /// From now on a panic or a collective older than `deadline` prints its scene and calls `abort`.
-    pub fn arm(deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
-        ARMED.store(true, Ordering::SeqCst);
-        let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !ARMED.load(Ordering::SeqCst) {
-                return previous(info);
-            }
-            tell_panic(info);
-            // Unwinding would reach MPI_Finalize, which waits for peers that wait for us.
-            abort(EXIT_PANIC)
-        }));
-        std::thread::Builder::new()
-            .name("watchdog".into())
-            .spawn(move || watch(deadline, abort))
-            .map_err(|e| Error::Failed(format!("the watchdog thread could not be started: {e}")))?;
-        Ok(())
-    }
-
-    /// The peers are no longer concerned: panics are this process's own, and nothing waits for others.
-    pub fn disarm() {
-        ARMED.store(false, Ordering::SeqCst);
-    }
-
-    fn tell_panic(info: &PanicHookInfo) {
-        let place = info.location().map(|l| l.to_string()).unwrap_or_default();
-        let cause = info.payload_as_str().unwrap_or("(no message)");
-        let last = scene().last();
-        eprintln!("{}", signed(&format!("panicked at {place}: {cause}; {last}")));
-        let trace = Backtrace::capture();
-        if trace.status() == BacktraceStatus::Captured {
-            eprintln!("{trace}");
-        }
-    }
-
-    fn watch(deadline: Duration, abort: fn(i32) -> !) {
-        let tick = (deadline / 20).clamp(Duration::from_millis(10), Duration::from_millis(500));
-        while ARMED.load(Ordering::SeqCst) {
-            std::thread::sleep(tick);
-            let late = {
-                let scene = scene();
-                let since = scene.since.filter(|since| since.elapsed() > deadline);
-                since.map(|_| format!("{} #{} in phase {}", scene.collective, scene.number, scene.phase))
-            };
-            if let Some(late) = late {
-                let seconds = deadline.as_secs_f64();
-                eprintln!(
-                    "{}",
-                    signed(&format!(
-                        "last collective: {late} has waited longer than the deadline of {seconds} s: a peer is gone or \
-                         hangs (most likely one that does not print this line). Start the run again: it resumes from \
-                         the newest complete checkpoint"
-                    ))
-                );
-                std::thread::sleep(LAST_WORDS);
-                abort(EXIT_RESTART)
-            }
+        if let Some(late) = late {
+            let seconds = deadline.as_secs_f64();
+            eprintln!(
+                "{}",
+                signed(&format!(
+                    "{late} has waited longer than the deadline of {seconds} s: a peer is gone or \
+                     hangs (most likely one that does not print this line). Start the run again: it resumes from \
+                     the newest complete checkpoint"
+                ))
+            );
+            std::thread::sleep(LAST_WORDS);
+            abort(EXIT_RESTART)
         }
     }
 }

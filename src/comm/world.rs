@@ -63,20 +63,12 @@ impl World {
             .collect::<Variables>();
         match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
             Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => Self::mpi(&variables, deadline),
+            Transport::Mpi => {
+                let (comm, library) = join_mpi(deadline)?;
+                let place = place(&*comm, hostname(), launcher::local(&variables))?;
+                Ok(Self { device: comm.clone(), host: comm, place, transport: format!("over MPI ({library})") })
+            }
         }
-    }
-
-    #[cfg(feature = "mpi")]
-    fn mpi(variables: &Variables, deadline: Duration) -> Result<Self> {
-        let comm = Rc::new(super::Mpi::init(deadline)?);
-        let place = place(&*comm, hostname(), launcher::local(variables))?;
-        Ok(Self { device: comm.clone(), host: comm, place, transport: format!("over MPI ({})", super::Mpi::library()) })
-    }
-
-    #[cfg(not(feature = "mpi"))]
-    fn mpi(_: &Variables, _: Duration) -> Result<Self> {
-        Err(Error::Failed("this program was built without MPI".into()))
     }
 
     /// One thread of a group.
@@ -131,13 +123,24 @@ impl World {
     }
 }
 
+/// The communicator and the name of its library.
+#[cfg(feature = "mpi")]
+fn join_mpi(deadline: Duration) -> Result<(Rc<dyn Communicator>, String)> {
+    Ok((Rc::new(super::Mpi::init(deadline)?), super::Mpi::library()))
+}
+
+/// Not reached: `launcher::choose` refuses first.
+#[cfg(not(feature = "mpi"))]
+fn join_mpi(_: Duration) -> Result<(Rc<dyn Communicator>, String)> {
+    Err(Error::Failed("this program was built without MPI".into()))
+}
+
 fn hostname() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }
 
 /// Counts the ranks by host: by the launcher's word, because containers on different hosts may share a name; by names
 /// where a launcher tells nothing.
-#[cfg_attr(not(feature = "mpi"), allow(dead_code))]
 fn place(comm: &dyn Communicator, hostname: String, told: (Option<usize>, Option<usize>)) -> Result<Place> {
     let all = exchange(comm, &(hostname.clone(), told.0, told.1))?;
     let same = |name: &String| *name == hostname;
