@@ -30,7 +30,7 @@ fn prompts(texts: &[&str]) -> Vec<Prompt> {
     texts.iter().map(|text| text.to_string()).collect::<PromptSet>().prompts
 }
 
-/// Every 40th training prompt, the styles in turn, and the pictures.
+/// Every 41st training prompt, the styles in turn, and the pictures.
 fn clean_renders() -> (Vec<Prompt>, Tensor) {
     let prompts: Vec<Prompt> = PromptSet::glyphs_train().prompts.into_iter().step_by(41).collect();
     let pictures: Vec<Vec<f32>> = prompts
@@ -102,12 +102,15 @@ fn short_words_read_as_their_text() {
     assert!(mean > 0.9, "{scores:?}");
 }
 
+/// The recogniser reads a stray `.` or `e` in a few noise pictures of a hundred; it never earns a reward.
 #[test]
 fn noise_reads_as_nothing() {
-    let texts = Ocr::new(1).unwrap().read(&noise(16, HEIGHT, WIDTH)).unwrap();
-    assert!(texts.iter().all(String::is_empty), "{texts:?}");
-    let scores = Ocr::new(1).unwrap().score(&noise(1, HEIGHT, WIDTH), &prompts(&["\"417\""])).unwrap();
-    assert_eq!(scores, [Some(0.0)]);
+    let (ocr, images) = (Ocr::new(2).unwrap(), noise(64, HEIGHT, WIDTH));
+    let texts = ocr.read(&images).unwrap();
+    let silent = texts.iter().filter(|text| text.is_empty()).count();
+    assert!(silent >= 58, "{texts:?}");
+    let scores = ocr.score(&images, &prompts(&["\"417\" in red on yellow"; 64])).unwrap();
+    assert!(scores.iter().all(|&score| score == Some(0.0)), "{texts:?}");
 }
 
 /// Bit-equal whatever the neighbours and the thread count; several sizes of call, the images half noise to make the
@@ -143,11 +146,11 @@ fn a_picture_on_disk_scores_as_the_one_in_memory() {
     let prompt = GlyphPrompt::parse("\"417\" in red on yellow").unwrap();
     let picture = images(&[render(&prompt, &Style::from_bits(4))]);
     let unclear = ((&picture * 0.9).unwrap() + (noise(1, HEIGHT, WIDTH) * 0.3).unwrap()).unwrap(); // beyond 1 too
-    let path = tempfile::tempdir().unwrap().keep().join("picture.png");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("picture.png");
     to_rgb8(&unclear).unwrap()[0].save(&path).unwrap();
 
     let read = image::open(&path).unwrap().to_rgb8();
-    std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
     assert_eq!(read, to_rgb8(&unclear).unwrap()[0]);
     let values: Vec<f32> = read.into_raw().iter().map(|&value| f32::from(value) / 255.0).collect();
     let again = Tensor::from_vec(values, (1, HEIGHT, WIDTH, 3), &Device::Cpu).unwrap();
@@ -267,7 +270,7 @@ fn scores_are_summed_by_weight_over_those_that_apply() {
     let error = |rewards: &[RewardScores]| combine(rewards, &prompts).unwrap_err().to_string();
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
-    assert!(error(&[ocr.clone()]).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
+    assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
     let short = RewardScores { scores: vec![Some(1.0)], ..colour };
     assert!(error(&[ocr, short]).starts_with("reward colour: 1 images for 3 prompts"));
 }

@@ -14,7 +14,7 @@ use image::{
     imageops::{FilterType, resize},
 };
 use rayon::prelude::*;
-use rten::{Model, ModelOptions, RunOptions, ThreadPool, ValueView, ctc::CtcDecoder};
+use rten::{Model, RunOptions, ThreadPool, ValueView, ctc::CtcDecoder};
 use std::sync::Arc;
 
 static MODEL: &[u8] = include_bytes!("../../assets/ocr/ppocrv4_rec_ascii.onnx");
@@ -40,7 +40,7 @@ impl Ocr {
     /// # Errors
     /// [`Error::Reward`] if the model does not load, which would be a fault of the build.
     pub fn new(threads: usize) -> Result<Ocr> {
-        let model = ModelOptions::with_all_ops().prepack_weights(true).load_static_slice(MODEL).map_err(failed)?;
+        let model = Model::load_static_slice(MODEL).map_err(failed)?;
         let pool = Arc::new(ThreadPool::with_num_threads(threads.max(1)));
         Ok(Ocr { model, alphabet: KEYS.lines().collect(), pool })
     }
@@ -48,7 +48,8 @@ impl Ocr {
     /// The text in each image, in upper and lower case as read; empty where there is none.
     ///
     /// `images` is `[B, 3, H, W]` f32 in [0, 1], RGB, one line of text each. Images go through the recogniser one by
-    /// one, in parallel over the threads, so that a text depends on nothing but its image.
+    /// one, in parallel over the threads, so that a text depends on nothing but its image; larger batches are no
+    /// faster (15 to 17 ms an image and core for 1, 4, 8 and 16).
     ///
     /// # Errors
     /// As [`to_rgb8`]; [`Error::Reward`] if the recogniser fails.
