@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use indicatif::{MultiProgress, ProgressDrawTarget};
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal, Write as _};
 use std::path::Path;
