@@ -1,5 +1,7 @@
 //! Metrics, their files and the image grids.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use candle_core::{Device, Tensor};
 use flowrl_dist::comm::Solo;
 use flowrl_dist::observe::grid::{before_after, image_grid, save_png};

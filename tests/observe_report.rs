@@ -1,5 +1,7 @@
 //! The report page of whole, damaged and empty run folders.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use flowrl_dist::observe::{Metrics, MetricsLog, grid, report};
 use image::{Rgb, RgbImage};
 use std::fs;
@@ -55,11 +57,11 @@ fn the_page_says_how_the_run_went() {
         "flow-awr on glyphs · update 60 of 60",
         "<span class=\"from\">0.25 →</span> 0.82",
         "<span class=\"from\">3.0 % →</span> 51 %",
-        "2m 40s",                        // 60 updates of 2 s and four evaluations of 10 s
-        "5,760",                         // images
-        "held out <b>0.82</b>",          // both curves in one chart
-        "colour accuracy",               // a metric that no code here knows
-        "1 value is not finite.",        // the loss of update 7
+        "2m 40s",                 // 60 updates of 2 s and four evaluations of 10 s
+        "5,760",                  // images
+        "held out <b>0.82</b>",   // both curves in one chart
+        "colour accuracy",        // a metric that no code here knows
+        "1 value is not finite.", // the loss of update 7
         "Constant throughout: &nbsp; reward.ocr.std 0.2 &nbsp; lr 3e-4",
         "sample <b>1.25 s</b> · 62 %",
         "other <b>0.25 s</b> · 12 %",

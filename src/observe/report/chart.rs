@@ -20,8 +20,8 @@ pub struct Size {
 
 /// Over the whole page.
 pub const WIDE: Size = Size { width: 1056.0, height: 300.0 };
-/// One of two or three in a row.
-pub const SMALL: Size = Size { width: 420.0, height: 200.0 };
+/// One of three in a row.
+pub const SMALL: Size = Size { width: 330.0, height: 190.0 };
 
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
@@ -59,9 +59,8 @@ impl Frame {
     /// The opening tag, the grid lines and the labels of both axes.
     fn open(&self, label: &str) -> String {
         let Size { width, height } = self.size;
-        let mut svg =
-            format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", escape(label));
-        for tick in ticks(self.y, if height > 250.0 { 5 } else { 4 }) {
+        let mut svg = format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", escape(label));
+        for tick in ticks(self.y, if height > 250.0 { 6 } else { 5 }) {
             let (y, right) = (self.at_y(tick), width - RIGHT);
             write!(svg, "<path class=\"rule\" d=\"M{LEFT} {y:.1}H{right}\"/>").ok();
             write!(svg, "<text x=\"{}\" y=\"{:.1}\" class=\"ylabel\">{}</text>", LEFT - 8.0, y + 4.0, short(tick)).ok();
@@ -134,7 +133,7 @@ pub fn stack(parts: &[Line], size: Size) -> String {
     let gap = if full > 6.0 { 2.0 } else { 0.5 };
     for (from, to, means) in &columns {
         let left = frame.at_x(from - 0.5);
-        let width = (frame.at_x(to + 0.5) - left - gap).max(0.5).min(28.0);
+        let width = (frame.at_x(to + 0.5) - left - gap).clamp(0.5, 28.0);
         let left = (frame.at_x(from - 0.5) + frame.at_x(to + 0.5) - width) / 2.0;
         let mut below = 0.0;
         for (part, mean) in parts.iter().zip(means).filter(|(_, mean)| **mean > 0.0) {
@@ -195,9 +194,8 @@ fn smoothed(points: &Points) -> Points {
     let reach = (points.len() / 24).max(1);
     (0..points.len())
         .map(|i| {
-            // The same reach to both sides, so that the ends do not lean.
-            let reach = reach.min(i).min(points.len() - 1 - i);
-            let near = points[i - reach..=i + reach].iter().map(|p| p.1).filter(|y| y.is_finite());
+            let near = &points[i.saturating_sub(reach)..=(i + reach).min(points.len() - 1)];
+            let near = near.iter().map(|p| p.1).filter(|y| y.is_finite());
             let (sum, n) = near.fold((0.0, 0.0), |(sum, n), y| (sum + y, n + 1.0));
             (points[i].0, sum / n)
         })

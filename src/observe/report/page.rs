@@ -96,8 +96,7 @@ fn rewards(run: &Run) -> String {
     let mut cards = String::new();
     for name in names(&run.updates).into_iter().filter(|name| is_reward(name)) {
         let held_out = points(&run.evaluations, &format!("eval.{name}"));
-        let mut lines =
-            vec![Line { label: "training", class: "s1", points: points(&run.updates, name), dots: false }];
+        let mut lines = vec![Line { label: "training", class: "s1", points: points(&run.updates, name), dots: false }];
         if !held_out.is_empty() {
             lines.push(Line { label: "held out", class: "s2", points: held_out, dots: true });
         }
