@@ -143,7 +143,8 @@ fn character_ids(text: &str) -> [u32; MAX_TEXT] {
     ids
 }
 
-fn build(config: &ModelConfig) -> Model {
+/// The velocity model of a configuration, without weights.
+pub fn build(config: &ModelConfig) -> Model {
     let lora = (config.trainable == Trainable::Lora).then_some(&config.lora);
     match config.kind {
         Kind::Glyphs => glyphs::model(&glyphs::Config::base(MAX_TEXT, ALPHABET, COLOURS), lora),

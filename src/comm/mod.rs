@@ -3,6 +3,7 @@
 //! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
+mod cores;
 mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
@@ -15,6 +16,7 @@ mod transport;
 mod watch;
 mod world;
 
+pub use self::cores::threads_per_rank;
 pub use self::message::exchange;
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
