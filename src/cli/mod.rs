@@ -60,6 +60,10 @@ pub fn run() -> i32 {
     match result {
         Ok(code) => code,
         Err(e) => {
+            // What is wrong on every rank is said once: rank 0's end ends the others before they speak.
+            if crate::comm::launched_rank() > 0 {
+                std::thread::sleep(Duration::from_secs(2));
+            }
             eprintln!("flowrl-dist: {e}");
             e.exit_code()
         }
@@ -74,6 +78,10 @@ fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Resu
     match work(&world) {
         Ok(code) => Ok(code),
         Err(e) if world.world_size() == 1 => Err(e),
+        Err(e @ crate::Error::Usage(_)) if world.rank() > 0 => {
+            std::thread::sleep(Duration::from_secs(2)); // as above
+            world.abort(e.exit_code(), &format!("flowrl-dist: {e}"))
+        }
         Err(e) => world.abort(e.exit_code(), &format!("flowrl-dist: {e}")),
     }
 }

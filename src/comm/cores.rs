@@ -1,15 +1,13 @@
 //! How many threads a rank may use.
 
-use super::launcher::{self, Variables};
+use super::launcher;
 
 /// This rank's share of the host's cores, at least 1.
 ///
 /// A launcher may have bound the rank to some cores (Open MPI does so by default, to one core or to a socket shared by
 /// several ranks): the share is never more than that.
 pub fn threads_per_rank() -> usize {
-    let variables: Variables =
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
-    let ranks = launcher::local(&variables).1.unwrap_or(1);
+    let ranks = launcher::local(&launcher::environment()).1.unwrap_or(1);
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok().and_then(|list| count(&list));
     share(online.unwrap_or(bound), bound, ranks)

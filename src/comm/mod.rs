@@ -28,6 +28,11 @@ pub use self::world::{Backend, Place, World};
 use crate::error::Result;
 use candle_core::Tensor;
 
+/// This rank by the launcher's word, before any transport is there; 0 where it tells nothing.
+pub fn launched_rank() -> usize {
+    launcher::rank(&launcher::environment())
+}
+
 /// How the values of the ranks are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceOp {

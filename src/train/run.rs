@@ -42,10 +42,13 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
         run.iteration()?;
         let done = run.trainer.state.update >= config.run.updates;
         let leaving = interrupt.agreed(world)?;
+        if leaving {
+            run.save()?; // before anything that takes long: what asked to leave may not wait
+        }
         if run.passed(config.run.eval_every) || done {
             run.evaluate()?;
         }
-        if run.passed(config.run.checkpoint_every) || done || leaving {
+        if !leaving && (run.passed(config.run.checkpoint_every) || done) {
             run.save()?;
         }
         if leaving && !done {
