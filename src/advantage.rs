@@ -52,6 +52,16 @@ impl AdvantageMap {
     /// AdvantageFlow's: linear in units of the pooled within-group deviation, within 1.
     pub const ADVANTAGE_FLOW: Self =
         Self { normaliser: Normaliser::PooledRms, clip: 1.0, map: Map::Linear, temperature: 1.0, map_clip: 3.0 };
+    /// DiffusionNFT's and Flow-GRPO's: linear in units of the global deviation, within 5.
+    pub const DIFFUSION_NFT: Self = Self { map: Map::Linear, ..Self::FLOW_AWR };
+
+    /// Largest advantage that the map can give.
+    pub fn bound(&self) -> f64 {
+        match self.map {
+            Map::Linear => self.clip,
+            Map::Softmax | Map::GatedSoftmax => self.map_clip,
+        }
+    }
 }
 
 /// The advantages of an iteration and what they say about it.
@@ -167,7 +177,7 @@ mod tests {
     const REWARDS: [f64; 12] = [0.1, 0.2, 0.3, 0.9, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0];
     const GROUPS: [usize; 12] = [7, 7, 7, 7, 3, 3, 3, 3, 5, 5, 5, 5];
     const GATED: AdvantageMap = AdvantageMap { map: Map::GatedSoftmax, ..AdvantageMap::FLOW_AWR };
-    const LINEAR: AdvantageMap = AdvantageMap { map: Map::Linear, ..AdvantageMap::FLOW_AWR };
+    const LINEAR: AdvantageMap = AdvantageMap::DIFFUSION_NFT;
 
     /// Golden values computed apart from this program from the released programs' formulas.
     #[test]

@@ -6,7 +6,7 @@
 //! apart from this program.
 
 use candle_core::{Device, Tensor, Var};
-use flowrl_dist::objective::{Frozen, Gamma, Method, MethodConfig, Objective, Point};
+use flowrl_dist::objective::{AdvantageConfig, Frozen, Gamma, Method, MethodConfig, Objective, Point};
 
 type Result<T> = candle_core::Result<T>;
 
@@ -42,6 +42,11 @@ fn exponential(x0: f64) -> f64 {
 fn linear(x0: f64) -> f64 {
     let (mean, deviation) = moments();
     ((x0 - mean) / deviation).clamp(-1.0, 1.0)
+}
+
+fn linear_within_five(x0: f64) -> f64 {
+    let (mean, deviation) = moments();
+    ((x0 - mean) / deviation).clamp(-5.0, 5.0)
 }
 
 /// The posterior of x0 at (t, x_t): places and weights that sum to 1.
@@ -92,21 +97,30 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
 }
 
 fn objective(name: Method, gamma: Option<Gamma>) -> Objective {
-    let config = MethodConfig { name, gamma, kl_coef: Some(0.0), adaptive_scale: false };
-    Objective::new(&config)
+    with(MethodConfig { name, gamma, ..MethodConfig::default() })
 }
 
-/// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A).
-const GOLDEN: [[f64; 8]; 9] = [
-    [0.25, -1.5, 1.999922, 1.846025, 0.247783, 1.961789, 1.926269, 1.992354],
-    [0.25, 0.0, -0.810046, -0.945030, 0.744440, -0.910534, -0.953987, -0.972915],
-    [0.25, 1.5, -2.285698, -2.508574, 1.905944, -2.710487, -2.325103, -2.367287],
-    [0.50, -1.5, 1.342391, 1.033357, 0.233615, 1.270196, 0.762699, 1.273259],
-    [0.50, 0.0, -0.510666, -1.052894, 0.813899, -0.951985, -1.093938, -1.195100],
-    [0.50, 1.5, -1.666837, -2.252599, 2.314563, -3.022620, -1.832064, -1.996660],
-    [0.75, -1.5, -0.243730, -1.657221, 0.444389, -0.871869, -2.290638, -1.212404],
-    [0.75, 0.0, -0.175047, -1.588169, 0.936501, -1.498437, -1.401193, -1.531534],
-    [0.75, 1.5, 0.005409, -1.001174, 1.719992, -1.725906, -0.504399, -0.845040],
+fn diffusion_nft(mix: f64) -> Objective {
+    with(MethodConfig { name: Method::DiffusionNft, mix: Some(mix), ..MethodConfig::default() })
+}
+
+fn with(config: MethodConfig) -> Objective {
+    let config = MethodConfig { kl_coef: Some(0.0), adaptive_scale: false, ..config };
+    Objective::new(&config, &AdvantageConfig::default().resolve(config.name))
+}
+
+/// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A), DiffusionNFT with mix 1
+/// and 0.1.
+const GOLDEN: [[f64; 10]; 9] = [
+    [0.25, -1.5, 1.999922, 1.846025, 0.247783, 1.961789, 1.926269, 1.992354, 1.963001, 1.630711],
+    [0.25, 0.0, -0.810046, -0.945030, 0.744440, -0.910534, -0.953987, -0.972915, -0.842620, -1.135785],
+    [0.25, 1.5, -2.285698, -2.508574, 1.905944, -2.710487, -2.325103, -2.367287, -2.341162, -2.840339],
+    [0.50, -1.5, 1.342391, 1.033357, 0.233615, 1.270196, 0.762699, 1.273259, 1.279463, 0.713116],
+    [0.50, 0.0, -0.510666, -1.052894, 0.813899, -0.951985, -1.093938, -1.195100, -0.665670, -2.060706],
+    [0.50, 1.5, -1.666837, -2.252599, 2.314563, -3.022620, -1.832064, -1.996660, -1.832133, -3.319788],
+    [0.75, -1.5, -0.243730, -1.657221, 0.444389, -0.871869, -2.290638, -1.212404, -0.523119, -3.037620],
+    [0.75, 0.0, -0.175047, -1.588169, 0.936501, -1.498437, -1.401193, -1.531534, -0.543851, -3.863085],
+    [0.75, 1.5, 0.005409, -1.001174, 1.719992, -1.725906, -0.504399, -0.845040, -0.275047, -2.799156],
 ];
 
 #[test]
@@ -115,7 +129,7 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
     let constant = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)));
     let one_minus = objective(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage));
     let exact = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.0)));
-    for [t, x_t, v_old, v_star, h, awr, af_constant, af_one_minus] in GOLDEN {
+    for [t, x_t, v_old, v_star, h, awr, af_constant, af_one_minus, nft, nft_small] in GOLDEN {
         let close = |what: &str, got: f64, expected: f64| {
             assert!((got - expected).abs() < 1e-6, "{what} at t {t}, x_t {x_t}: {got}, not {expected}");
         };
@@ -125,6 +139,8 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
         close("v_old + h (v* - v_old)", v_old + h * (v_star - v_old), awr);
         close("AdvantageFlow(1.1)", minimiser(&constant, linear, t, x_t)?, af_constant);
         close("AdvantageFlow(1-A)", minimiser(&one_minus, linear, t, x_t)?, af_one_minus);
+        close("DiffusionNFT(1)", minimiser(&diffusion_nft(1.0), linear_within_five, t, x_t)?, nft);
+        close("DiffusionNFT(0.1)", minimiser(&diffusion_nft(0.1), linear_within_five, t, x_t)?, nft_small);
         // gamma = 1 with the exponential advantage has exactly the tilt's velocity as its minimiser.
         close("AdvantageFlow(1), A = w - 1", minimiser(&exact, exponential, t, x_t)?, v_star);
     }

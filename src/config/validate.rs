@@ -1,7 +1,7 @@
 //! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
 
 use super::RunConfig;
-use crate::objective::{Gamma, Method, Needs, Objective};
+use crate::objective::{Gamma, Method};
 use crate::params::Trainable;
 use crate::pipeline::Kind;
 use std::path::Path;
@@ -75,29 +75,28 @@ fn method(config: &RunConfig) -> Check {
     positive("advantage.clip", map.clip)?;
     positive("advantage.map_clip", map.map_clip)?;
     positive("advantage.temperature", map.temperature)?;
-    match (m.name, m.gamma) {
-        (Method::FlowAwr, Some(_)) => {
-            Err("method.gamma belongs to advantage-flow, not to flow-awr; remove it or set method.name = \"advantage-flow\"".into())
-        }
-        (Method::AdvantageFlow, Some(Gamma::Constant(gamma))) => {
-            let bound = if map.map == crate::advantage::Map::Linear { map.clip } else { map.map_clip };
-            if !gamma.is_finite() || gamma <= bound {
-                return Err(format!(
-                    "method.gamma = {gamma}: must be above the largest advantage {bound}, or the loss has no minimum for \
-                     a sample of advantage -{bound}; use {} or \"1-A\"",
-                    bound + 0.1
-                ));
-            }
-            Ok(())
-        }
-        _ => needs(Objective::new(m).needs()),
+    belongs("method.gamma", m.gamma.is_some(), m.name, Method::AdvantageFlow, "advantage-flow")?;
+    belongs("method.mix", m.mix.is_some(), m.name, Method::DiffusionNft, "diffusion-nft")?;
+    if let Some(mix) = m.mix {
+        positive("method.mix", mix)?;
+    }
+    let bound = map.bound();
+    match m.gamma {
+        Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= bound => Err(format!(
+            "method.gamma = {gamma}: must be above the largest advantage {bound}, or the loss has no minimum for a sample \
+             of advantage -{bound}; use {} or \"1-A\"",
+            bound + 0.1
+        )),
+        _ => Ok(()),
     }
 }
 
-/// Every need of an objective must be met by what a run keeps: the old policy and the base model always are.
-fn needs(needs: Needs) -> Check {
-    let Needs { old: _, reference: _ } = needs;
-    Ok(())
+/// A key of one method is a mistake with another.
+fn belongs(key: &str, given: bool, method: Method, owner: Method, name: &str) -> Check {
+    match given && method != owner {
+        true => Err(format!("{key}: belongs to {name}; remove it or set method.name = \"{name}\"")),
+        false => Ok(()),
+    }
 }
 
 fn rewards(config: &RunConfig) -> Check {

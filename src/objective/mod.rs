@@ -1,6 +1,7 @@
 //! Objectives: pure arithmetic on velocities. One file a method; `docs/METHODS.md` has them in one notation.
 
 mod advantage_flow;
+mod diffusion_nft;
 mod flow_awr;
 
 pub use advantage_flow::Gamma;
@@ -19,6 +20,8 @@ pub enum Method {
     FlowAwr,
     /// AdvantageFlow (arXiv 2605.26013).
     AdvantageFlow,
+    /// DiffusionNFT (arXiv 2509.16117).
+    DiffusionNft,
 }
 
 /// `[method]`: the method's name and its own keys.
@@ -33,6 +36,9 @@ pub struct MethodConfig {
     /// Rollout regularisation of AdvantageFlow: `"1-A"` or a number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gamma: Option<Gamma>,
+    /// DiffusionNFT's distance of its two velocities from the old one (its paper's beta).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<f64>,
     /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
     #[serde(default = "yes")]
     pub adaptive_scale: bool,
@@ -44,7 +50,7 @@ fn yes() -> bool {
 
 impl Default for MethodConfig {
     fn default() -> Self {
-        Self { name: Method::FlowAwr, kl_coef: None, gamma: None, adaptive_scale: true }
+        Self { name: Method::FlowAwr, kl_coef: None, gamma: None, mix: None, adaptive_scale: true }
     }
 }
 
@@ -75,6 +81,7 @@ impl AdvantageConfig {
         let default = match method {
             Method::FlowAwr => AdvantageMap::FLOW_AWR,
             Method::AdvantageFlow => AdvantageMap::ADVANTAGE_FLOW,
+            Method::DiffusionNft => AdvantageMap::DIFFUSION_NFT,
         };
         AdvantageMap {
             normaliser: self.normaliser.unwrap_or(default.normaliser),
@@ -134,17 +141,25 @@ pub enum Objective {
     FlowAwr(flow_awr::FlowAwr),
     /// AdvantageFlow.
     AdvantageFlow(advantage_flow::AdvantageFlow),
+    /// DiffusionNFT.
+    DiffusionNft(diffusion_nft::DiffusionNft),
 }
 
 impl Objective {
-    /// The objective of a configuration.
-    pub fn new(config: &MethodConfig) -> Self {
+    /// The objective of a configuration, for advantages of this map.
+    pub fn new(config: &MethodConfig, map: &AdvantageMap) -> Self {
         let adaptive = config.adaptive_scale;
         match config.name {
             Method::FlowAwr => Self::FlowAwr(flow_awr::FlowAwr { kl_coef: config.kl_coef.unwrap_or(1e-4), adaptive }),
             Method::AdvantageFlow => Self::AdvantageFlow(advantage_flow::AdvantageFlow {
                 gamma: config.gamma.unwrap_or(Gamma::OneMinusAdvantage),
                 kl_coef: config.kl_coef.unwrap_or(1e-3),
+                adaptive,
+            }),
+            Method::DiffusionNft => Self::DiffusionNft(diffusion_nft::DiffusionNft {
+                mix: config.mix.unwrap_or(1.0),
+                clip: map.bound(),
+                kl_coef: config.kl_coef.unwrap_or(1e-4),
                 adaptive,
             }),
         }
@@ -155,6 +170,7 @@ impl Objective {
         let kl_coef = match self {
             Self::FlowAwr(o) => o.kl_coef,
             Self::AdvantageFlow(o) => o.kl_coef,
+            Self::DiffusionNft(o) => o.kl_coef,
         };
         Needs { old: true, reference: kl_coef > 0.0 }
     }
@@ -164,6 +180,7 @@ impl Objective {
         match self {
             Self::FlowAwr(o) => o.terms(point, v, frozen),
             Self::AdvantageFlow(o) => o.terms(point, v, frozen),
+            Self::DiffusionNft(o) => o.terms(point, v, frozen),
         }
     }
 }

@@ -24,15 +24,20 @@ fn frozen() -> Result<Frozen> {
 }
 
 fn objectives() -> Vec<Objective> {
-    let config = |name, gamma| MethodConfig { name, gamma, kl_coef: Some(0.01), adaptive_scale: true };
+    let config = |name, gamma, mix| MethodConfig { name, gamma, mix, kl_coef: Some(0.01), adaptive_scale: true };
     [
-        config(Method::FlowAwr, None),
-        config(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage)),
-        config(Method::AdvantageFlow, Some(Gamma::Constant(1.1))),
+        config(Method::FlowAwr, None, None),
+        config(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage), None),
+        config(Method::AdvantageFlow, Some(Gamma::Constant(1.1)), None),
+        config(Method::DiffusionNft, None, Some(0.3)),
     ]
     .iter()
-    .map(Objective::new)
+    .map(new)
     .collect()
+}
+
+fn new(config: &MethodConfig) -> Objective {
+    Objective::new(config, &AdvantageConfig::default().resolve(config.name))
 }
 
 /// Gradient of the summed losses by autograd.
@@ -50,7 +55,8 @@ const A: [f64; 3] = [-0.7, 0.4, 0.9];
 
 /// Derived by hand: with n dimensions and w outside the graph,
 /// FlowAWR 2 t^2 (v - v_old - A (u - v_old)) / (n w) + 2 kl (v - v_ref) / n,
-/// AdvantageFlow 2 t^2 ((A + gamma + kl) v - A u - gamma v_old - kl v_ref) / (n w).
+/// AdvantageFlow 2 t^2 ((A + gamma + kl) v - A u - gamma v_old - kl v_ref) / (n w),
+/// DiffusionNFT 2 clip t^2 (r (v+ - u) / w+ - (1 - r) (v- - u) / w-) / n + 2 kl (v - v_ref) / n.
 #[test]
 fn gradients_equal_the_closed_forms() -> Result<()> {
     let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
@@ -76,6 +82,19 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
                 let inner = ((v.broadcast_mul(&curvature)? - u.broadcast_mul(&a)?)? - old.broadcast_mul(&gamma)?)?;
                 (inner - (&reference * o.kl_coef)?)?.broadcast_mul(&scale)?
             }
+            Objective::DiffusionNft(o) => {
+                let r = a.affine(0.5 / o.clip, 0.5)?;
+                let positive = ((&v * o.mix)? + (&old * (1.0 - o.mix))?)?;
+                let negative = ((&old * (1.0 + o.mix))? - (&v * o.mix)?)?;
+                let branch = |velocity: &Tensor, r: &Tensor| -> Result<Tensor> {
+                    let f = x0_estimate(&point.x_t, &point.t, velocity)?;
+                    let w = mean_dims(&(&f - &point.x0)?.abs()?)?;
+                    let scale = column(&((point.t.sqr()? * (2.0 * o.clip / n))? / w)?)?;
+                    Ok((velocity - &u)?.broadcast_mul(r)?.broadcast_mul(&scale)?)
+                };
+                let policy = (branch(&positive, &r)? - branch(&negative, &r.affine(-1.0, 1.0)?)?)?;
+                (policy + ((&v - &reference)? * (2.0 * o.kl_coef / n))?)?
+            }
         };
         let error = max_abs(&(gradient(&objective, &point, &v, &frozen)? - expected)?)?;
         assert!(error < 1e-14, "{objective:?}: {error}");
@@ -87,7 +106,8 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
 fn gradients_agree_with_finite_differences_of_the_scaled_loss() -> Result<()> {
     let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
     let w = |v: &Tensor| adaptive_scale(&point, &estimate(&point, v)?, true);
-    for objective in objectives() {
+    // DiffusionNFT has two scales: it is differenced without them below.
+    for objective in objectives().into_iter().filter(|o| !matches!(o, Objective::DiffusionNft(_))) {
         let exact = gradient(&objective, &point, &v, &frozen)?.flatten_all()?.to_vec1::<f64>()?;
         for at in [0, 30, 71] {
             let shifted = |by: f64| -> Result<f64> {
@@ -99,7 +119,7 @@ fn gradients_agree_with_finite_differences_of_the_scaled_loss() -> Result<()> {
                 let back = (w(&moved)? / w(&v)?)?;
                 let loss = match &objective {
                     Objective::FlowAwr(_) => ((terms.policy * back)? + terms.kl)?,
-                    Objective::AdvantageFlow(_) => (terms.loss * back)?,
+                    _ => (terms.loss * back)?,
                 };
                 Ok(loss.sum_all()?.to_scalar::<f64>()?)
             };
@@ -110,12 +130,43 @@ fn gradients_agree_with_finite_differences_of_the_scaled_loss() -> Result<()> {
     Ok(())
 }
 
+/// Without scales, at the old policy, DiffusionNFT's gradient is 2 A t^2 (v_old - u) / n for every mix.
+#[test]
+fn diffusion_nft_starts_as_policy_gradient_whatever_its_mix() -> Result<()> {
+    let (point, v) = (point(A)?, noise(3)?);
+    let frozen = Frozen { old: Some(v.clone()), reference: None };
+    let u = (&point.eps - &point.x0)?;
+    let scale = column(&((point.t.sqr()? * &point.advantage)? * (2.0 / 24.0))?)?;
+    let expected = (&v - u)?.broadcast_mul(&scale)?;
+    for mix in [1.0, 0.2, 0.1] {
+        let objective = new(&MethodConfig {
+            name: Method::DiffusionNft,
+            mix: Some(mix),
+            kl_coef: Some(0.0),
+            adaptive_scale: false,
+            ..MethodConfig::default()
+        });
+        let exact = gradient(&objective, &point, &v, &frozen)?;
+        assert!(max_abs(&(&exact - &expected)?)? < 1e-13, "mix {mix}");
+        let shifted = |by: f64| -> Result<f64> {
+            let mut values = v.flatten_all()?.to_vec1::<f64>()?;
+            values[40] += by;
+            let moved = Tensor::from_vec(values, SHAPE, &Device::Cpu)?;
+            Ok(objective.terms(&point, &moved, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?)
+        };
+        let numeric = (shifted(1e-5)? - shifted(-1e-5)?) / 2e-5;
+        assert!((numeric - exact.flatten_all()?.to_vec1::<f64>()?[40]).abs() < 1e-8, "mix {mix}");
+    }
+    Ok(())
+}
+
 /// A = 0 and v = v_old = v_ref: nothing to learn, and the target is the old estimate to the bit.
 #[test]
 fn no_signal_gives_no_gradient() -> Result<()> {
     let (point, v) = (point([0.0; 3])?, noise(3)?);
     let frozen = Frozen { old: Some(v.clone()), reference: Some(v.clone()) };
-    for objective in objectives() {
+    // DiffusionNFT pulls both ways with equal weight: its two gradients cancel to rounding, not to the bit.
+    for objective in objectives().into_iter().filter(|o| !matches!(o, Objective::DiffusionNft(_))) {
         assert_eq!(max_abs(&gradient(&objective, &point, &v, &frozen)?)?, 0.0, "{objective:?}");
     }
     Ok(())
@@ -129,7 +180,7 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
     let v = noise(3)?;
     for name in [Method::FlowAwr, Method::AdvantageFlow] {
         let config = MethodConfig { name, kl_coef: Some(0.0), ..MethodConfig::default() };
-        let objective = Objective::new(&config);
+        let objective = new(&config);
         assert!(!objective.needs().reference);
         let frozen = Frozen { old: Some(noise(4)?), reference: None };
         // At u itself the scale takes its floor, so rounding errors are divided by 1e-5.
@@ -148,7 +199,7 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
 fn advantage_flow_with_one_minus_a_is_flow_awr() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
     let frozen = Frozen { old: Some(noise(4)?), reference: None };
-    let of = |name| Objective::new(&MethodConfig { name, kl_coef: Some(0.0), ..MethodConfig::default() });
+    let of = |name| new(&MethodConfig { name, kl_coef: Some(0.0), ..MethodConfig::default() });
     let a = gradient(&of(Method::FlowAwr), &point, &v, &frozen)?;
     let b = gradient(&of(Method::AdvantageFlow), &point, &v, &frozen)?;
     assert!(max_abs(&(a - b)?)? < 1e-15);

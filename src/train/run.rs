@@ -133,7 +133,7 @@ impl<'a> Run<'a> {
             pipeline,
             prompts,
             rewards: reward::build(&config.reward, threads)?,
-            objective: Objective::new(&config.method),
+            objective: Objective::new(&config.method, &config.advantage.resolve(config.method.name)),
             points: Points::new(config),
             layout,
             state,
