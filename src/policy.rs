@@ -15,26 +15,42 @@ pub struct Policies {
     pub old: ParamSet,
     /// The base model.
     pub reference: ParamSet,
-    /// Whether `old` holds the same values as `policy`.
+    /// Whether `old` holds the same values as `policy`, so that one velocity serves for both.
     pub old_is_policy: bool,
+    layout: Layout,
 }
 
 impl Policies {
-    /// The sets for the optimizer's state.
+    /// The sets of the optimizer's state. `old_is_policy`: the old policy was last set to the policy's values.
     pub fn new(
         pipeline: &Pipeline,
         trainable: Trainable,
         layout: &Layout,
         state: &Sharded,
+        old_is_policy: bool,
         world: &World,
     ) -> Result<Self> {
-        let reference = match trainable {
-            Trainable::Full => pipeline.base.clone(),
-            Trainable::Lora => pipeline.base.without_adapters(&pipeline.model.specs()),
-        };
         let base = &pipeline.base;
+        let reference = match trainable {
+            Trainable::Full => base.clone(),
+            Trainable::Lora => base.without_adapters(&pipeline.model.specs()),
+        };
         let policy = base.with_flat(layout, &state.gather_policy(&*world.device)?)?;
         let old = base.with_flat(layout, &state.gather_old(&*world.device)?)?;
-        Ok(Self { policy, old, reference, old_is_policy: false })
+        Ok(Self { policy, old, reference, old_is_policy, layout: layout.clone() })
+    }
+
+    /// Gathers the policy after an update.
+    pub fn refresh_policy(&mut self, state: &Sharded, world: &World) -> Result<()> {
+        self.policy = self.policy.with_flat(&self.layout, &state.gather_policy(&*world.device)?)?;
+        self.old_is_policy = false;
+        Ok(())
+    }
+
+    /// Gathers the old policy after it followed the policy with the share `eta` of itself.
+    pub fn refresh_old(&mut self, state: &Sharded, eta: f64, world: &World) -> Result<()> {
+        self.old = self.old.with_flat(&self.layout, &state.gather_old(&*world.device)?)?;
+        self.old_is_policy = eta == 0.0;
+        Ok(())
     }
 }

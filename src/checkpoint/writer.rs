@@ -140,7 +140,8 @@ fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, 
     let others = if failed > 1 { format!(" (and {} more ranks)", failed - 1) } else { String::new() };
     let refuse = |rank, cause| {
         let remedy = "the earlier checkpoints are untouched: mend this and start again with --resume auto";
-        error(path, format!("not saved: rank {rank} {cause}{others}; {remedy}"))
+        // Not a checkpoint that is wrong: the run failed (exit code 1), and may be started again.
+        Error::Failed(format!("checkpoint {}: not saved: rank {rank} {cause}{others}; {remedy}", path.display()))
     };
     all.into_iter().enumerate().map(|(rank, result)| result.map_err(|cause| refuse(rank, cause))).collect()
 }

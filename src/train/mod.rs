@@ -78,18 +78,14 @@ impl Trainer {
             let lr = self.config.optim.lr;
             let report = self.state.step(&gradients, &self.config.optim, lr, &*self.world.device)?;
             self.state.update_ema(self.config.ema.decay)?;
-            let flat = self.state.gather_policy(&*self.world.device)?; // [R S]
-            self.policies.policy = self.policies.policy.with_flat(&self.layout, &flat)?;
-            self.policies.old_is_policy = false;
+            self.policies.refresh_policy(&self.state, &self.world)?;
             metrics.set("grad_norm", report.norm);
             metrics.set("lr", lr);
             updates.push(metrics);
         }
         clock.start("old_policy");
         let eta = self.state.update_old(self.config.old_policy.schedule)?;
-        let flat = self.state.gather_old(&*self.world.device)?;
-        self.policies.old = self.policies.old.with_flat(&self.layout, &flat)?;
-        self.policies.old_is_policy = eta == 0.0;
+        self.policies.refresh_old(&self.state, eta, &self.world)?;
         shared.set("old_policy.eta", eta);
         clock.report(&mut shared);
         self.finish(iteration, updates, &shared)

@@ -111,9 +111,9 @@ impl<'a> Run<'a> {
             iteration = reader.state().iteration;
             state.restore(reader.read(state.range())?.vectors, reader.state().update)?;
         }
-        let mut policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, world)?;
-        policies.old_is_policy = config.old_policy.schedule.eta(state.update) == 0.0;
         let update = state.update;
+        let old_is_policy = config.old_policy.schedule.eta(update) == 0.0;
+        let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
         if first {
