@@ -101,14 +101,15 @@ impl Job {
     pub fn start(command: &mut Command) -> Self {
         static RUNS: AtomicUsize = AtomicUsize::new(0);
         let token = Token(format!("{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed)));
-        let mut child =
-            command
-                .env(TOKEN, &token.0)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .unwrap_or_else(|e| panic!("{command:?}: {e}. For mpirun install Open MPI (Debian: openmpi-bin libopenmpi-dev)"));
+        let mut child = command
+            .env(TOKEN, &token.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| {
+                panic!("{command:?}: {e}. For mpirun install Open MPI (Debian: openmpi-bin libopenmpi-dev)")
+            });
         let stdout = drain(child.stdout.take().unwrap());
         let stderr = drain(child.stderr.take().unwrap());
         Self { child, stdout, stderr, start: Instant::now(), token }

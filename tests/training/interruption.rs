@@ -60,9 +60,9 @@ fn a_run_whose_ranks_are_killed_ends_as_the_unbroken_one() {
     // Before there is any checkpoint, while one is being saved, and while an iteration is under way.
     killed(&training, 1, "the log", || training.logged(0));
     assert_eq!(training.saved(), None);
-    killed(&training, 0, "the second save", || saving(2));
-    assert!(training.saved().is_some_and(|update| update == 1 || update == 2));
-    killed(&training, 1, "the third update", || training.saved() == Some(3) || saving(4));
+    killed(&training, 0, "the second save", || saving(2) || training.saved() >= Some(2));
+    assert!(training.saved() >= Some(1));
+    killed(&training, 1, "the third save", || training.saved() >= Some(3));
     training.run(2, UPDATES);
     training.record().assert_equal(&unbroken);
 }

@@ -28,6 +28,11 @@ fn a_stopped_run_ends_as_the_unbroken_one() {
 fn so_does_a_run_of_one_rank() {
     let _alone = alone();
     let stopped = stopped(1);
-    resumed(&stopped, 1).assert_equal(&unbroken(1));
+    let training = stopped.copy();
+    for _ in 0..2 {
+        // The second time there is nothing left to do.
+        training.run(1, UPDATES);
+        training.record().assert_equal(&unbroken(1));
+    }
     resumed(&stopped, 4).assert_close(&unbroken(1), "1 rank, then 4");
 }
