@@ -24,7 +24,7 @@ pub struct Output {
     pub elapsed: Duration,
     /// When the job was over.
     pub ended: SystemTime,
-    token: String,
+    token: Token,
 }
 
 impl Output {
@@ -50,8 +50,8 @@ impl Output {
     /// Fails where a process of the run is still there 2 s after its end.
     pub fn assert_no_leftovers(&self) {
         let patience = Instant::now() + Duration::from_secs(2);
-        while !processes(&self.token).is_empty() {
-            assert!(Instant::now() < patience, "processes are left: {:?}\n{self}", processes(&self.token));
+        while !processes(&self.token.0).is_empty() {
+            assert!(Instant::now() < patience, "processes are left: {:?}\n{self}", processes(&self.token.0));
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -73,34 +73,85 @@ pub fn event() {
 /// Runs `program` on `ranks` ranks of this host. Fails where mpirun is absent; after `timeout` the run is killed and
 /// the test fails with its output.
 pub fn mpirun(ranks: usize, program: &Path, args: &[&str], envs: &[(&str, &str)], timeout: Duration) -> Output {
-    static RUNS: AtomicUsize = AtomicUsize::new(0);
-    let token = format!("{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
-    let start = Instant::now();
-    let mut child = Command::new("mpirun")
+    Job::start(on_ranks(ranks, program).args(args).envs(envs.iter().copied())).finish(timeout)
+}
+
+/// `mpirun` of `program` on `ranks` ranks of this host; arguments that are added are the program's.
+pub fn on_ranks(ranks: usize, program: &Path) -> Command {
+    let mut command = Command::new("mpirun");
+    command
         .args(["--oversubscribe", "-n", &ranks.to_string()])
         .arg(program)
-        .args(args)
-        .envs(envs.iter().copied())
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env(TOKEN, &token)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|e| panic!("mpirun: {e}. Install Open MPI (Debian: openmpi-bin libopenmpi-dev)"));
-    let stdout = drain(child.stdout.take().unwrap());
-    let stderr = drain(child.stderr.take().unwrap());
-    let status = wait(&mut child, start + timeout);
-    let (elapsed, ended) = (start.elapsed(), SystemTime::now());
-    if status.is_none() {
-        kill(&token);
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command
+}
+
+/// A run that goes on while the test does something to it. Dropped, it is killed.
+pub struct Job {
+    child: Child,
+    stdout: JoinHandle<String>,
+    stderr: JoinHandle<String>,
+    start: Instant,
+    token: Token,
+}
+
+impl Job {
+    /// Starts a command.
+    pub fn start(command: &mut Command) -> Self {
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        let token = Token(format!("{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed)));
+        let mut child = command
+            .env(TOKEN, &token.0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| {
+                panic!("{command:?}: {e}. For mpirun install Open MPI (Debian: openmpi-bin libopenmpi-dev)")
+            });
+        let stdout = drain(child.stdout.take().unwrap());
+        let stderr = drain(child.stderr.take().unwrap());
+        Self { child, stdout, stderr, start: Instant::now(), token }
     }
-    let finished = status.unwrap_or_else(|| child.wait().unwrap());
-    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
-    let output = Output { status: finished, stdout, stderr, elapsed, ended, token };
-    assert!(status.is_some(), "no end after {timeout:?}, killed: {output}");
-    output
+
+    /// Waits until `ready`; fails where the run ends before, or after `timeout`.
+    pub fn until(&mut self, what: &str, timeout: Duration, ready: impl Fn() -> bool) {
+        let end = Instant::now() + timeout;
+        while !ready() {
+            assert_eq!(self.child.try_wait().unwrap(), None, "the run ended before {what}");
+            assert!(Instant::now() < end, "{what} did not come within {timeout:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sends a signal to the process that was started: mpirun, or the program itself.
+    pub fn signal(&self, name: &str) {
+        send(name, &self.child.id().to_string());
+    }
+
+    /// Sends a signal to one rank of a run under mpirun.
+    pub fn signal_rank(&self, name: &str, rank: usize) {
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+        let mut ranks = processes(&self.token.0);
+        ranks.retain(|pid| has_variable(&PathBuf::from("/proc").join(pid), &variable));
+        assert_eq!(ranks.len(), 1, "processes of rank {rank}: {ranks:?}");
+        send(name, &ranks[0]);
+    }
+
+    /// Waits for the end. After `timeout` the run is killed and the test fails with its output.
+    pub fn finish(mut self, timeout: Duration) -> Output {
+        let status = wait(&mut self.child, Instant::now() + timeout);
+        let (elapsed, ended) = (self.start.elapsed(), SystemTime::now());
+        if status.is_none() {
+            self.token.kill();
+        }
+        let finished = status.unwrap_or_else(|| self.child.wait().unwrap());
+        let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
+        let output = Output { status: finished, stdout, stderr, elapsed, ended, token: self.token };
+        assert!(status.is_some(), "no end after {timeout:?}, killed: {output}");
+        output
+    }
 }
 
 /// Runs the test `worker` of this test program on `ranks` ranks, in the given role.
@@ -129,19 +180,35 @@ fn drain(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
+/// Marks the processes of a run; dropped, it kills those that are left.
+#[derive(Debug)]
+struct Token(String);
+
+impl Token {
+    fn kill(&self) {
+        processes(&self.0).iter().for_each(|pid| send("KILL", pid));
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
 /// The processes of a run; zombies have no environment and do not count.
 fn processes(token: &str) -> Vec<String> {
     let variable = format!("{TOKEN}={token}");
-    let marked = |folder: &PathBuf| {
-        let environment = std::fs::read(folder.join("environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
-    };
     let folders = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    folders.filter(marked).filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect()
+    let marked = folders.filter(|folder| has_variable(folder, &variable));
+    marked.filter_map(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())).collect()
 }
 
-fn kill(token: &str) {
-    for pid in processes(token) {
-        let _ = Command::new("kill").args(["-KILL", &pid]).status();
-    }
+fn has_variable(folder: &Path, variable: &str) -> bool {
+    let environment = std::fs::read(folder.join("environ")).unwrap_or_default();
+    environment.split(|&byte| byte == 0).any(|entry| entry == variable.as_bytes())
+}
+
+fn send(signal: &str, pid: &str) {
+    let _ = Command::new("kill").args(["-s", signal, pid]).status();
 }

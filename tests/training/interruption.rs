@@ -1,0 +1,68 @@
+//! Signals and kills in the middle of a run.
+
+use crate::common::{Job, Output};
+use crate::runs::{TIMEOUT, Training, UPDATES, alone, unbroken};
+use flowrl_dist::error::EXIT_RESTART;
+use std::time::{Duration, Instant};
+
+/// A signal after the first update makes the run save and leave; started again it ends as the unbroken one.
+fn signalled(ranks: usize, signal: &str) {
+    let _alone = alone();
+    let unbroken = unbroken(ranks);
+    let training = Training::new(&[]);
+    let mut job = Job::start(&mut training.command(ranks, UPDATES));
+    job.until("the first update", TIMEOUT, || training.logged(1));
+    job.signal(signal);
+    let output = job.finish(TIMEOUT);
+    assert_eq!(output.code(), EXIT_RESTART, "{output}");
+    let update = training.saved().unwrap();
+    assert!(update < UPDATES, "{output}");
+    let message = format!("flowrl-dist: SIG{signal}: saved update {update} of {UPDATES} in ");
+    assert_eq!(output.stderr.matches(&message).count(), 1, "{output}");
+    output.assert_no_leftovers();
+    training.run(ranks, UPDATES);
+    training.record().assert_equal(&unbroken);
+}
+
+#[test]
+fn a_signal_to_mpirun_makes_all_ranks_save_and_leave() {
+    signalled(2, "USR1");
+}
+
+#[test]
+fn a_signal_makes_a_single_rank_save_and_leave() {
+    signalled(1, "TERM");
+}
+
+/// Kills one rank as soon as `ready`.
+fn killed(training: &Training, rank: usize, what: &str, ready: impl Fn() -> bool) -> Output {
+    let mut job = Job::start(&mut training.command(2, UPDATES));
+    job.until(what, TIMEOUT, ready);
+    let since = Instant::now();
+    job.signal_rank("KILL", rank);
+    let output = job.finish(TIMEOUT);
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}: {output}", since.elapsed());
+    assert_eq!(output.code(), 128 + 9, "{output}");
+    output.assert_no_leftovers();
+    output
+}
+
+#[test]
+fn a_run_whose_ranks_are_killed_ends_as_the_unbroken_one() {
+    let _alone = alone();
+    let unbroken = unbroken(2);
+    let training = Training::new(&["run.checkpoint_every=1"]);
+    let saving = |update: u64| {
+        let prefix = format!(".writing-update_{update:08}");
+        let names = std::fs::read_dir(training.path("checkpoints")).into_iter().flatten().flatten();
+        names.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+    };
+    // Before there is any checkpoint, while one is being saved, and while an iteration is under way.
+    killed(&training, 1, "the log", || training.logged(0));
+    assert_eq!(training.saved(), None);
+    killed(&training, 0, "the second save", || saving(2) || training.saved() >= Some(2));
+    assert!(training.saved() >= Some(1));
+    killed(&training, 1, "the third save", || training.saved() >= Some(3));
+    training.run(2, UPDATES);
+    training.record().assert_equal(&unbroken);
+}

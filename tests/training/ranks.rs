@@ -1,0 +1,105 @@
+//! The same run on any number of ranks and threads.
+
+use crate::common::Job;
+use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, finished, unbroken};
+use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::observe::Metrics;
+use serde_json::Value;
+
+/// Metrics that do not depend on the order in which gradients are added up. In the first iteration that is certain; in
+/// later ones the parameters differ in the last bits, but the rewards are counts of letters.
+const EXACT: [&str; 8] = ["update", "iteration", "images", "lr", "reward.", "advantage.", "eval.", "old_policy."];
+
+/// Fails unless the two are the same run but for the order of sums; tells how close they are.
+fn assert_same_run(one: &Record, other: &Record, what: &str) {
+    assert_eq!(one.metrics.len(), other.metrics.len());
+    let mut largest = (0.0, String::new());
+    for (a, b) in one.metrics.iter().zip(&other.metrics) {
+        let (a, b) = (a.as_object().unwrap(), b.as_object().unwrap());
+        assert!(a.keys().eq(b.keys()));
+        for (name, value) in a {
+            let place = || format!("{name} of update {}", a["update"]);
+            if EXACT.iter().any(|start| name.starts_with(start)) {
+                assert_eq!(value, &b[name], "{what}: {}", place());
+            }
+            let difference = relative(value, &b[name]);
+            assert!(difference < 1e-4, "{what}: {}: {value} and {}", place(), b[name]);
+            if difference > largest.0 {
+                largest = (difference, place());
+            }
+        }
+    }
+    eprintln!("{what}: metrics differ by {:.1e} at most ({})", largest.0, largest.1);
+    other.assert_close(one, what);
+}
+
+fn relative(a: &Value, b: &Value) -> f64 {
+    let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+    if a == b { 0.0 } else { (a - b).abs() / a.abs().max(b.abs()) }
+}
+
+#[test]
+fn any_number_of_ranks_is_the_same_run() {
+    let _alone = alone();
+    for ranks in [2, 4, 8] {
+        assert_same_run(&unbroken(1), &unbroken(ranks), &format!("flow-awr, {ranks} ranks"));
+    }
+}
+
+fn check(settings: &[&str]) {
+    let _alone = alone();
+    let one = finished(settings, 1);
+    for ranks in [2, 4] {
+        assert_same_run(&one, &finished(settings, ranks), &format!("{}, {ranks} ranks", settings.join(" ")));
+    }
+}
+
+#[test]
+fn with_adapters_too() {
+    check(&["model.trainable=lora"]);
+}
+
+#[test]
+fn with_advantage_flow_and_several_updates_an_iteration_too() {
+    check(&["method.name=advantage-flow", "batch.updates_per_iteration=2"]);
+}
+
+#[test]
+fn threads_do_not_matter() {
+    let _alone = alone();
+    for threads in ["1", "3"] {
+        let training = Training::new(&[]);
+        Job::start(training.command(1, UPDATES).env("RAYON_NUM_THREADS", threads)).finish(TIMEOUT).success();
+        training.record().assert_equal(&unbroken(1));
+    }
+}
+
+#[test]
+fn metrics_of_ranks_are_those_of_all_their_samples() {
+    const SAMPLES: usize = 7;
+    let sample = |i: usize| (0.1 + i as f64).sqrt();
+    for ranks in 1..=3 {
+        let all = ThreadGroup::run(ranks, |world| {
+            let mut metrics = Metrics::default();
+            metrics.add_mean("loss", 0.0, 0.0);
+            for i in (0..SAMPLES).filter(|i| i % ranks == world.rank()) {
+                metrics.add_mean("loss", sample(i), 1.0 + i as f64);
+                metrics.add("images", 1.0);
+                metrics.max("time", sample(i));
+            }
+            metrics.set("lr", 0.5 + world.rank() as f64);
+            metrics.reduce(&*world.host)?;
+            Ok(metrics)
+        })
+        .unwrap();
+        let weights = (0..SAMPLES).map(|i| 1.0 + i as f64);
+        let mean = weights.clone().enumerate().map(|(i, w)| w * sample(i)).sum::<f64>() / weights.sum::<f64>();
+        for metrics in &all {
+            assert_eq!(metrics, &all[0]);
+            assert!((metrics.get("loss").unwrap() - mean).abs() < 1e-14);
+            assert_eq!(metrics.get("images"), Some(SAMPLES as f64));
+            assert_eq!(metrics.get("time"), Some(sample(SAMPLES - 1)));
+            assert_eq!(metrics.get("lr"), Some(0.5), "rank 0's stays");
+        }
+    }
+}

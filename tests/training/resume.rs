@@ -1,0 +1,38 @@
+//! A run that was stopped and started again ends as the unbroken one.
+
+use crate::runs::{Record, Training, UPDATES, alone, unbroken};
+
+/// Stopped in the middle on some ranks, then ended on others.
+fn resumed(stopped: &Training, ranks: usize) -> Record {
+    let training = stopped.copy();
+    training.run(ranks, UPDATES);
+    training.record()
+}
+
+fn stopped(ranks: usize) -> Training {
+    let training = Training::new(&[]);
+    training.run(ranks, UPDATES / 2);
+    assert_eq!(training.saved(), Some(UPDATES / 2));
+    training
+}
+
+#[test]
+fn a_stopped_run_ends_as_the_unbroken_one() {
+    let _alone = alone();
+    let stopped = stopped(2);
+    resumed(&stopped, 2).assert_equal(&unbroken(2));
+    resumed(&stopped, 1).assert_close(&unbroken(2), "2 ranks, then 1");
+}
+
+#[test]
+fn so_does_a_run_of_one_rank() {
+    let _alone = alone();
+    let stopped = stopped(1);
+    let training = stopped.copy();
+    for _ in 0..2 {
+        // The second time there is nothing left to do.
+        training.run(1, UPDATES);
+        training.record().assert_equal(&unbroken(1));
+    }
+    resumed(&stopped, 4).assert_close(&unbroken(1), "1 rank, then 4");
+}
