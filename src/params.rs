@@ -41,6 +41,23 @@ pub struct Spec {
     pub role: Role,
 }
 
+impl Spec {
+    /// Initial values: a function of `seed` and the parameter's name only.
+    pub fn initial(&self, seed: u64, device: &Device) -> Result<Tensor> {
+        let len: usize = self.shape.iter().product();
+        let values = match self.init {
+            Init::Zeros => vec![0f32; len],
+            Init::Ones => vec![1f32; len],
+            Init::Normal(std) => {
+                let name = u64::from_le_bytes(first_eight(blake3::hash(self.name.as_bytes()).as_bytes()));
+                let normals = Stream::new(seed, Purpose::Parameters, [name, 0, 0, 0]).normals(len);
+                normals.into_iter().map(|x| (f64::from(x) * std) as f32).collect()
+            }
+        };
+        Ok(Tensor::from_vec(values, self.shape.as_slice(), device)?)
+    }
+}
+
 /// Place of a parameter in its stage's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(usize);
@@ -214,21 +231,9 @@ pub struct ParamSet {
 }
 
 impl ParamSet {
-    /// Initial values: a parameter's numbers depend on `seed` and its name only.
+    /// Initial values of every parameter.
     pub fn init(stages: &[&[Spec]], seed: u64, device: &Device) -> Result<Self> {
-        Self::build(stages, |spec| {
-            let len: usize = spec.shape.iter().product();
-            let values = match spec.init {
-                Init::Zeros => vec![0f32; len],
-                Init::Ones => vec![1f32; len],
-                Init::Normal(std) => {
-                    let name = u64::from_le_bytes(first_eight(blake3::hash(spec.name.as_bytes()).as_bytes()));
-                    let normals = Stream::new(seed, Purpose::Parameters, [name, 0, 0, 0]).normals(len);
-                    normals.into_iter().map(|x| (f64::from(x) * std) as f32).collect()
-                }
-            };
-            Ok(Tensor::from_vec(values, spec.shape.as_slice(), device)?)
-        })
+        Self::build(stages, |spec| spec.initial(seed, device))
     }
 
     /// A set whose tensors `tensor` gives.

@@ -86,13 +86,9 @@ impl Pipeline {
         if let Some(extra) = weights.names().into_iter().find(|name| !base_names(name)) {
             return Err(file(format!("holds {extra}, which this model does not have; is it of another model?")));
         }
-        let fresh = ParamSet::init(&specs, seed, device)?;
-        let mut stage_slot = specs.iter().enumerate().flat_map(|(i, s)| (0..s.len()).map(move |j| (i, j)));
         let base = ParamSet::build(&specs, |spec| {
-            let (stage, slot) = stage_slot.next().unwrap_or_default();
             if spec.role == Role::Adapter {
-                let (_, tensor) = fresh.stage(stage).iter().nth(slot).ok_or_else(|| file("no adapter".into()))?;
-                return Ok(tensor.clone());
+                return spec.initial(seed, device);
             }
             let view = weights.tensor(&spec.name).map_err(|_| file(format!("lacks {}", spec.name)))?;
             if view.shape() != spec.shape {
@@ -143,7 +139,8 @@ fn character_ids(text: &str) -> [u32; MAX_TEXT] {
     ids
 }
 
-fn build(config: &ModelConfig) -> Model {
+/// The velocity model of a configuration, without weights.
+pub fn build(config: &ModelConfig) -> Model {
     let lora = (config.trainable == Trainable::Lora).then_some(&config.lora);
     match config.kind {
         Kind::Glyphs => glyphs::model(&glyphs::Config::base(MAX_TEXT, ALPHABET, COLOURS), lora),

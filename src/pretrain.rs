@@ -70,6 +70,27 @@ impl Default for PretrainConfig {
     }
 }
 
+impl PretrainConfig {
+    /// Refuses what cannot work.
+    pub fn check(&self) -> Result<()> {
+        let counts = [
+            ("steps", self.steps as usize),
+            ("batch", self.batch),
+            ("micro_batch", self.micro_batch),
+            ("eval_every", self.eval_every as usize),
+            ("eval_prompts", self.eval_prompts),
+            ("sampler.steps", self.sampler.steps),
+        ];
+        if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::Usage(format!("{key} = 0: must be at least 1")));
+        }
+        if !(self.optim.lr.is_finite() && self.optim.lr > 0.0) {
+            return Err(Error::Usage(format!("optim.lr = {}: must be a finite number above 0", self.optim.lr)));
+        }
+        Ok(())
+    }
+}
+
 /// Trains the glyphs base model and writes it, in half precision, to `config.out`. Returns the digest of the file.
 pub fn pretrain(
     config: &PretrainConfig,
@@ -121,7 +142,7 @@ pub fn pretrain(
             }
         }
     }
-    Err(Error::Usage("pretrain: steps = 0; use at least 1".into()))
+    Err(Error::Failed("pretraining ended without a look at the reward".into()))
 }
 
 /// One training example.

@@ -1,21 +1,107 @@
 //! The command line: one file a command.
 
+mod inspect;
+mod plan;
+mod pretrain;
+mod report;
+mod train;
+
 use crate::comm::{Backend, World};
-use crate::error::{EXIT_DONE, Result};
+use crate::error::{EXIT_DONE, EXIT_RESTART, EXIT_USAGE, Result};
+use clap::{Parser, Subcommand};
 use std::time::Duration;
 
-/// tmp
+/// Online RL post-training of rectified-flow text-to-image models on many ranks.
+///
+/// Without a command it trains; without a configuration it trains the embedded glyphs task.
+#[derive(Parser)]
+#[command(name = "flowrl-dist", version, max_term_width = 110, args_conflicts_with_subcommands = true)]
+#[command(after_help = "Examples:\n  flowrl-dist\n  mpirun -n 2 flowrl-dist --out runs/first\n  \
+    mpirun -n 8 flowrl-dist --config configs/glyphs/advantage-flow.toml --set run.seed=7\n\n\
+    Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 75 saved and wants to be started again.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    train: train::Arguments,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train: from the start, or on from the newest checkpoint of the run folder
+    Train(train::Arguments),
+    /// Print what a run would do, on how many ranks: no GPU, no MPI
+    Plan(plan::Arguments),
+    /// Make the base model of the embedded task, by supervised training
+    Pretrain(pretrain::Arguments),
+    /// Write the report page of a run folder
+    Report(report::Arguments),
+    /// Verify a checkpoint and print what it holds
+    Inspect(inspect::Arguments),
+}
+
+/// Runs the program; returns its exit code.
 pub fn run() -> i32 {
-    match go() { Ok(()) => EXIT_DONE, Err(e) => { eprintln!("{e}"); e.exit_code() } }
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            e.print().ok();
+            return if e.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
+        }
+    };
+    let result = match arguments.command {
+        None => train::run(&arguments.train),
+        Some(Command::Train(arguments)) => train::run(&arguments),
+        Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::Inspect(arguments)) => inspect::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            // What is wrong on every rank is said once: rank 0's end ends the others before they speak.
+            if crate::comm::launched_rank() > 0 {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            eprintln!("flowrl-dist: {e}");
+            e.exit_code()
+        }
+    }
 }
-fn go() -> Result<()> {
-    let world = World::from_environment(Backend::Auto, Duration::from_secs(600))?;
-    let terminal = crate::observe::logging::init(world.rank(), None, "info")?;
-    let path = std::env::args().nth(1).unwrap_or_default();
-    let config: crate::pretrain::PretrainConfig = toml::from_str(&std::fs::read_to_string(path).unwrap_or_default()).map_err(|e| crate::Error::Usage(e.to_string()))?;
-    let rewards: Vec<Box<dyn crate::reward::Reward>> = vec![Box::new(crate::reward::Ocr::new(1)?), Box::new(crate::reward::ColourMatch)];
-    let mut progress = crate::observe::Progress::new(config.steps, world.rank() == 0, &terminal);
-    let d = crate::pretrain::pretrain(&config, &world, &rewards, &mut progress)?;
-    eprintln!("{d}");
-    Ok(())
+
+/// Runs `work` on the ranks that the launcher started. An error of one rank ends all of them at once: returning from
+/// main would wait for peers that wait for this rank.
+fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Result<i32>) -> Result<i32> {
+    choose_threads();
+    let world = World::from_environment(backend, Duration::from_secs(deadline_s))?;
+    match work(&world) {
+        Ok(code) => Ok(code),
+        Err(e) if world.world_size() == 1 => Err(e),
+        Err(e @ crate::Error::Usage(_)) if world.rank() > 0 => {
+            std::thread::sleep(Duration::from_secs(2)); // as above
+            world.abort(e.exit_code(), &format!("flowrl-dist: {e}"))
+        }
+        Err(e) => world.abort(e.exit_code(), &format!("flowrl-dist: {e}")),
+    }
 }
+
+/// Gives each rank of a host its share of the cores, unless the user chose with RAYON_NUM_THREADS.
+fn choose_threads() {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    if std::env::var_os(VARIABLE).is_some() {
+        return;
+    }
+    let threads = crate::comm::threads_per_rank();
+    // SAFETY: nothing else runs yet: MPI, rayon and the watchdog start after this.
+    unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+}
+
+/// Prints a result on stdout; a closed pipe is the reader's choice.
+fn print(text: &str) {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
+}
+
+/// The exit code of a saved but unfinished run.
+const UNFINISHED: i32 = EXIT_RESTART;

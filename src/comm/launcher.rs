@@ -10,6 +10,11 @@ use std::collections::HashMap;
 /// The environment's variables.
 pub(super) type Variables = HashMap<String, String>;
 
+/// The environment's variables, those that are text.
+pub(super) fn environment() -> Variables {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
 /// What started this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Launcher {
@@ -88,6 +93,12 @@ fn solo_among(launcher: &str, ranks: &str) -> String {
         "backend = \"solo\" means one rank, but {launcher} started {ranks} ranks: use backend = \"auto\", or start the \
          program without a launcher"
     )
+}
+
+/// This rank, by the launcher's word; 0 where it tells nothing.
+pub(super) fn rank(variables: &Variables) -> usize {
+    let number = |name: &&str| variables.get(*name)?.trim().parse::<usize>().ok();
+    ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"].iter().find_map(number).unwrap_or(0)
 }
 
 /// This rank's number on its host and the ranks there, where the launcher tells.

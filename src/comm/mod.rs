@@ -3,6 +3,7 @@
 //! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
+mod cores;
 mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
@@ -15,6 +16,7 @@ mod transport;
 mod watch;
 mod world;
 
+pub use self::cores::threads_per_rank;
 pub use self::message::exchange;
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;
@@ -25,6 +27,11 @@ pub use self::world::{Backend, Place, World};
 
 use crate::error::Result;
 use candle_core::Tensor;
+
+/// This rank by the launcher's word, before any transport is there; 0 where it tells nothing.
+pub fn launched_rank() -> usize {
+    launcher::rank(&launcher::environment())
+}
 
 /// How the values of the ranks are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! The ranks of this run and the two planes they talk over.
 
-use super::launcher::{self, Transport, Variables};
+use super::launcher::{self, Transport};
+#[cfg(feature = "mpi")]
+use super::launcher::Variables;
 use super::{Communicator, Solo, exchange, watch};
 use crate::error::{Error, Result};
 use std::rc::Rc;
@@ -58,9 +60,7 @@ impl World {
     /// # Errors
     /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
     pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect::<Variables>();
+        let variables = launcher::environment();
         match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
             Transport::Solo => Ok(Self::solo()),
             Transport::Mpi => {

@@ -1,1 +1,250 @@
-//! Room to come.
+//! The configuration of a run: the parts that the modules own, read from TOML and the command line, checked before
+//! anything else is touched.
+
+mod load;
+mod validate;
+
+use crate::comm::Backend;
+use crate::error::Result;
+use crate::evaluate::EvalConfig;
+use crate::flow::SamplerConfig;
+use crate::objective::{AdvantageConfig, MethodConfig};
+use crate::optim::{OldPolicySchedule, OptimConfig};
+use crate::pipeline::ModelConfig;
+use crate::reward::RewardConfig;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The run itself.
+    #[serde(default)]
+    pub run: RunSection,
+    /// The base model and what of it is trained.
+    #[serde(default)]
+    pub model: ModelConfig,
+    /// Prompts.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// Sizes of an iteration.
+    #[serde(default)]
+    pub batch: BatchConfig,
+    /// How the rollouts are sampled.
+    #[serde(default)]
+    pub sampler: SamplerConfig,
+    /// How the evaluations are sampled.
+    #[serde(default)]
+    pub eval: EvalConfig,
+    /// The method.
+    #[serde(default)]
+    pub method: MethodConfig,
+    /// What differs from the method's own map from rewards to advantages.
+    #[serde(default)]
+    pub advantage: AdvantageConfig,
+    /// The rewards.
+    #[serde(default)]
+    pub reward: Vec<RewardConfig>,
+    /// How the old policy follows.
+    #[serde(default)]
+    pub old_policy: OldPolicyConfig,
+    /// The average that is evaluated.
+    #[serde(default)]
+    pub ema: EmaConfig,
+    /// The optimizer.
+    #[serde(default)]
+    pub optim: OptimConfig,
+    /// Ranks and their state.
+    #[serde(default)]
+    pub parallel: ParallelConfig,
+    /// Messages.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunSection {
+    /// Shown in the report.
+    pub name: String,
+    /// Seed of every random number.
+    pub seed: u64,
+    /// Optimizer updates in all.
+    pub updates: u64,
+    /// The run folder.
+    pub out: PathBuf,
+    /// Updates between evaluations; 0: only at the start and the end.
+    pub eval_every: u64,
+    /// Updates between checkpoints; 0: only at the end.
+    pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_last: usize,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self {
+            name: "flowrl".into(),
+            seed: 42,
+            updates: 1000,
+            out: "runs/flowrl".into(),
+            eval_every: 10,
+            checkpoint_every: 10,
+            keep_last: 3,
+        }
+    }
+}
+
+/// `[data]`: `glyphs` for the embedded task's prompts, or a prompt file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Prompts that are trained on.
+    pub train: String,
+    /// Prompts that are evaluated.
+    pub eval: String,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { train: "glyphs".into(), eval: "glyphs".into() }
+    }
+}
+
+/// `[batch]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchConfig {
+    /// P.
+    pub prompts: usize,
+    /// K.
+    pub images_per_prompt: usize,
+    /// B.
+    pub micro_batch: usize,
+    /// Optimizer updates an iteration.
+    pub updates_per_iteration: usize,
+    /// Timesteps an image is trained at; nothing: 99 % of the solver's steps, rounded down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timesteps: Option<usize>,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self { prompts: 48, images_per_prompt: 24, micro_batch: 8, updates_per_iteration: 1, timesteps: None }
+    }
+}
+
+/// `[old_policy]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OldPolicyConfig {
+    /// 0, 1 or 2.
+    pub schedule: OldPolicySchedule,
+}
+
+impl Default for OldPolicyConfig {
+    fn default() -> Self {
+        Self { schedule: OldPolicySchedule::Linear }
+    }
+}
+
+/// `[ema]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EmaConfig {
+    /// Largest decay.
+    pub decay: f64,
+}
+
+impl Default for EmaConfig {
+    fn default() -> Self {
+        Self { decay: 0.9 }
+    }
+}
+
+/// What the ranks share out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shard {
+    /// Master parameters, moments, old policy and EMA.
+    Optimizer,
+}
+
+/// `[parallel]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ParallelConfig {
+    /// How the ranks find each other.
+    pub backend: Backend,
+    /// What they share out.
+    pub shard: Shard,
+    /// Seconds that a rank waits for a peer before the job ends.
+    pub deadline_s: u64,
+}
+
+impl Default for ParallelConfig {
+    fn default() -> Self {
+        Self { backend: Backend::Auto, shard: Shard::Optimizer, deadline_s: 600 }
+    }
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into() }
+    }
+}
+
+/// What a bare `flowrl-dist` runs.
+const EMBEDDED: &str = include_str!("../../configs/glyphs/flow-awr.toml");
+
+impl RunConfig {
+    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`]: one line with file, key, value and remedy.
+    pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self> {
+        let config: Self = load::read(file, EMBEDDED, set)?;
+        let origin = file.map_or("the embedded configuration".into(), |f| f.display().to_string());
+        validate::check(&config).map_err(|problem| crate::Error::Usage(format!("{origin}: {problem}")))?;
+        Ok(config)
+    }
+
+    /// Timesteps an image is trained at.
+    pub fn timesteps(&self) -> usize {
+        self.batch.timesteps.unwrap_or(self.sampler.steps * 99 / 100).max(1)
+    }
+
+    /// The configuration as TOML, with every default spelled out.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| crate::Error::Failed(format!("the configuration cannot be written: {e}")))
+    }
+
+    /// Digest of everything that decides what an update does: not where it is written, how long the run is or how
+    /// often it is looked at.
+    pub fn digest(&self) -> Result<String> {
+        let mut same = self.clone();
+        same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
+        same.eval = EvalConfig::default();
+        same.parallel = ParallelConfig::default();
+        same.log = LogConfig::default();
+        Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
+    }
+}
+
+/// The same for any other configuration (`pretrain`): read a file, apply settings.
+pub fn read<T: serde::de::DeserializeOwned>(file: &Path, set: &[String]) -> Result<T> {
+    load::read(Some(file), "", set)
+}
+
+#[cfg(test)]
+mod tests;

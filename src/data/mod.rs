@@ -1,5 +1,6 @@
 //! Prompts: what they are, where they come from, and which rank samples which.
 
+mod draw;
 mod file;
 pub mod glyphs;
 pub mod render;

@@ -54,9 +54,10 @@ pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
     let temporary = path.with_extension("png.tmp");
-    picture
-        .save_with_format(&temporary, ImageFormat::Png)
-        .map_err(|e| Error::File { path: path.to_path_buf(), message: format!("the picture cannot be written: {e}") })?;
+    picture.save_with_format(&temporary, ImageFormat::Png).map_err(|e| Error::File {
+        path: path.to_path_buf(),
+        message: format!("the picture cannot be written: {e}"),
+    })?;
     fs::rename(&temporary, path).map_err(Error::io(path))
 }
 

@@ -60,9 +60,9 @@ impl Terminal {
 /// the first in force.
 pub fn init(rank: usize, out_dir: Option<&Path>, level: &str) -> Result<Terminal> {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::builder().parse(&directives).map_err(|e| {
-        Error::Usage(format!("log level \"{directives}\": {e}; use error, warn, info, debug or trace"))
-    })?;
+    let filter = EnvFilter::builder()
+        .parse(&directives)
+        .map_err(|e| Error::Usage(format!("log level \"{directives}\": {e}; use error, warn, info, debug or trace")))?;
 
     let terminal = Terminal::default();
     let to_terminal = (rank == 0).then(|| {

@@ -110,22 +110,7 @@ impl Metrics {
     ///
     /// Of values given with [`Metrics::set`] rank 0's stays. Fails if two ranks give a name different kinds.
     pub fn reduce(&mut self, comm: &dyn Communicator) -> Result<()> {
-        let mut ranks = exchange(comm, self)?.into_iter();
-        let mut all = ranks.next().unwrap_or_default();
-        for metrics in ranks {
-            for (name, entry) in metrics.entries {
-                match all.entries.iter_mut().find(|(known, _)| *known == name) {
-                    None => all.entries.push((name, entry)),
-                    Some((_, Entry::Set(_))) if matches!(entry, Entry::Set(_)) => {}
-                    Some((_, known)) => {
-                        *known = known.join(entry).ok_or_else(|| {
-                            Error::Failed(format!("metric {name} is of different kinds on different ranks"))
-                        })?;
-                    }
-                }
-            }
-        }
-        *self = all;
+        *self = join_ranks(exchange(comm, self)?)?;
         Ok(())
     }
 
@@ -138,6 +123,23 @@ impl Metrics {
             }
         }
     }
+}
+
+/// The metrics of all ranks as one, joined in rank order.
+fn join_ranks(ranks: Vec<Metrics>) -> Result<Metrics> {
+    let mut all = Metrics::default();
+    for (name, entry) in ranks.into_iter().flat_map(|metrics| metrics.entries) {
+        match all.entries.iter_mut().find(|(known, _)| *known == name) {
+            None => all.entries.push((name, entry)),
+            Some((_, Entry::Set(_))) if matches!(entry, Entry::Set(_)) => {}
+            Some((_, known)) => {
+                *known = known
+                    .join(entry)
+                    .ok_or_else(|| Error::Failed(format!("metric {name} is of different kinds on different ranks")))?;
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// `OUT/metrics.jsonl` and the TensorBoard event file beside it. Opened on rank 0 only.
@@ -211,4 +213,29 @@ fn cut_after(path: &Path, update: u64) -> Result<()> {
         fs::rename(&temporary, path).map_err(Error::io(path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_join_in_rank_order() {
+        let (mut a, mut b) = (Metrics::default(), Metrics::default());
+        a.add_mean("loss", 1.0, 3.0);
+        a.set("lr", 0.5);
+        a.add("images", 3.0);
+        b.add("images", 1.0);
+        b.set("lr", 0.25);
+        b.max("time.train", 2.0);
+        b.add_mean("loss", 5.0, 1.0);
+        let all = join_ranks(vec![a.clone(), b]).unwrap();
+        let expected = [("loss", 2.0), ("lr", 0.5), ("images", 4.0), ("time.train", 2.0)];
+        assert_eq!(all.iter().collect::<Vec<_>>(), expected);
+
+        let mut c = Metrics::default();
+        c.set("images", 1.0);
+        let error = join_ranks(vec![a, c]).unwrap_err().to_string();
+        assert_eq!(error, "metric images is of different kinds on different ranks");
+    }
 }

@@ -1,0 +1,40 @@
+//! `flowrl-dist pretrain`.
+
+use super::{on_ranks, print};
+use crate::comm::Backend;
+use crate::error::{EXIT_DONE, Result};
+use crate::observe::{Progress, logging};
+use crate::pretrain::{PretrainConfig, pretrain};
+use crate::reward::{RewardConfig, RewardKind, build};
+use std::path::PathBuf;
+
+/// What pretraining is given.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  mpirun -n 2 flowrl-dist pretrain --config configs/glyphs/pretrain.toml")]
+pub struct Arguments {
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Overrides one key, as often as wanted: --set optim.lr=1e-3
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Pretrains and says where the weights are.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    let config: PretrainConfig = crate::config::read(&arguments.config, &arguments.set)?;
+    config.check()?;
+    on_ranks(Backend::Auto, 600, |world| {
+        let terminal = logging::init(world.rank(), None, "info")?;
+        let rewards = [RewardKind::Ocr, RewardKind::Colour].map(|name| RewardConfig { name, weight: 1.0 });
+        let rewards = build(&rewards, candle_core::utils::get_num_threads())?;
+        let mut progress = Progress::new(config.steps, world.rank() == 0, &terminal);
+        progress.note(&world.describe());
+        let digest = pretrain(&config, world, &rewards, &mut progress)?;
+        progress.finish();
+        if world.rank() == 0 {
+            print(&format!("{} blake3 {digest}", config.out.display()));
+        }
+        Ok(EXIT_DONE)
+    })
+}

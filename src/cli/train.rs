@@ -1,0 +1,59 @@
+//! `flowrl-dist [train]`.
+
+use super::{UNFINISHED, on_ranks, print};
+use crate::checkpoint::Resume;
+use crate::config::RunConfig;
+use crate::error::{EXIT_DONE, Result};
+use crate::train::{Outcome, train};
+use std::path::PathBuf;
+
+/// What a run is given.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Configuration file (TOML); without it the embedded glyphs task
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Overrides one key, as often as wanted: --set optim.lr=1e-4
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Run folder; overrides run.out
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// auto: on from the newest checkpoint of the run folder, if there is one; never; or a checkpoint
+    #[arg(long, value_name = "auto|never|CHECKPOINT", default_value = "auto")]
+    resume: String,
+}
+
+impl Arguments {
+    /// The checked configuration.
+    pub fn config(&self) -> Result<RunConfig> {
+        let mut config = RunConfig::load(self.config.as_deref(), &self.set)?;
+        if let Some(out) = &self.out {
+            config.run.out = out.clone();
+        }
+        Ok(config)
+    }
+}
+
+/// Trains.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    let config = arguments.config()?;
+    let resume: Resume = arguments.resume.parse()?;
+    on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
+        let first = world.rank() == 0;
+        match train(&config, &resume, world)? {
+            Outcome::Done(line) => {
+                if first {
+                    print(&line);
+                }
+                Ok(EXIT_DONE)
+            }
+            Outcome::Interrupted(line) => {
+                if first {
+                    eprintln!("flowrl-dist: {line}");
+                }
+                Ok(UNFINISHED)
+            }
+        }
+    })
+}

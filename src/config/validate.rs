@@ -1,0 +1,183 @@
+//! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
+
+use super::RunConfig;
+use crate::objective::{Gamma, Method, Needs, Objective};
+use crate::params::Trainable;
+use crate::pipeline::Kind;
+use std::path::Path;
+
+type Check = Result<(), String>;
+
+pub(super) fn check(config: &RunConfig) -> Check {
+    run(config)?;
+    batch(config)?;
+    samplers(config)?;
+    method(config)?;
+    rewards(config)?;
+    optim(config)?;
+    model(config)?;
+    data(config)
+}
+
+fn run(config: &RunConfig) -> Check {
+    let r = &config.run;
+    at_least("run.updates", r.updates, 1)?;
+    at_least("run.keep_last", r.keep_last as u64, 1)?;
+    if r.seed > i64::MAX as u64 {
+        return Err(format!("run.seed = {}: use at most {}", r.seed, i64::MAX));
+    }
+    if r.out.as_os_str().is_empty() {
+        return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
+    }
+    at_least("parallel.deadline_s", config.parallel.deadline_s, 1)
+}
+
+fn batch(config: &RunConfig) -> Check {
+    let b = &config.batch;
+    at_least("batch.prompts", b.prompts as u64, 1)?;
+    if b.images_per_prompt < 2 {
+        return Err(format!(
+            "batch.images_per_prompt = {}: a group needs at least 2 images to compare; use 2 or more (24 in the papers)",
+            b.images_per_prompt
+        ));
+    }
+    at_least("batch.micro_batch", b.micro_batch as u64, 1)?;
+    at_least("batch.updates_per_iteration", b.updates_per_iteration as u64, 1)?;
+    if b.updates_per_iteration > b.images_per_prompt {
+        return Err(format!(
+            "batch.updates_per_iteration = {}: each update takes its share of every group's {} images; use at most {}",
+            b.updates_per_iteration, b.images_per_prompt, b.images_per_prompt
+        ));
+    }
+    match b.timesteps {
+        Some(0) => Err("batch.timesteps = 0: an image must be trained at 1 timestep at least".into()),
+        Some(t) if t > config.sampler.steps => Err(format!(
+            "batch.timesteps = {t}: the rollout has sampler.steps = {}; use at most that",
+            config.sampler.steps
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn samplers(config: &RunConfig) -> Check {
+    at_least("sampler.steps", config.sampler.steps as u64, 1)?;
+    positive("sampler.shift", config.sampler.shift)?;
+    at_least("eval.steps", config.eval.steps as u64, 1)?;
+    at_least("eval.images_per_prompt", config.eval.images_per_prompt as u64, 1)
+}
+
+fn method(config: &RunConfig) -> Check {
+    let m = &config.method;
+    if let Some(kl) = m.kl_coef {
+        not_negative("method.kl_coef", kl)?;
+    }
+    let map = config.advantage.resolve(m.name);
+    positive("advantage.clip", map.clip)?;
+    positive("advantage.map_clip", map.map_clip)?;
+    positive("advantage.temperature", map.temperature)?;
+    match (m.name, m.gamma) {
+        (Method::FlowAwr, Some(_)) => {
+            Err("method.gamma belongs to advantage-flow, not to flow-awr; remove it or set method.name = \"advantage-flow\"".into())
+        }
+        (Method::AdvantageFlow, Some(Gamma::Constant(gamma))) => {
+            let bound = if map.map == crate::advantage::Map::Linear { map.clip } else { map.map_clip };
+            if !gamma.is_finite() || gamma <= bound {
+                return Err(format!(
+                    "method.gamma = {gamma}: must be above the largest advantage {bound}, or the loss has no minimum for \
+                     a sample of advantage -{bound}; use {} or \"1-A\"",
+                    bound + 0.1
+                ));
+            }
+            Ok(())
+        }
+        _ => needs(Objective::new(m).needs()),
+    }
+}
+
+/// Every need of an objective must be met by what a run keeps: the old policy and the base model always are.
+fn needs(needs: Needs) -> Check {
+    let Needs { old: _, reference: _ } = needs;
+    Ok(())
+}
+
+fn rewards(config: &RunConfig) -> Check {
+    if config.reward.is_empty() {
+        return Err("reward: none is given; add [[reward]] with name = \"ocr\"".into());
+    }
+    for (i, r) in config.reward.iter().enumerate() {
+        if !r.weight.is_finite() {
+            return Err(format!("reward[{i}].weight = {}: must be a finite number", r.weight));
+        }
+        if config.reward[..i].iter().any(|earlier| earlier.name == r.name) {
+            return Err(format!("reward[{i}].name = {:?}: is named twice; name it once, with one weight", r.name));
+        }
+    }
+    if config.reward.iter().all(|r| r.weight == 0.0) {
+        return Err("reward: all weights are 0, so there is nothing to learn; give one a weight".into());
+    }
+    Ok(())
+}
+
+fn optim(config: &RunConfig) -> Check {
+    let o = &config.optim;
+    positive("optim.lr", o.lr)?;
+    positive("optim.eps", o.eps)?;
+    positive("optim.clip", o.clip)?;
+    not_negative("optim.weight_decay", o.weight_decay)?;
+    fraction("optim.betas[0]", o.betas.0)?;
+    fraction("optim.betas[1]", o.betas.1)?;
+    fraction("ema.decay", config.ema.decay)
+}
+
+fn model(config: &RunConfig) -> Check {
+    let m = &config.model;
+    if let Some(path) = &m.path {
+        file("model.path", path)?;
+    }
+    if m.trainable == Trainable::Lora {
+        at_least("model.lora.rank", m.lora.rank as u64, 1)?;
+        positive("model.lora.alpha", m.lora.alpha)?;
+        let known = match m.kind {
+            Kind::Glyphs => crate::model::glyphs::LORA_TARGETS,
+        };
+        if m.lora.targets.is_empty() {
+            return Err(format!("model.lora.targets = []: nothing would be trained; choose from {}", known.join(", ")));
+        }
+        if let Some(odd) = m.lora.targets.iter().find(|t| !known.contains(&t.as_str())) {
+            return Err(format!("model.lora.targets has {odd:?}, which no layer is called; choose from {}", known.join(", ")));
+        }
+    }
+    Ok(())
+}
+
+fn data(config: &RunConfig) -> Check {
+    for (key, value) in [("data.train", &config.data.train), ("data.eval", &config.data.eval)] {
+        if value != "glyphs" {
+            file(key, Path::new(value))?;
+        }
+    }
+    Ok(())
+}
+
+fn file(key: &str, path: &Path) -> Check {
+    match path.is_file() {
+        true => Ok(()),
+        false => Err(format!("{key} = {:?}: there is no such file here; give an existing one", path.display())),
+    }
+}
+
+fn at_least(key: &str, value: u64, least: u64) -> Check {
+    if value < least { Err(format!("{key} = {value}: must be at least {least}")) } else { Ok(()) }
+}
+
+fn positive(key: &str, value: f64) -> Check {
+    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{key} = {value}: must be a finite number above 0")) }
+}
+
+fn not_negative(key: &str, value: f64) -> Check {
+    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{key} = {value}: must be a finite number, 0 or above")) }
+}
+
+fn fraction(key: &str, value: f64) -> Check {
+    if (0.0..1.0).contains(&value) { Ok(()) } else { Err(format!("{key} = {value}: must lie in [0, 1)")) }
+}

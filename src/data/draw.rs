@@ -1,0 +1,38 @@
+//! Which prompts an iteration draws.
+
+use super::{Prompt, PromptSet};
+use crate::rng::{Purpose, Stream};
+
+impl PromptSet {
+    /// The `count` different prompts of iteration `iteration` (from 0): the next ones of an order that is drawn anew each
+    /// time the set was gone through. A function of its arguments only, so that resuming needs no state.
+    ///
+    /// What is left of an epoch when it holds less than `count` is dropped: no prompt comes twice in an iteration.
+    ///
+    /// # Panics
+    /// If the set holds fewer than `count` prompts or count is 0; the plan has refused both.
+    pub fn draw(&self, seed: u64, iteration: u64, count: usize) -> Vec<Prompt> {
+        let per_epoch = (self.len() / count) as u64;
+        let order = Stream::new(seed, Purpose::Prompts, [iteration / per_epoch, 0, 0, 0]).permutation(self.len());
+        let start = (iteration % per_epoch) as usize * count;
+        order[start..start + count].iter().map(|&i| self.prompts[i].clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_draws_every_prompt_once_and_epochs_differ() {
+        let set: PromptSet = (0..10).map(|i| i.to_string()).collect();
+        let epoch = |e: u64| -> Vec<usize> { (0..5).flat_map(|i| set.draw(1, 5 * e + i, 2)).map(|p| p.index).collect() };
+        let mut first = epoch(0);
+        assert_ne!(first, epoch(1));
+        first.sort_unstable();
+        assert_eq!(first, (0..10).collect::<Vec<_>>());
+        // 10 prompts hold three draws of 3; the tenth is dropped.
+        let drawn: Vec<usize> = (0..3).flat_map(|i| set.draw(1, i, 3)).map(|p| p.index).collect();
+        assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 9);
+    }
+}

@@ -1,0 +1,109 @@
+//! What a run folder holds, as far as it can be read.
+
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Numbers by update; an update that was written twice counts once, as written last.
+type Records = BTreeMap<u64, Map<String, Value>>;
+
+/// Update and value; NaN where a value was not finite.
+pub type Points = Vec<(f64, f64)>;
+
+/// One run, read from its folder.
+pub struct Run {
+    /// The run's name, else the folder's.
+    pub name: String,
+    /// The resolved configuration.
+    pub config: toml::Table,
+    /// Training updates.
+    pub updates: Records,
+    /// Evaluations.
+    pub evaluations: Records,
+    /// Sample grids with an update in their names, in its order.
+    pub grids: Vec<(u64, PathBuf)>,
+    /// Other pictures among the samples, by name.
+    pub pictures: Vec<PathBuf>,
+}
+
+impl Run {
+    /// Reads what is there.
+    pub fn read(folder: &Path) -> Self {
+        let config: toml::Table =
+            fs::read_to_string(folder.join("config.toml")).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+        let folder_name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+        let name = lookup(&config, "run", "name").or(folder_name).unwrap_or_else(|| "run".into());
+
+        let (mut updates, mut evaluations) = (Records::new(), Records::new());
+        let text = fs::read(folder.join("metrics.jsonl")).unwrap_or_default();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Ok(Value::Object(object)) = serde_json::from_str(line) else { continue };
+            let Some(update) = object.get("update").and_then(Value::as_u64) else { continue };
+            let is_evaluation = object.keys().any(|name| name.starts_with("eval."));
+            if is_evaluation { &mut evaluations } else { &mut updates }.insert(update, object);
+        }
+
+        let mut run = Self { name, config, updates, evaluations, grids: vec![], pictures: vec![] };
+        for path in pngs(&folder.join("samples")) {
+            match update_in(&path) {
+                Some(update) => run.grids.push((update, path)),
+                None => run.pictures.push(path),
+            }
+        }
+        run.grids.sort();
+        run
+    }
+
+    /// A value of the configuration as text.
+    pub fn setting(&self, table: &str, key: &str) -> Option<String> {
+        lookup(&self.config, table, key)
+    }
+}
+
+/// The names in `records`, in order of first appearance.
+pub fn names(records: &Records) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for record in records.values() {
+        // The usual record brings nothing new and has the same order.
+        for name in record.keys().map(String::as_str).filter(|name| !matches!(*name, "update" | "iteration")) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+    }
+    names
+}
+
+/// The values of one name over the updates.
+pub fn points(records: &Records, name: &str) -> Points {
+    let value = |value: &Value| if value.is_null() { Some(f64::NAN) } else { value.as_f64() };
+    records.iter().filter_map(|(update, record)| Some((*update as f64, value(record.get(name)?)?))).collect()
+}
+
+/// The sum of the finite values of one name.
+pub fn sum(records: &Records, name: &str) -> f64 {
+    points(records, name).iter().map(|(_, value)| value).filter(|value| value.is_finite()).sum()
+}
+
+fn lookup(config: &toml::Table, table: &str, key: &str) -> Option<String> {
+    match config.get(table)?.get(key)? {
+        toml::Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
+}
+
+/// The PNG files of a folder, by name.
+fn pngs(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ext| ext == "png")).collect();
+    paths.sort();
+    paths
+}
+
+/// The update in `update_00000060.png`: a name with one number at its end and a word before it that is not a comparison.
+fn update_in(path: &Path) -> Option<u64> {
+    let stem = path.file_stem()?.to_str()?;
+    let digits = stem.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+    if stem.starts_with("before") { None } else { digits.parse().ok() }
+}

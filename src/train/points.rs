@@ -1,0 +1,145 @@
+//! Training points: which image is trained at which time with which noise, in which update.
+
+use crate::objective::Point;
+use crate::error::Result;
+use crate::flow::{interpolate, sigmas};
+use crate::pipeline::Pipeline;
+use crate::plan::images_of_update;
+use crate::rng::{Purpose, Stream};
+use crate::rollout::{MicroBatch, Request, normals};
+use candle_core::{Device, Tensor};
+
+/// This rank's samples of an iteration, with what training needs of them.
+pub struct Rollouts {
+    /// What was sampled.
+    pub requests: Vec<Request>,
+    /// Samples, `[n, C, H, W]`.
+    pub x0: Tensor,
+    /// Conditioning, tensors with n rows.
+    pub conditioning: Vec<Tensor>,
+    /// One an image.
+    pub advantages: Vec<f64>,
+}
+
+/// The numbers that decide which points there are.
+#[derive(Debug, Clone)]
+pub struct Points {
+    /// Seed of the run.
+    pub seed: u64,
+    /// K.
+    pub images_per_prompt: usize,
+    /// Groups over all ranks, P.
+    pub prompts: usize,
+    /// Updates of an iteration.
+    pub updates: usize,
+    /// Timesteps an image is trained at.
+    pub timesteps: usize,
+    /// The rollout's times, T + 1 with the final 0.
+    pub sigmas: Vec<f64>,
+}
+
+/// A sample of this rank and the place of its time on the rollout's grid.
+type Place = (usize, usize);
+
+impl Points {
+    /// The points of a configuration.
+    pub fn new(config: &crate::config::RunConfig) -> Self {
+        Self {
+            seed: config.run.seed,
+            images_per_prompt: config.batch.images_per_prompt,
+            prompts: config.batch.prompts,
+            updates: config.batch.updates_per_iteration,
+            timesteps: config.timesteps(),
+            sigmas: sigmas(config.sampler.steps, config.sampler.shift),
+        }
+    }
+
+    /// This rank's points of update `update` of an iteration: each image in one update, drawn within its group so that
+    /// every update sees every group, at `timesteps` different times of the rollout's grid.
+    pub fn of_update(&self, iteration: u64, update: usize, requests: &[Request]) -> Vec<Place> {
+        let steps = self.sigmas.len() - 1;
+        let mut points = Vec::new();
+        for (sample, request) in requests.iter().enumerate() {
+            let at = |purpose, image| Stream::new(self.seed, purpose, [iteration, request.prompt.index as u64, image, 0]);
+            let order = at(Purpose::TrainOrder, 0).permutation(self.images_per_prompt);
+            if order[request.image] % self.updates == update {
+                let times = at(Purpose::TrainTimesteps, request.image as u64).permutation(steps);
+                points.extend(times.into_iter().take(self.timesteps).map(|time| (sample, time)));
+            }
+        }
+        points
+    }
+
+    /// Points of the update over all ranks: what a mean over them divides by.
+    pub fn global_count(&self, update: usize) -> usize {
+        self.prompts * images_of_update(self.images_per_prompt, self.updates, update) * self.timesteps
+    }
+
+    /// The tensors of one micro-batch of points, and its conditioning.
+    pub fn micro_batch(
+        &self,
+        pipeline: &Pipeline,
+        rollouts: &Rollouts,
+        iteration: u64,
+        points: &[Place],
+        batch: MicroBatch,
+    ) -> Result<(Point, Vec<Tensor>)> {
+        let places: Vec<Place> = batch.places().map(|i| points[i]).collect();
+        let size = places.len();
+        let device = &pipeline.device;
+        let column = |values: Vec<f32>| Tensor::from_vec(values, size, device);
+        let rows = Tensor::from_vec(places.iter().map(|p| p.0 as u32).collect(), size, device)?;
+        let x0 = rollouts.x0.index_select(&rows, 0)?;
+        let eps = normals(
+            pipeline,
+            places.iter().map(|&(sample, time)| {
+                let r = &rollouts.requests[sample];
+                let name = [iteration, r.prompt.index as u64, r.image as u64, time as u64];
+                Stream::new(self.seed, Purpose::TrainNoise, name)
+            }),
+        )?;
+        let t = column(places.iter().map(|p| self.sigmas[p.1] as f32).collect())?;
+        let advantage = column(places.iter().map(|p| rollouts.advantages[p.0] as f32).collect())?;
+        let x_t = interpolate(&x0, &eps, &t)?;
+        let conditioning =
+            rollouts.conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
+        Ok((Point { x0, eps, t, x_t, advantage }, conditioning))
+    }
+}
+
+/// Weight of each place of a micro-batch in a mean over `global` points: nothing for the padding. `[B]`.
+pub fn weights(batch: MicroBatch, global: usize, device: &Device) -> Result<Tensor> {
+    let weight = (1.0 / global as f64) as f32;
+    let values: Vec<f32> = (0..batch.size).map(|i| if i < batch.len { weight } else { 0.0 }).collect();
+    Ok(Tensor::from_vec(values, batch.size, device)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Prompt;
+
+    #[test]
+    fn every_image_is_in_one_update_at_different_times() {
+        let points = Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sigmas: vec![0.0; 11] };
+        let requests: Vec<Request> = (0..10)
+            .map(|i| Request { prompt: Prompt { index: i / 5, text: String::new() }, image: i % 5 })
+            .collect();
+        let updates: Vec<Vec<Place>> = (0..2).map(|u| points.of_update(7, u, &requests)).collect();
+        let mut seen = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+        for (update, places) in updates.iter().enumerate() {
+            assert_eq!(places.len(), points.global_count(update));
+            places.iter().for_each(|(sample, time)| seen.entry(*sample).or_default().push(*time));
+        }
+        assert_eq!(seen.len(), 10);
+        for times in seen.values_mut() {
+            times.sort_unstable();
+            times.dedup();
+            assert!(times.len() == 4 && times[3] < 10);
+        }
+        // What an image is trained at does not depend on which other images this rank has.
+        let alone = points.of_update(7, 0, &requests[3..4]);
+        let together: Vec<usize> = updates[0].iter().filter(|p| p.0 == 3).map(|p| p.1).collect();
+        assert_eq!(alone.iter().map(|p| p.1).collect::<Vec<_>>(), together);
+    }
+}

@@ -1,0 +1,356 @@
+//! The run around the iterations: start or resume, evaluate, save, log, leave when asked.
+
+use super::Trainer;
+use super::points::Points;
+use crate::checkpoint::{self, Identity, Resume, Shard, TrainState};
+use crate::comm::{World, exchange, phase};
+use crate::config::RunConfig;
+use crate::data::PromptSet;
+use crate::error::{Error, Result};
+use crate::evaluate::{Evaluation, Gallery};
+use crate::flow::SamplerConfig;
+use crate::interrupt::Interrupt;
+use crate::objective::Objective;
+use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
+use crate::optim::Sharded;
+use crate::params::{Layout, ParamSet};
+use crate::pipeline::Pipeline;
+use crate::plan::Plan;
+use crate::policy::Policies;
+use crate::reward::{self, Reward, RewardConfig, RewardKind};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All updates are done; one line that says what came of it and where to look (rank 0's words).
+    Done(String),
+    /// A signal asked to leave: a checkpoint is there, the program wants to be started again.
+    Interrupted(String),
+}
+
+/// Trains as `config` says, from the start or from a checkpoint.
+pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outcome> {
+    let interrupt = Interrupt::install()?;
+    let mut run = Run::start(config, resume, world)?;
+    if run.trainer.state.update == 0 {
+        run.evaluate()?;
+    }
+    while run.trainer.state.update < config.run.updates {
+        run.iteration()?;
+        let done = run.trainer.state.update >= config.run.updates;
+        let leaving = interrupt.agreed(world)?;
+        if leaving {
+            run.save()?; // before anything that takes long: what asked to leave may not wait
+        }
+        if run.passed(config.run.eval_every) || done {
+            run.evaluate()?;
+        }
+        if !leaving && (run.passed(config.run.checkpoint_every) || done) {
+            run.save()?;
+        }
+        if leaving && !done {
+            let signal = interrupt.requested().unwrap_or("a signal on another rank");
+            let update = run.trainer.state.update;
+            let out = config.run.out.display();
+            return Ok(Outcome::Interrupted(format!(
+                "{signal}: saved update {update} of {} in {out}; the same command continues",
+                config.run.updates
+            )));
+        }
+    }
+    run.finish()
+}
+
+/// A run in progress.
+struct Run<'a> {
+    config: &'a RunConfig,
+    trainer: Trainer,
+    eval_prompts: PromptSet,
+    eval_rewards: Vec<Box<dyn Reward>>,
+    identity: Identity,
+    /// Iterations done.
+    iteration: u64,
+    /// The update before the last iteration.
+    before: u64,
+    /// New for each life of the run, the same on every rank.
+    generation: u64,
+    log: Option<MetricsLog>,
+    progress: Progress,
+    begun: Instant,
+}
+
+impl<'a> Run<'a> {
+    fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
+        let out = &config.run.out;
+        let chosen = choose_checkpoint(config, resume, world)?;
+        let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        let prompts = prompt_set(&config.data.train, PromptSet::glyphs_train)?;
+        let eval_prompts = prompt_set(&config.data.eval, PromptSet::glyphs_eval)?;
+        Plan::new(config, world.world_size(), prompts.len())?;
+        phase("load");
+        let device = Device::Cpu;
+        let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
+        let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
+        let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
+        let identity = Identity {
+            config_digest: config.digest()?,
+            base_digest: pipeline.base_digest.clone(),
+            layout_digest: layout.digest(),
+            total: layout.total,
+            seed: config.run.seed,
+        };
+        let mut iteration = 0;
+        if let Some(path) = &chosen {
+            let reader = checkpoint::open(path)?;
+            for warning in reader.check_identity(&identity)? {
+                tracing::warn!("{warning}");
+            }
+            iteration = reader.state().iteration;
+            state.restore(reader.read(state.range())?.vectors, reader.state().update)?;
+        }
+        let mut policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, world)?;
+        policies.old_is_policy = config.old_policy.schedule.eta(state.update) == 0.0;
+        let update = state.update;
+        let first = world.rank() == 0;
+        let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
+        if first {
+            let path = out.join("config.toml");
+            std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
+        }
+        let mut progress = Progress::new(config.run.updates, first, &terminal);
+        progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        if let Some(path) = &chosen {
+            progress.note(&format!("continues after update {update} from {}", path.display()));
+            progress.resume_at(update);
+        }
+        let threads = candle_core::utils::get_num_threads();
+        let trainer = Trainer {
+            world: world.clone(),
+            config: config.clone(),
+            pipeline,
+            prompts,
+            rewards: reward::build(&config.reward, threads)?,
+            objective: Objective::new(&config.method),
+            points: Points::new(config),
+            layout,
+            state,
+            policies,
+        };
+        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let generation = exchange(&*world.host, &nanoseconds())?[0];
+        let begun = Instant::now();
+        Ok(Self {
+            config,
+            trainer,
+            eval_prompts,
+            eval_rewards,
+            identity,
+            iteration,
+            before: update,
+            generation,
+            log,
+            progress,
+            begun,
+        })
+    }
+
+    fn iteration(&mut self) -> Result<()> {
+        self.before = self.trainer.state.update;
+        let progress = &mut self.progress;
+        let updates = self.trainer.iteration(self.iteration, &mut |name| progress.phase(name))?;
+        self.iteration += 1;
+        for (i, metrics) in updates.iter().enumerate() {
+            let update = self.before + 1 + i as u64;
+            if let Some(log) = &mut self.log {
+                log.write(update, metrics)?;
+            }
+            self.progress.update(update, metrics);
+        }
+        Ok(())
+    }
+
+    /// Whether the last iteration went past a multiple of `every` updates; 0 is never.
+    fn passed(&self, every: u64) -> bool {
+        every > 0 && self.before / every < self.trainer.state.update / every
+    }
+
+    fn world(&self) -> &World {
+        &self.trainer.world
+    }
+
+    /// The EMA's scores on the evaluation prompts, into the log, with a grid of pictures.
+    fn evaluate(&mut self) -> Result<()> {
+        phase("evaluate");
+        self.progress.aside("evaluate");
+        let since = Instant::now();
+        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
+        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
+        let count = match self.config.eval.prompts {
+            0 => self.eval_prompts.len(),
+            n => n.min(self.eval_prompts.len()),
+        };
+        let (mut metrics, gallery) = self.sampled(&ema, count, &self.eval_rewards)?;
+        metrics.set("time.eval", since.elapsed().as_secs_f64());
+        let update = self.trainer.state.update;
+        if let Some(log) = &mut self.log {
+            log.write(update, &metrics)?;
+            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, SCALE)?;
+            grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
+            log.image(update, "samples", &picture)?;
+        }
+        self.progress.evaluation(update, &metrics);
+        Ok(())
+    }
+
+    fn sampled(&self, params: &ParamSet, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
+        let eval = &self.config.eval;
+        let sampler = SamplerConfig { solver: eval.solver, steps: eval.steps, shift: self.config.sampler.shift };
+        let evaluation = Evaluation {
+            prompts: &self.eval_prompts.prompts[..count],
+            images_per_prompt: eval.images_per_prompt,
+            sampler: &sampler,
+            micro_batch: self.config.batch.micro_batch,
+            seed: self.config.run.seed,
+        };
+        evaluation.run(&self.trainer.pipeline, params, rewards, self.world())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        phase("checkpoint");
+        self.progress.aside("checkpoint");
+        let root = checkpoints(&self.config.run.out);
+        let state = TrainState {
+            update: self.trainer.state.update,
+            iteration: self.iteration,
+            extra: serde_json::Value::Null,
+        };
+        let shard = Shard { range: self.trainer.state.range(), vectors: self.trainer.state.vectors()? };
+        let path = checkpoint::save(&root, &state, &self.identity, &shard, &*self.world().host, self.generation)?;
+        tracing::debug!("saved {}", path.display());
+        if self.world().rank() == 0 {
+            checkpoint::prune(&root, self.config.run.keep_last)?;
+        }
+        Ok(())
+    }
+
+    /// The pictures before and after, the report, and the last line.
+    fn finish(mut self) -> Result<Outcome> {
+        self.progress.aside("report");
+        let count = COMPARED.min(self.eval_prompts.len());
+        let reference = self.trainer.pipeline.base.clone();
+        let (_, before) = self.sampled(&reference, count, &[])?;
+        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
+        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
+        let (_, after) = self.sampled(&ema, count, &[])?;
+        self.progress.finish();
+        if self.world().rank() != 0 {
+            return Ok(Outcome::Done(String::new()));
+        }
+        let out = &self.config.run.out;
+        let title = format!("after update {}", self.trainer.state.update);
+        let picture = grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, SCALE)?;
+        grid::save_png(&picture, &out.join("samples/before_after.png"))?;
+        self.log = None;
+        let page = report::write(out)?;
+        let seconds = self.begun.elapsed().as_secs();
+        let change = summary(out)?;
+        Ok(Outcome::Done(format!(
+            "{change} after {} updates, {seconds} s here; look at {} and {}",
+            self.trainer.state.update,
+            page.display(),
+            out.join("samples/before_after.png").display()
+        )))
+    }
+}
+
+/// Tiles in a row of a grid, and how much small pictures are enlarged.
+const COLUMNS: usize = 6;
+const SCALE: u32 = 3;
+
+/// Prompts in the picture of before and after.
+const COMPARED: usize = 12;
+
+/// The folder of a run's checkpoints.
+fn checkpoints(out: &Path) -> PathBuf {
+    out.join("checkpoints")
+}
+
+/// The checkpoint to continue from: found by rank 0, told to all.
+fn choose_checkpoint(config: &RunConfig, resume: &Resume, world: &World) -> Result<Option<PathBuf>> {
+    let root = checkpoints(&config.run.out);
+    let found = if world.rank() == 0 { look(&root, resume).map_err(|e| (e.exit_code(), e.to_string())) } else { Ok(None) };
+    match exchange(&*world.host, &found)?.swap_remove(0) {
+        Ok(path) => Ok(path),
+        Err((crate::error::EXIT_USAGE, message)) => Err(Error::Usage(message)),
+        Err((_, message)) => Err(Error::Failed(message)),
+    }
+}
+
+fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
+    if root.exists() {
+        checkpoint::clear_unfinished(root)?;
+    }
+    let found = checkpoint::find(resume, root)?;
+    let newest = checkpoint::newest(root)?;
+    let update = |path: &Path| checkpoint::open(path).map(|r| r.state().update);
+    match (&found, newest) {
+        // Later saves would stand beside checkpoints of another history, and `auto` would take the wrong one.
+        (None, Some(newest)) => Err(Error::Usage(format!(
+            "--resume never: {} holds a run already, at update {}; pass another --out or delete it",
+            root.display(),
+            newest.update
+        ))),
+        (Some(path), Some(newest)) if newest.path != *path && newest.update > update(path)? => {
+            Err(Error::Usage(format!(
+                "--resume {}: {} holds a later checkpoint, of update {}; pass another --out or delete the later ones",
+                path.display(),
+                root.display(),
+                newest.update
+            )))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn prompt_set(source: &str, glyphs: fn() -> PromptSet) -> Result<PromptSet> {
+    match source {
+        "glyphs" => Ok(glyphs()),
+        path => PromptSet::from_file(path),
+    }
+}
+
+/// What an evaluation reports: the rewards that are trained, and the checks that never are.
+fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
+    let mut all = config.reward.clone();
+    for name in [RewardKind::Ocr, RewardKind::Colour] {
+        if all.iter().all(|r| r.name != name) {
+            all.push(RewardConfig { name, weight: 1.0 });
+        }
+    }
+    all
+}
+
+fn nanoseconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// "held-out ocr 0.512 -> 0.873, exact 0.310 -> 0.745", from the log's first and last evaluation.
+fn summary(out: &Path) -> Result<String> {
+    let path = out.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let evaluations: Vec<serde_json::Value> =
+        text.lines().filter_map(|l| serde_json::from_str(l).ok()).filter(|v: &serde_json::Value| !v["eval.images"].is_null()).collect();
+    let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) else {
+        return Ok("no evaluation".into());
+    };
+    let names = last.as_object().into_iter().flatten().map(|(k, _)| k.as_str());
+    let parts = names.filter(|k| k.ends_with(".mean") || *k == "eval.exact").filter_map(|k| {
+        let (a, b) = (first[k].as_f64()?, last[k].as_f64()?);
+        let short = k.trim_start_matches("eval.").trim_start_matches("reward.").trim_end_matches(".mean");
+        Some(format!("{short} {a:.3} -> {b:.3}"))
+    });
+    Ok(format!("held-out {}", parts.collect::<Vec<_>>().join(", ")))
+}
