@@ -1,8 +1,6 @@
 //! The ranks of this run and the two planes they talk over.
 
 use super::launcher::{self, Transport};
-#[cfg(feature = "mpi")]
-use super::launcher::Variables;
 use super::{Communicator, Solo, exchange, watch};
 use crate::error::{Error, Result};
 use std::rc::Rc;

@@ -1,0 +1,159 @@
+//! What the objectives converge to, against closed forms on a one-dimensional mixture of Gaussians.
+//!
+//! The old policy's law is sum pi_i N(m_i, s_i^2), the reward is x0, and the exact optimum is the exponential tilt
+//! w = exp(k x0) / Z. At given (t, x_t) the posterior of x0 is integrated by quadrature; each loss is quadratic in the
+//! policy's velocity, so two gradients of the program's own loss give its minimiser. The golden numbers were computed
+//! apart from this program.
+
+use candle_core::{Device, Tensor, Var};
+use flowrl_dist::objective::{Frozen, Gamma, Method, MethodConfig, Objective, Point};
+
+type Result<T> = candle_core::Result<T>;
+
+const PI: [f64; 3] = [0.3, 0.5, 0.2];
+const MEAN: [f64; 3] = [-2.0, 0.5, 2.5];
+const VARIANCE: [f64; 3] = [0.25, 0.16, 0.36];
+const TILT: f64 = 0.5;
+
+fn gaussian(x: f64, mean: f64, variance: f64) -> f64 {
+    (-(x - mean) * (x - mean) / (2.0 * variance)).exp() / (2.0 * std::f64::consts::PI * variance).sqrt()
+}
+
+fn density(x0: f64) -> f64 {
+    (0..3).map(|i| PI[i] * gaussian(x0, MEAN[i], VARIANCE[i])).sum()
+}
+
+/// E exp(k x0).
+fn partition() -> f64 {
+    (0..3).map(|i| PI[i] * (TILT * MEAN[i] + TILT * TILT * VARIANCE[i] / 2.0).exp()).sum()
+}
+
+/// Mean and standard deviation of the old policy's law.
+fn moments() -> (f64, f64) {
+    let mean: f64 = (0..3).map(|i| PI[i] * MEAN[i]).sum();
+    let square: f64 = (0..3).map(|i| PI[i] * (VARIANCE[i] + MEAN[i] * MEAN[i])).sum();
+    (mean, (square - mean * mean).sqrt())
+}
+
+fn exponential(x0: f64) -> f64 {
+    (TILT * x0).exp() / partition() - 1.0
+}
+
+fn linear(x0: f64) -> f64 {
+    let (mean, deviation) = moments();
+    ((x0 - mean) / deviation).clamp(-1.0, 1.0)
+}
+
+/// The posterior of x0 at (t, x_t): places and weights that sum to 1.
+fn posterior(t: f64, x_t: f64) -> (Vec<f64>, Vec<f64>) {
+    let places: Vec<f64> = (0..=36_000).map(|i| -9.0 + i as f64 * 5e-4).collect();
+    let weights: Vec<f64> = places.iter().map(|&x0| density(x0) * gaussian(x_t, (1.0 - t) * x0, t * t)).collect();
+    let sum: f64 = weights.iter().sum();
+    (places, weights.into_iter().map(|w| w / sum).collect())
+}
+
+/// The mixture's velocity E[u | x_t], in closed form.
+fn velocity(t: f64, x_t: f64) -> f64 {
+    let parts: Vec<(f64, f64)> = (0..3)
+        .map(|i| {
+            let variance = (1.0 - t) * (1.0 - t) * VARIANCE[i] + t * t;
+            let centred = x_t - (1.0 - t) * MEAN[i];
+            let v = (t - (1.0 - t) * VARIANCE[i]) / variance * centred - MEAN[i];
+            (PI[i] * gaussian(x_t, (1.0 - t) * MEAN[i], variance), v)
+        })
+        .collect();
+    parts.iter().map(|(p, v)| p * v).sum::<f64>() / parts.iter().map(|(p, _)| p).sum::<f64>()
+}
+
+/// The velocity that minimises the posterior mean of the objective's loss.
+fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64) -> Result<f64> {
+    let (places, weights) = posterior(t, x_t);
+    let n = places.len();
+    let column = |values: Vec<f64>| Tensor::from_vec(values, (n, 1, 1, 1), &Device::Cpu);
+    let constant = |value: f64| Tensor::full(value, (n, 1, 1, 1), &Device::Cpu);
+    let point = Point {
+        x0: column(places.clone())?,
+        eps: column(places.iter().map(|x0| (x_t - (1.0 - t) * x0) / t).collect())?,
+        t: Tensor::full(t, n, &Device::Cpu)?,
+        x_t: constant(x_t)?,
+        advantage: Tensor::from_vec(places.iter().map(|&x0| advantage(x0)).collect(), n, &Device::Cpu)?,
+    };
+    let frozen = Frozen { old: Some(constant(velocity(t, x_t))?), reference: None };
+    let weights = Tensor::from_vec(weights, n, &Device::Cpu)?;
+    let gradient = |v: f64| -> Result<f64> {
+        let v = Var::new(v, &Device::Cpu)?;
+        let all = v.broadcast_as((n, 1, 1, 1))?;
+        let terms = objective.terms(&point, &all, &frozen).map_err(candle_core::Error::wrap)?;
+        let grads = (terms.loss * &weights)?.sum_all()?.backward()?;
+        grads.get(v.as_tensor()).expect("a gradient").to_scalar()
+    };
+    let (at_zero, at_one) = (gradient(0.0)?, gradient(1.0)?);
+    Ok(-at_zero / (at_one - at_zero))
+}
+
+fn objective(name: Method, gamma: Option<Gamma>) -> Objective {
+    let config = MethodConfig { name, gamma, kl_coef: Some(0.0), adaptive_scale: false };
+    Objective::new(&config)
+}
+
+/// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A).
+const GOLDEN: [[f64; 8]; 9] = [
+    [0.25, -1.5, 1.999922, 1.846025, 0.247783, 1.961789, 1.926269, 1.992354],
+    [0.25, 0.0, -0.810046, -0.945030, 0.744440, -0.910534, -0.953987, -0.972915],
+    [0.25, 1.5, -2.285698, -2.508574, 1.905944, -2.710487, -2.325103, -2.367287],
+    [0.50, -1.5, 1.342391, 1.033357, 0.233615, 1.270196, 0.762699, 1.273259],
+    [0.50, 0.0, -0.510666, -1.052894, 0.813899, -0.951985, -1.093938, -1.195100],
+    [0.50, 1.5, -1.666837, -2.252599, 2.314563, -3.022620, -1.832064, -1.996660],
+    [0.75, -1.5, -0.243730, -1.657221, 0.444389, -0.871869, -2.290638, -1.212404],
+    [0.75, 0.0, -0.175047, -1.588169, 0.936501, -1.498437, -1.401193, -1.531534],
+    [0.75, 1.5, 0.005409, -1.001174, 1.719992, -1.725906, -0.504399, -0.845040],
+];
+
+#[test]
+fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
+    let flow_awr = objective(Method::FlowAwr, None);
+    let constant = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)));
+    let one_minus = objective(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage));
+    let exact = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.0)));
+    for [t, x_t, v_old, v_star, h, awr, af_constant, af_one_minus] in GOLDEN {
+        let close = |what: &str, got: f64, expected: f64| {
+            assert!((got - expected).abs() < 1e-6, "{what} at t {t}, x_t {x_t}: {got}, not {expected}");
+        };
+        close("v_old", velocity(t, x_t), v_old);
+        close("FlowAWR", minimiser(&flow_awr, exponential, t, x_t)?, awr);
+        // The direction is exact, the step is longer by the density ratio h: not v*.
+        close("v_old + h (v* - v_old)", v_old + h * (v_star - v_old), awr);
+        close("AdvantageFlow(1.1)", minimiser(&constant, linear, t, x_t)?, af_constant);
+        close("AdvantageFlow(1-A)", minimiser(&one_minus, linear, t, x_t)?, af_one_minus);
+        // gamma = 1 with the exponential advantage has exactly the tilt's velocity as its minimiser.
+        close("AdvantageFlow(1), A = w - 1", minimiser(&exact, exponential, t, x_t)?, v_star);
+    }
+    Ok(())
+}
+
+/// A constant advantage says nothing: the minimiser is the old velocity, because it is the posterior mean of u.
+#[test]
+fn a_constant_advantage_changes_nothing() -> Result<()> {
+    for objective in [objective(Method::FlowAwr, None), objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)))] {
+        for x_t in [-1.5, 0.0, 1.5] {
+            let got = minimiser(&objective, |_| 0.7, 0.5, x_t)?;
+            assert!((got - velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
+        }
+    }
+    Ok(())
+}
+
+/// E_q R - E_old R = Cov(A, R) / (gamma + mean A) for the tilt q = (gamma + A) / (gamma + mean A) times the old law, and
+/// AdvantageFlow's minimiser is q's velocity: (E[A u] + gamma v_old) / (E[A] + gamma) under the posterior.
+#[test]
+fn advantage_flow_improves_the_reward_by_the_covariance() -> Result<()> {
+    let places: Vec<f64> = (0..=36_000).map(|i| -9.0 + i as f64 * 5e-4).collect();
+    let mean = |f: &dyn Fn(f64) -> f64| places.iter().map(|&x| f(x) * density(x) * 5e-4).sum::<f64>();
+    let (gamma, reward) = (1.1, moments().0);
+    let mean_a = mean(&linear);
+    assert!((mean_a - 0.0083725).abs() < 1e-6);
+    let improved = mean(&|x| x * (gamma + linear(x))) / (gamma + mean_a) - reward;
+    let covariance = mean(&|x| (linear(x) - mean_a) * (x - reward)) / (gamma + mean_a);
+    assert!((improved - covariance).abs() < 1e-9 && improved > 0.0);
+    Ok(())
+}

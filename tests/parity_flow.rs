@@ -1,0 +1,124 @@
+//! Solvers, grids, advantages and schedules against recorded values of diffusers and DiffusionNFT (tests/fixtures: each
+//! folder's meta.json or fields say how it was made). FLOWRL_FIXTURES names another folder of the same form.
+
+use candle_core::{Device, Tensor};
+use flowrl_dist::advantage::{AdvantageMap, Map, Normaliser, group_advantages};
+use flowrl_dist::flow::{Solver, sigmas, solve};
+use flowrl_dist::optim::OldPolicySchedule;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+fn fixture(name: &str) -> PathBuf {
+    let folder = std::env::var_os("FLOWRL_FIXTURES")
+        .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
+    folder.join(name)
+}
+
+fn json(name: &str) -> Value {
+    let text = std::fs::read_to_string(fixture(name)).expect("the fixture");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn tensors(name: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixture(name), &Device::Cpu).expect("the fixture")
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+fn max_error(a: &Tensor, b: &Tensor) -> f64 {
+    let difference = (a - b).and_then(|d| d.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>());
+    f64::from(difference.expect("tensors of one shape"))
+}
+
+#[test]
+fn parity_of_the_grid_with_diffusers() {
+    let recorded = json("scheduler/sigmas.json");
+    let grids = recorded.as_object().expect("an object").iter().filter(|(name, _)| name.starts_with("shift"));
+    for (name, grid) in grids {
+        let numbers_in = |after: &str| -> f64 {
+            let digits = name.split('_').find_map(|part| part.strip_prefix(after)).expect("the setting in the name");
+            digits.parse().expect("a number")
+        };
+        let (shift, steps) = (numbers_in("shift"), numbers_in("steps") as usize);
+        let expected = numbers(&grid["sigmas"]);
+        let ours = sigmas(steps, shift);
+        assert_eq!(ours.len(), expected.len());
+        // diffusers holds the grid in f32.
+        let worst = ours.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-7, "{name}: {worst}");
+    }
+}
+
+/// The recorded velocities are given step by step, whatever x is: the states must be those of diffusers' scheduler.
+#[test]
+fn parity_of_euler_with_diffusers() -> flowrl_dist::Result<()> {
+    let io = tensors("scheduler/io.safetensors");
+    let grid = sigmas(10, 3.0);
+    for end in 1..=10 {
+        let mut step = 0;
+        let x = solve(Solver::Euler, &grid[..=end], &io["in.z"], |_, _| {
+            step += 1;
+            Ok(io[&format!("in.v{}", step - 1)].clone())
+        })?;
+        let error = max_error(&x, &io[&format!("out.z{}", end - 1)]);
+        assert!(error < 2e-6, "after step {end}: {error}");
+    }
+    Ok(())
+}
+
+/// The toy velocity A x + B s on the shift-3 grid, against the values of DiffusionNFT's solver.
+#[test]
+fn parity_of_the_solvers_with_diffusion_nft() -> flowrl_dist::Result<()> {
+    let io = tensors("solvers/io.safetensors");
+    for (solver, name) in [(Solver::Euler, "euler"), (Solver::Dpm2, "dpm2")] {
+        for steps in [10, 25] {
+            let velocity = |x: &Tensor, s: f64| Ok(((&io["in.A"] * x)? + (&io["in.B"] * s)?)?);
+            let mut states = Vec::new();
+            let x = solve(solver, &sigmas(steps, 3.0), &io["in.z"], |x, s| {
+                states.push(x.clone());
+                velocity(x, s)
+            })?;
+            states.push(x);
+            for (i, state) in states.iter().enumerate() {
+                let Some(expected) = io.get(&format!("out.toy.{name}.{steps}.z{i}")) else { continue };
+                let scale = expected.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+                let error = max_error(state, expected) / f64::from(scale);
+                assert!(error < 2e-6, "{name}, {steps} steps, state {i}: {error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn parity_of_advantages_with_diffusion_nft() -> flowrl_dist::Result<()> {
+    let recorded = json("advantages/advantages.json");
+    let prompts = recorded["prompts"].as_array().expect("a list");
+    let groups: Vec<usize> =
+        prompts.iter().map(|p| p.as_str().and_then(|p| p[1..].parse().ok()).expect("p and a number")).collect();
+    let rewards = numbers(&recorded["rewards"]);
+    let linear = AdvantageMap { map: Map::Linear, clip: 1e9, ..AdvantageMap::FLOW_AWR };
+    for (normaliser, name) in
+        [(Normaliser::GlobalStd, "advantages_global_std"), (Normaliser::GroupStd, "advantages_group_std")]
+    {
+        let ours = group_advantages(&rewards, &groups, &AdvantageMap { normaliser, ..linear })?.values;
+        let worst = ours.iter().zip(numbers(&recorded[name])).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-12, "{name}: {worst}");
+    }
+    Ok(())
+}
+
+#[test]
+fn parity_of_the_old_policy_schedules_with_diffusion_nft() {
+    let recorded = json("advantages/advantages.json");
+    for kind in 0..3u8 {
+        let schedule = OldPolicySchedule::try_from(kind).expect("a schedule");
+        for (n, eta) in recorded["old_policy_decay"][format!("type{kind}")].as_object().expect("an object") {
+            let ours = schedule.eta(n.parse().expect("a number"));
+            assert!((ours - eta.as_f64().expect("a number")).abs() < 1e-12, "type {kind} at {n}: {ours} {eta}");
+        }
+    }
+}
