@@ -17,7 +17,7 @@ quick:
 
 # Train the embedded task under mpirun: just demo 4 --set run.updates=50
 demo *args:
-    launch/quickstart.sh {{args}}
+    launch/quickstart.sh {{ args }}
 
 # Type-check the CUDA code without CUDA
 check-cuda:

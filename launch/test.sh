@@ -14,9 +14,8 @@ cd "$root"
 # background would ignore SIGINT, and so would the programs under test.
 set -m
 
-# What runs is built in target/. What is only checked (lints, documentation, the CUDA code) needs of its dependencies
-# no code but their types, which are read once for all of it, in target/check: see check-cuda.sh.
-checked=(--target-dir target/check)
+# What runs is built in target/. What is only checked needs of its dependencies no code but their types: they are read
+# once, with every feature on, in the folder of check-cuda.sh. So lints and documentation check the CUDA code as well.
 
 summary=()
 failed=0
@@ -70,16 +69,15 @@ need_component() {
 
 quick() {
     step 'format' 60 cargo fmt --check
-    step 'lints' 1800 cargo clippy "${checked[@]}" --all-targets -- -D warnings
+    step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'library tests' 2400 cargo test --release --lib
 }
 
 everything() {
     step 'format' 60 cargo fmt --check
-    step 'lints with CUDA' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
-    step 'lints' 900 cargo clippy "${checked[@]}" --all-targets -- -D warnings
-    step 'lints without MPI' 900 cargo clippy "${checked[@]}" --all-targets --no-default-features -- -D warnings
-    step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' cargo doc "${checked[@]}" --no-deps
+    step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
+    step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
+    step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
     # With MPI last: both put the program at target/release/flowrl-dist, and the one with MPI shall stay there.
     step 'build without MPI' 2400 cargo test --release --no-default-features --no-run
     step 'tests without MPI' 900 cargo test --release --no-default-features --no-fail-fast
