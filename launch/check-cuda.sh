@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Type-checks the feature `cuda` on a machine without CUDA. candle's kernels want nvcc even to be checked, so a
+# stand-in gives their build script empty outputs. This proves types: not the kernels, not linking, not running.
+#
+#   launch/check-cuda.sh [clippy|doc|... [arguments]]      a cargo command that does not link; default: check --all-targets
+#
+# The empty outputs must never meet a real build, so they have a target folder of their own: target/check.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+export CARGO_TARGET_DIR="$root/target/check"
+
+write_stand_in() {
+    mkdir -p "$1"
+    cat >"$1/nvcc" <<'NVCC'
+#!/bin/sh
+# Stands in for nvcc where a build is only checked: empty outputs under the names that are asked for.
+out='' folder='' kind='' source=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --version) echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit ;;
+        --list-gpu-code) echo sm_90; exit ;;
+        --ptx) kind=ptx ;;
+        -c) kind=object ;;
+        --lib) kind=archive ;;
+        -o) shift; out=$1 ;;
+        --output-directory) shift; folder=$1 ;;
+        *.cu) source=$1 ;;
+    esac
+    shift
+done
+case $kind in
+    ptx) name=${source##*/}; : >"${out:-$folder/${name%.cu}.ptx}" ;;
+    object) : >"$out" ;;
+    archive) rm -f "$out"; ar crs "$out" ;;
+esac
+NVCC
+    chmod +x "$1/nvcc"
+}
+
+(($# > 0)) || set -- check --all-targets
+command=$1
+shift
+
+write_stand_in "$CARGO_TARGET_DIR/stand-in"
+unset NVCC
+export PATH="$CARGO_TARGET_DIR/stand-in:$PATH"
+# What build scripts would ask a GPU and a toolkit for: Hopper, CUDA 13.0.
+export CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000
+
+cargo "$command" --manifest-path "$root/Cargo.toml" --features cuda "$@"

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Prepares the machine and tests everything that needs no GPU.
+#
+#   launch/test.sh           format, lints, documentation, the types of the CUDA code, all tests with and without MPI
+#   launch/test.sh quick     format, lints, the library's tests
+#
+# A failing step does not stop the later ones; the summary at the end names it, and the exit code is 1.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+# With job control a step is a process group of its own that an interrupt still ends; without, what runs in the
+# background would ignore SIGINT, and so would the programs under test.
+set -m
+
+# What runs is built in target/. What is only checked needs of its dependencies no code but their types: they are read
+# once, with every feature on, in the folder of check-cuda.sh. So lints and documentation check the CUDA code as well.
+
+summary=()
+failed=0
+running=''
+
+# step NAME LIMIT COMMAND...: runs the command, for LIMIT seconds at most.
+step() {
+    local name=$1 limit=$2 start=$SECONDS code=0 verdict=ok
+    shift 2
+    printf '\n=== %s: %s\n' "$name" "$*"
+    timeout --kill-after=30 "$limit" "$@" </dev/null &
+    running=$!
+    wait "$running" || code=$?
+    running=''
+    if ((code != 0 && SECONDS - start >= limit)); then
+        verdict="KILLED after $limit s"
+        printf '\n!!!!!! %s did not end within %d s and was killed !!!!!!\n' "$name" "$limit"
+    elif ((code != 0)); then
+        verdict="FAILED ($code)"
+    fi
+    if ((code != 0)); then
+        failed=1
+    fi
+    summary+=("$(printf '%5d s  %-26s %s' $((SECONDS - start)) "$name" "$verdict")")
+    printf '=== %s: %s, %d s\n' "$name" "$verdict" $((SECONDS - start))
+}
+
+# Called by the trap.
+# shellcheck disable=SC2317
+interrupted() {
+    if [[ -n $running ]]; then
+        kill "$running" 2>/dev/null || true
+    fi
+    exit 130
+}
+
+finish() {
+    printf '\n=== Summary\n'
+    printf '%s\n' "${summary[@]}"
+    printf '%5d s  in all\n' "$SECONDS"
+    exit "$failed"
+}
+
+# Lints and format are components that a minimal Rust leaves out.
+need_component() {
+    if ! cargo "$1" --version >/dev/null 2>&1 && ! rustup component add "$2"; then
+        echo "test: cargo $1 is missing. Install it: rustup component add $2" >&2
+        exit 2
+    fi
+}
+
+quick() {
+    step 'format' 60 cargo fmt --check
+    step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
+    step 'library tests' 2400 cargo test --release --lib
+}
+
+everything() {
+    step 'format' 60 cargo fmt --check
+    step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
+    step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
+    step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
+    # With MPI last: both put the program at target/release/flowrl-dist, and the one with MPI shall stay there.
+    step 'build without MPI' 2400 cargo test --release --no-default-features --no-run
+    step 'tests without MPI' 900 cargo test --release --no-default-features --no-fail-fast
+    step 'build' 1800 cargo test --release --no-run
+    step 'tests' 1800 cargo test --release --no-fail-fast
+}
+
+if (($# > 1)) || [[ ${1:-quick} != quick ]]; then
+    echo "usage: launch/test.sh [quick]" >&2
+    exit 2
+fi
+# shellcheck source=launch/setup.sh
+source launch/setup.sh
+need_component fmt rustfmt
+need_component clippy clippy
+trap interrupted INT TERM
+if [[ ${1:-} == quick ]]; then
+    quick
+else
+    everything
+fi
+finish
