@@ -60,7 +60,8 @@ fn mistakes_are_one_line_and_exit_code_2() {
     refused(&["--out", "Cargo.toml"], &["--out Cargo.toml: is a file; name a folder"]);
     refused(&["--resume", ""], &["--resume needs auto, never or the folder of a checkpoint"]);
     let pretrain = ["pretrain", "--config", "configs/glyphs/pretrain.toml", "--set"];
-    refused(&[&pretrain[..], &["batchs=3"]].concat(), &["--set batchs=3: there is no section"]);
+    refused(&[&pretrain[..], &["batchs=3"]].concat(), &["--set: batchs: no such key; did you mean batch?"]);
+    refused(&[&pretrain[..], &["steps=0"]].concat(), &["--set: steps = 0: must be at least 1"]);
     refused(&[&pretrain[..], &["optim.lr=0"]].concat(), &["--set: optim.lr = 0: must be"]);
     refused(&[&pretrain[..], &["sampler.step=1"]].concat(), &["sampler.step: no such key", "sampler.steps?"]);
 }

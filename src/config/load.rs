@@ -21,16 +21,17 @@ pub(super) fn read<T: DeserializeOwned>(
             (path.display().to_string(), text)
         }
     };
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+    let table: Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
         let (found, why) = (text.lines().nth(line).unwrap_or_default().trim(), one_line(e.message()));
         Error::Usage(format!("{origin}: line {}: {found}: is not TOML ({why}); write key = value", line + 1))
     })?;
+    let mut root = Value::Table(table);
     for setting in set {
-        apply(&mut table, setting)?;
+        apply(&mut root, setting)?;
     }
     let problem = |p: String| Error::Usage(format!("{}: {p}", if is_set(&p, set) { "--set" } else { &origin }));
-    let config = typed(table).map_err(problem)?;
+    let config = typed(root).map_err(problem)?;
     check(&config).map_err(problem)?;
     Ok(config)
 }
@@ -48,18 +49,14 @@ fn is_set(problem: &str, set: &[String]) -> bool {
 }
 
 /// One `key.path=value`: the value as TOML if it is that, else as text; a number in the path is a place in a list.
-fn apply(table: &mut Table, setting: &str) -> Result<(), Error> {
+fn apply(root: &mut Value, setting: &str) -> Result<(), Error> {
     let bad = |why: &str| Error::Usage(format!("--set {setting}: {why}; write section.key=value"));
     let (path, value) = setting.split_once('=').ok_or_else(|| bad("there is no ="))?;
     let value = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v")).unwrap_or(value.into());
-    let keys: Vec<&str> = path.trim().split('.').collect();
-    if keys.iter().any(|k| k.is_empty()) {
-        return Err(bad("a key is empty"));
-    }
-    let (last, sections) = keys.split_last().ok_or_else(|| bad("the key is empty"))?;
-    let [first, rest @ ..] = sections else { return Err(bad("there is no section")) };
-    let mut place = table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
-    for key in rest {
+    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    let (last, sections) = keys.split_last().filter(|_| !keys.contains(&"")).ok_or_else(|| bad("a key is empty"))?;
+    let mut place = root;
+    for key in sections {
         place = match place {
             Value::Table(t) => t.entry(*key).or_insert_with(|| Value::Table(Table::new())),
             Value::Array(list) => {
@@ -78,8 +75,8 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), Error> {
 }
 
 /// The table as a T, or what is wrong where.
-fn typed<T: DeserializeOwned>(table: Table) -> Result<T, String> {
-    for (key, value) in &table {
+fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
+    for (key, value) in root.as_table().into_iter().flatten() {
         // Serde would take a list as the values of the section's keys in their order.
         let write = match (key == "reward", value.is_array()) {
             (false, true) => format!("is no list; write one value, or one section [{key}]"),
@@ -88,7 +85,6 @@ fn typed<T: DeserializeOwned>(table: Table) -> Result<T, String> {
         };
         return Err(format!("{key} = {}: {write}", one_line(&value.to_string())));
     }
-    let root = Value::Table(table);
     serde_path_to_error::deserialize(root.clone()).map_err(|e| {
         let path = e.path().to_string();
         let message = one_line(e.inner().message());

@@ -20,7 +20,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["reward.0.wieght=2"], &["reward[0].wieght: no such key", "did you mean reward[0].weight?"]),
     // Settings that are none.
     (&["run"], &["--set run: there is no =", "section.key=value"]),
-    (&["lr=1"], &["--set lr=1: there is no section", "section.key=value"]),
+    (&["lr=1"], &["lr: no such key; known here: run, model"]),
     (&["optim..lr=1"], &["--set optim..lr=1: a key is empty"]),
     (&["reward.1.weight=2"], &["--set reward.1.weight=2: the list has 1 entries"]),
     (&["reward.ocr.weight=2"], &["a list takes a number, counted from 0"]),
@@ -39,6 +39,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["optim.betas=[0.9]"], &["optim.betas = [0.9]: must be a list of two numbers"]),
     (&["optim.betas=[0.9, 0.99, 1]"], &["optim.betas = [0.9, 0.99, 1]: must be a list of two numbers"]),
     (&["optim.betas=[0.9, \"x\"]"], &["optim.betas[1] = \"x\": must be a number"]),
+    (&["batch=8"], &["batch = 8: must be a section with keys"]),
     (&["model.lora=8"], &["model.lora = 8: must be a section"]),
     // Names.
     (&["method.name=ppo"], &["method.name = \"ppo\": must be \"flow-awr\" or \"advantage-flow\""]),

@@ -51,7 +51,7 @@ fn batch(config: &RunConfig) -> Check {
     count("batch.prompts", b.prompts)?;
     if b.images_per_prompt < 2 {
         return Err(format!(
-            "batch.images_per_prompt = {}: a group needs at least 2 images to compare; use 2 or more (24 in the papers)",
+            "batch.images_per_prompt = {}: a group needs at least 2 images to compare; use 2 or more (papers: 24)",
             b.images_per_prompt
         ));
     }
@@ -92,15 +92,16 @@ fn method(config: &RunConfig) -> Check {
     positive("advantage.temperature", map.temperature)?;
     match (m.name, m.gamma) {
         (Method::FlowAwr, Some(gamma)) => Err(format!(
-            "method.gamma = {}: belongs to advantage-flow, not to flow-awr; remove it or set method.name = \"advantage-flow\"",
+            "method.gamma = {}: belongs to advantage-flow, not to flow-awr; remove it or set method.name = \
+             \"advantage-flow\"",
             Value::try_from(gamma).map_err(|e| e.to_string())?
         )),
         (Method::AdvantageFlow, Some(Gamma::Constant(gamma))) => {
             let bound = if map.map == crate::advantage::Map::Linear { map.clip } else { map.map_clip };
             if !gamma.is_finite() || gamma <= bound {
                 return Err(format!(
-                    "method.gamma = {gamma}: must be a number above the largest advantage, {bound}, or the loss has no minimum for \
-                     a sample of advantage -{bound}; use {} or \"1-A\"",
+                    "method.gamma = {gamma}: must be a number above the largest advantage, {bound}, or the loss has no \
+                     minimum for a sample of advantage -{bound}; use {} or \"1-A\"",
                     bound + 0.1
                 ));
             }
