@@ -64,7 +64,7 @@ pub struct Slot(usize);
 
 /// LoRA: `W x + alpha / rank * B A x` beside the frozen `W` (Hu et al., arXiv 2106.09685).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rank of the update.
     pub rank: usize,
@@ -72,6 +72,16 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// The linear layers that get an adapter, by the end of their name (`attn.to_q`).
     pub targets: Vec<String>,
+}
+
+/// The linear layers of a transformer block that get an adapter unless the configuration chooses, by the end of the name.
+pub const LORA_TARGETS: [&str; 6] =
+    ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"];
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 32, alpha: 64.0, targets: LORA_TARGETS.map(String::from).to_vec() }
+    }
 }
 
 /// The parameters that a stage declares, in order.
@@ -98,7 +108,8 @@ impl<'a> SpecList<'a> {
     pub fn adapter(&mut self, name: &str, in_dim: usize, out_dim: usize) -> Option<(Slot, Slot, f64)> {
         let lora = self.lora?;
         let full = format!("{}{name}", self.prefix);
-        let wanted = |t: &String| full.strip_suffix(t.as_str()).is_some_and(|head| head.is_empty() || head.ends_with('.'));
+        let wanted =
+            |t: &String| full.strip_suffix(t.as_str()).is_some_and(|head| head.is_empty() || head.ends_with('.'));
         lora.targets.iter().any(wanted).then(|| {
             let a = self.push(
                 &format!("{name}.lora_A.weight"),
@@ -238,7 +249,8 @@ impl ParamSet {
 
     /// A set whose tensors `tensor` gives.
     pub fn build(stages: &[&[Spec]], mut tensor: impl FnMut(&Spec) -> Result<Tensor>) -> Result<Self> {
-        let mut stage = |specs: &&[Spec]| specs.iter().map(|s| tensor(s).map(Some)).collect::<Result<_>>().map(StageParams);
+        let mut stage =
+            |specs: &&[Spec]| specs.iter().map(|s| tensor(s).map(Some)).collect::<Result<_>>().map(StageParams);
         Ok(Self { stages: stages.iter().map(&mut stage).collect::<Result<_>>()? })
     }
 

@@ -34,9 +34,7 @@ pub struct ModelConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        let targets = glyphs::LORA_TARGETS.map(String::from).to_vec();
-        let lora = LoraConfig { rank: 32, alpha: 64.0, targets };
-        Self { kind: Kind::Glyphs, path: None, trainable: Trainable::Full, lora }
+        Self { kind: Kind::Glyphs, path: None, trainable: Trainable::Full, lora: LoraConfig::default() }
     }
 }
 
@@ -82,7 +80,8 @@ impl Pipeline {
         let file = |message: String| Error::File { path: path.to_path_buf(), message };
         let weights = SafeTensors::deserialize(bytes).map_err(|e| file(format!("is no safetensors file: {e}")))?;
         let specs = model.specs();
-        let base_names = |name: &str| specs.iter().flat_map(|s| s.iter()).any(|s| s.role == Role::Base && s.name == name);
+        let base_names =
+            |name: &str| specs.iter().flat_map(|s| s.iter()).any(|s| s.role == Role::Base && s.name == name);
         if let Some(extra) = weights.names().into_iter().find(|name| !base_names(name)) {
             return Err(file(format!("holds {extra}, which this model does not have; is it of another model?")));
         }

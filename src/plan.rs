@@ -86,14 +86,20 @@ impl Plan {
         let specs = model.specs();
         let layout = Layout::new(&specs, config.model.trainable);
         let count = |role: Role| -> usize {
-            specs.iter().flat_map(|s| s.iter()).filter(|s| s.role == role).map(|s| s.shape.iter().product::<usize>()).sum()
+            specs
+                .iter()
+                .flat_map(|s| s.iter())
+                .filter(|s| s.role == role)
+                .map(|s| s.shape.iter().product::<usize>())
+                .sum()
         };
         let (base, adapters) = (count(Role::Base), count(Role::Adapter));
         let shard = layout.total.div_ceil(ranks);
         let sizes = (0..ranks).map(|r| share(images, r, ranks).len());
         let largest = sizes.clone().max().unwrap_or(0);
-        let points: Vec<usize> =
-            (0..b.updates_per_iteration).map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps).collect();
+        let points: Vec<usize> = (0..b.updates_per_iteration)
+            .map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps)
+            .collect();
         // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather.
         let ring = 2 * (ranks - 1) * shard * 4;
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
@@ -135,17 +141,23 @@ impl fmt::Display for Plan {
         let per_rank = if least == most { format!("{most}") } else { format!("{least} to {most}") };
         let rows = [
             ("ranks", self.ranks.to_string()),
-            (
-                "images an iteration",
-                format!("{} = {} prompts x {}", self.images, self.prompts, self.images_per_prompt),
-            ),
+            ("images an iteration", format!("{} = {} prompts x {}", self.images, self.prompts, self.images_per_prompt)),
             ("images a rank", per_rank),
-            ("rollout", format!("{} solver steps, {} micro-batches of {}", self.solver_steps, self.rollout_micro_batches, self.micro_batch)),
+            (
+                "rollout",
+                format!(
+                    "{} solver steps, {} micro-batches of {}",
+                    self.solver_steps, self.rollout_micro_batches, self.micro_batch
+                ),
+            ),
             (
                 "training points",
                 format!("{:?} an iteration's updates, {} timesteps an image", self.points, self.timesteps),
             ),
-            ("iterations", format!("{} in the run, {} an epoch of the prompts", self.iterations, self.iterations_per_epoch)),
+            (
+                "iterations",
+                format!("{} in the run, {} an epoch of the prompts", self.iterations, self.iterations_per_epoch),
+            ),
             ("parameters", format!("{} ({} trained, {} a shard)", self.parameters, self.trainable, self.shard)),
             (
                 "memory a rank",
@@ -183,7 +195,12 @@ mod tests {
 
     #[test]
     fn counts_add_up_when_nothing_divides() {
-        let config = config(&["batch.prompts=3", "batch.images_per_prompt=5", "batch.updates_per_iteration=2", "batch.timesteps=4"]);
+        let config = config(&[
+            "batch.prompts=3",
+            "batch.images_per_prompt=5",
+            "batch.updates_per_iteration=2",
+            "batch.timesteps=4",
+        ]);
         let plan = Plan::new(&config, 4, 100).expect("a plan");
         assert_eq!((plan.images, plan.images_per_rank), (15, (3, 4)));
         assert_eq!(plan.points, [3 * 3 * 4, 3 * 2 * 4]);

@@ -20,7 +20,8 @@ pub struct Request {
 
 /// Starting noise `[n, C, H, W]`: an image's depends on seed, purpose, iteration, prompt and image number only.
 pub fn noise(pipeline: &Pipeline, requests: &[Request], seed: u64, purpose: Purpose, iteration: u64) -> Result<Tensor> {
-    let streams = requests.iter().map(|r| Stream::new(seed, purpose, [iteration, r.prompt.index as u64, r.image as u64, 0]));
+    let streams =
+        requests.iter().map(|r| Stream::new(seed, purpose, [iteration, r.prompt.index as u64, r.image as u64, 0]));
     normals(pipeline, streams)
 }
 

@@ -29,6 +29,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Train: from the start, or on from the newest checkpoint of the run folder
+    #[command(
+        after_help = "Example:\n  mpirun -n 2 flowrl-dist train --config configs/glyphs/flow-awr.toml --out runs/a"
+    )]
     Train(train::Arguments),
     /// Print what a run would do, on how many ranks: no GPU, no MPI
     Plan(plan::Arguments),

@@ -22,8 +22,8 @@ pub struct Arguments {
 
 /// Pretrains and says where the weights are.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    let config: PretrainConfig = crate::config::read(&arguments.config, &arguments.set)?;
-    config.check()?;
+    let check = |config: &PretrainConfig| config.check().map_err(|e| e.to_string());
+    let config = crate::config::read(&arguments.config, &arguments.set, check)?;
     on_ranks(Backend::Auto, 600, |world| {
         let terminal = logging::init(world.rank(), None, "info")?;
         let rewards = [RewardKind::Ocr, RewardKind::Colour].map(|name| RewardConfig { name, weight: 1.0 });

@@ -14,8 +14,9 @@ pub struct Arguments {
 
 /// Writes the page and says where it is.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    if !arguments.run.is_dir() {
-        return Err(Error::Usage(format!("{}: is no run folder; give the --out of a run", arguments.run.display())));
+    if !arguments.run.join("metrics.jsonl").is_file() {
+        let run = arguments.run.display();
+        return Err(Error::Usage(format!("{run}: is no run folder (no metrics.jsonl in it); give the --out of a run")));
     }
     print(&crate::observe::report::write(&arguments.run)?.display().to_string());
     Ok(EXIT_DONE)

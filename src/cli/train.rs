@@ -3,7 +3,7 @@
 use super::{UNFINISHED, on_ranks, print};
 use crate::checkpoint::Resume;
 use crate::config::RunConfig;
-use crate::error::{EXIT_DONE, Result};
+use crate::error::{EXIT_DONE, Error, Result};
 use crate::train::{Outcome, train};
 use std::path::PathBuf;
 
@@ -29,6 +29,9 @@ impl Arguments {
     pub fn config(&self) -> Result<RunConfig> {
         let mut config = RunConfig::load(self.config.as_deref(), &self.set)?;
         if let Some(out) = &self.out {
+            if out.is_file() {
+                return Err(Error::Usage(format!("--out {}: is a file; name a folder", out.display())));
+            }
             config.run.out = out.clone();
         }
         Ok(config)

@@ -12,7 +12,9 @@ pub(super) type Variables = HashMap<String, String>;
 
 /// The environment's variables, those that are text.
 pub(super) fn environment() -> Variables {
-    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
 }
 
 /// What started this process.

@@ -1,12 +1,17 @@
 //! TOML and `--set` to a typed configuration; what is wrong in one line.
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// Reads `file`, or `embedded` without one, and applies `key.path=value` settings over it.
-pub(super) fn read<T: DeserializeOwned>(file: Option<&Path>, embedded: &str, set: &[String]) -> Result<T> {
+/// Reads `file`, or `embedded` without one, applies `key.path=value` settings over it, and checks the result.
+pub(super) fn read<T: DeserializeOwned>(
+    file: Option<&Path>,
+    embedded: &str,
+    set: &[String],
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<T, Error> {
     let (origin, text) = match file {
         None => ("the embedded configuration".to_owned(), embedded.to_owned()),
         Some(path) => {
@@ -16,29 +21,42 @@ pub(super) fn read<T: DeserializeOwned>(file: Option<&Path>, embedded: &str, set
             (path.display().to_string(), text)
         }
     };
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-        Error::Usage(format!("{origin}: line {line} is not TOML: {}", one_line(e.message())))
+    let table: Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
+        let (found, why) = (text.lines().nth(line).unwrap_or_default().trim(), one_line(e.message()));
+        Error::Usage(format!("{origin}: line {}: {found}: is not TOML ({why}); write key = value", line + 1))
     })?;
+    let mut root = Value::Table(table);
     for setting in set {
-        apply(&mut table, setting)?;
+        apply(&mut root, setting)?;
     }
-    typed(table, &origin)
+    let problem = |p: String| Error::Usage(format!("{}: {p}", if is_set(&p, set) { "--set" } else { &origin }));
+    let config = typed(root).map_err(problem)?;
+    check(&config).map_err(problem)?;
+    Ok(config)
+}
+
+/// Whether a setting gave the key that a problem begins with, or a part of it.
+fn is_set(problem: &str, set: &[String]) -> bool {
+    let parts = |path: &str| -> Vec<String> {
+        path.split(['.', '[', ']']).map(|k| k.trim().to_owned()).filter(|k| !k.is_empty()).collect()
+    };
+    let key = parts(problem.split([' ', ':']).next().unwrap_or_default());
+    set.iter().filter_map(|setting| setting.split_once('=')).any(|(path, _)| {
+        let path = parts(path);
+        key.starts_with(&path) || path.starts_with(&key)
+    })
 }
 
 /// One `key.path=value`: the value as TOML if it is that, else as text; a number in the path is a place in a list.
-fn apply(table: &mut Table, setting: &str) -> Result<()> {
+fn apply(root: &mut Value, setting: &str) -> Result<(), Error> {
     let bad = |why: &str| Error::Usage(format!("--set {setting}: {why}; write section.key=value"));
     let (path, value) = setting.split_once('=').ok_or_else(|| bad("there is no ="))?;
     let value = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v")).unwrap_or(value.into());
-    let keys: Vec<&str> = path.trim().split('.').collect();
-    if keys.iter().any(|k| k.is_empty()) {
-        return Err(bad("a key is empty"));
-    }
-    let (last, sections) = keys.split_last().ok_or_else(|| bad("the key is empty"))?;
-    let [first, rest @ ..] = sections else { return Err(bad("there is no section")) };
-    let mut place = table.entry(*first).or_insert_with(|| Value::Table(Table::new()));
-    for key in rest {
+    let keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    let (last, sections) = keys.split_last().filter(|_| !keys.contains(&"")).ok_or_else(|| bad("a key is empty"))?;
+    let mut place = root;
+    for key in sections {
         place = match place {
             Value::Table(t) => t.entry(*key).or_insert_with(|| Value::Table(Table::new())),
             Value::Array(list) => {
@@ -56,21 +74,48 @@ fn apply(table: &mut Table, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// The table as a T, or where it is not one.
-fn typed<T: DeserializeOwned>(table: Table, origin: &str) -> Result<T> {
-    let root = Value::Table(table);
+/// The table as a T, or what is wrong where.
+fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
+    for (key, value) in root.as_table().into_iter().flatten() {
+        // Serde would take a list as the values of the section's keys in their order.
+        let write = match (key == "reward", value.is_array()) {
+            (false, true) => format!("is no list; write one value, or one section [{key}]"),
+            (true, false) => "is a list; write a section [[reward]] for each".to_owned(),
+            _ => continue,
+        };
+        return Err(format!("{key} = {}: {write}", one_line(&value.to_string())));
+    }
     serde_path_to_error::deserialize(root.clone()).map_err(|e| {
         let path = e.path().to_string();
         let message = one_line(e.inner().message());
-        Error::Usage(match unknown_field(&message) {
-            Some((field, known)) => unknown(origin, &path, field, &known),
-            None => {
-                let value = lookup(&root, &path).map_or(String::new(), |v| format!(" = {}", one_line(&v.to_string())));
-                let hint = if message.contains("expected") { "" } else { "; see configs/reference.toml" };
-                format!("{origin}: {path}{value}: {message}{hint}")
-            }
-        })
+        if let Some((field, known)) = unknown_field(&message) {
+            return unknown(&path, field, &known);
+        }
+        if let Some(field) = message.strip_prefix("missing field `").and_then(|m| m.strip_suffix('`')) {
+            return format!("{path}.{field} is missing: add it; configs/reference.toml explains it");
+        }
+        let value = lookup(&root, &path).map_or(String::new(), |v| format!(" = {}", one_line(&v.to_string())));
+        format!("{path}{value}: {}", remedy(&message))
     })
+}
+
+/// Serde's message as what the value must be; other messages say it already.
+fn remedy(message: &str) -> String {
+    let serdes = ["invalid ", "unknown "].iter().any(|start| message.starts_with(start));
+    let wanted = match message.split_once(", expected ").filter(|_| serdes).map_or(message, |(_, expected)| expected) {
+        "u8" | "u64" | "usize" => "a whole number, 0 or above",
+        "f64" => "a number",
+        "a string" => "text in quotes",
+        "path string" => "a path in quotes",
+        "a boolean" => "true or false",
+        "a tuple of size 2" | "fewer elements in array" => "a list of two numbers, such as [0.9, 0.999]",
+        "string only" => "a name in quotes",
+        "a sequence" => "a list in [ ]",
+        says if says.starts_with("must") || says.contains("expected") => return says.to_owned(),
+        e if e.starts_with("struct") => "a section with keys of its own",
+        e => &e.replace('`', "\""),
+    };
+    format!("must be {wanted}")
 }
 
 /// Field and known fields of serde's message on an unknown one.
@@ -79,14 +124,16 @@ fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
     Some((quoted.next()?, quoted.filter(|s| !s.is_empty()).collect()))
 }
 
-fn unknown(origin: &str, path: &str, field: &str, known: &[&str]) -> String {
+fn unknown(path: &str, field: &str, known: &[&str]) -> String {
     let section = path.strip_suffix(field).unwrap_or(path).trim_end_matches('.');
     let full = |key: &str| if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
-    let nearest = known.iter().min_by_key(|k| strsim::levenshtein(k, field));
-    let meant = nearest
-        .filter(|k| strsim::levenshtein(k, field) <= 3)
-        .map_or(String::new(), |k| format!("did you mean {}? ", full(k)));
-    format!("{origin}: {}: no such key; {meant}known here: {}", full(field), known.join(", "))
+    let far = |key: &&&str| if field.starts_with(**key) { 0 } else { strsim::damerau_levenshtein(key, field) };
+    let meant = known
+        .iter()
+        .min_by_key(far)
+        .filter(|key| far(key) <= 1 + field.len() / 4)
+        .map_or(String::new(), |key| format!("did you mean {}? ", full(key)));
+    format!("{}: no such key; {meant}known here: {}", full(field), known.join(", "))
 }
 
 /// The value at a path such as `reward[0].weight`.

@@ -5,14 +5,15 @@ mod load;
 mod validate;
 
 use crate::comm::Backend;
-use crate::error::Result;
+use crate::error::Error;
 use crate::evaluate::EvalConfig;
 use crate::flow::SamplerConfig;
 use crate::objective::{AdvantageConfig, MethodConfig};
 use crate::optim::{OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::reward::RewardConfig;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A run.
@@ -141,6 +142,7 @@ impl Default for BatchConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct OldPolicyConfig {
     /// 0, 1 or 2.
+    #[serde(deserialize_with = "schedule")]
     pub schedule: OldPolicySchedule,
 }
 
@@ -148,6 +150,12 @@ impl Default for OldPolicyConfig {
     fn default() -> Self {
         Self { schedule: OldPolicySchedule::Linear }
     }
+}
+
+/// Whatever is no schedule is told which ones there are.
+fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OldPolicySchedule, D::Error> {
+    let kind = u8::deserialize(deserializer).ok().and_then(|kind| OldPolicySchedule::try_from(kind).ok());
+    kind.ok_or_else(|| D::Error::custom("must be 0 (on policy), 1 (linear) or 2 (delayed)"))
 }
 
 /// `[ema]`.
@@ -211,12 +219,9 @@ impl RunConfig {
     /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`]: one line with file, key, value and remedy.
-    pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self> {
-        let config: Self = load::read(file, EMBEDDED, set)?;
-        let origin = file.map_or("the embedded configuration".into(), |f| f.display().to_string());
-        validate::check(&config).map_err(|problem| crate::Error::Usage(format!("{origin}: {problem}")))?;
-        Ok(config)
+    /// [`Error::Usage`]: one line with file, key, value and remedy.
+    pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
+        load::read(file, EMBEDDED, set, validate::check)
     }
 
     /// Timesteps an image is trained at.
@@ -225,13 +230,13 @@ impl RunConfig {
     }
 
     /// The configuration as TOML, with every default spelled out.
-    pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|e| crate::Error::Failed(format!("the configuration cannot be written: {e}")))
+    pub fn to_toml(&self) -> Result<String, Error> {
+        toml::to_string(self).map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
     }
 
     /// Digest of everything that decides what an update does: not where it is written, how long the run is or how
     /// often it is looked at.
-    pub fn digest(&self) -> Result<String> {
+    pub fn digest(&self) -> Result<String, Error> {
         let mut same = self.clone();
         same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
         same.eval = EvalConfig::default();
@@ -241,9 +246,13 @@ impl RunConfig {
     }
 }
 
-/// The same for any other configuration (`pretrain`): read a file, apply settings.
-pub fn read<T: serde::de::DeserializeOwned>(file: &Path, set: &[String]) -> Result<T> {
-    load::read(Some(file), "", set)
+/// The same for any other configuration (`pretrain`), whose own `check` says key, value and remedy.
+pub fn read<T: DeserializeOwned>(
+    file: &Path,
+    set: &[String],
+    check: impl Fn(&T) -> Result<(), String>,
+) -> Result<T, Error> {
+    load::read(Some(file), "", set, check)
 }
 
 #[cfg(test)]

@@ -1,10 +1,15 @@
 //! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
 
 use super::RunConfig;
+use crate::data::PromptSet;
+use crate::data::glyphs::GlyphPrompt;
 use crate::objective::{Gamma, Method};
 use crate::params::Trainable;
 use crate::pipeline::Kind;
+use serde::Serialize;
 use std::path::Path;
+use toml::Value;
+use tracing_subscriber::EnvFilter;
 
 type Check = Result<(), String>;
 
@@ -21,28 +26,39 @@ pub(super) fn check(config: &RunConfig) -> Check {
 
 fn run(config: &RunConfig) -> Check {
     let r = &config.run;
-    at_least("run.updates", r.updates, 1)?;
-    at_least("run.keep_last", r.keep_last as u64, 1)?;
+    within("run.updates", r.updates, 1, i64::MAX as u64)?;
+    count("run.keep_last", r.keep_last)?;
     if r.seed > i64::MAX as u64 {
         return Err(format!("run.seed = {}: use at most {}", r.seed, i64::MAX));
     }
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }
-    at_least("parallel.deadline_s", config.parallel.deadline_s, 1)
+    if r.out.is_file() {
+        return Err(format!("run.out = {:?}: is a file; name a folder, such as \"runs/first\"", r.out));
+    }
+    within("parallel.deadline_s", config.parallel.deadline_s, 1, MOST)?;
+    let level = &config.log.level;
+    let levels = ["error", "warn", "info", "debug", "trace"];
+    // A word that is no level would be taken as the name of a module.
+    if !level.contains('=') && !levels.contains(&level.as_str()) || EnvFilter::builder().parse(level).is_err() {
+        return Err(format!("log.level = {level:?}: must be one of {}", levels.join(", ")));
+    }
+    Ok(())
 }
 
 fn batch(config: &RunConfig) -> Check {
     let b = &config.batch;
-    at_least("batch.prompts", b.prompts as u64, 1)?;
+    count("batch.prompts", b.prompts)?;
     if b.images_per_prompt < 2 {
         return Err(format!(
-            "batch.images_per_prompt = {}: a group needs at least 2 images to compare; use 2 or more (24 in the papers)",
+            "batch.images_per_prompt = {}: a group needs at least 2 images to compare; use 2 or more (papers: 24)",
             b.images_per_prompt
         ));
     }
-    at_least("batch.micro_batch", b.micro_batch as u64, 1)?;
-    at_least("batch.updates_per_iteration", b.updates_per_iteration as u64, 1)?;
+    count("batch.images_per_prompt", b.images_per_prompt)?;
+    count("batch.micro_batch", b.micro_batch)?;
+    count("batch.updates_per_iteration", b.updates_per_iteration)?;
     if b.updates_per_iteration > b.images_per_prompt {
         return Err(format!(
             "batch.updates_per_iteration = {}: each update takes its share of every group's {} images; use at most {}",
@@ -50,7 +66,7 @@ fn batch(config: &RunConfig) -> Check {
         ));
     }
     match b.timesteps {
-        Some(0) => Err("batch.timesteps = 0: an image must be trained at 1 timestep at least".into()),
+        Some(0) => Err("batch.timesteps = 0: an image is trained at 1 timestep at least; use 1 or more".into()),
         Some(t) if t > config.sampler.steps => Err(format!(
             "batch.timesteps = {t}: the rollout has sampler.steps = {}; use at most that",
             config.sampler.steps
@@ -60,10 +76,10 @@ fn batch(config: &RunConfig) -> Check {
 }
 
 fn samplers(config: &RunConfig) -> Check {
-    at_least("sampler.steps", config.sampler.steps as u64, 1)?;
+    count("sampler.steps", config.sampler.steps)?;
     positive("sampler.shift", config.sampler.shift)?;
-    at_least("eval.steps", config.eval.steps as u64, 1)?;
-    at_least("eval.images_per_prompt", config.eval.images_per_prompt as u64, 1)
+    count("eval.steps", config.eval.steps)?;
+    count("eval.images_per_prompt", config.eval.images_per_prompt)
 }
 
 fn method(config: &RunConfig) -> Check {
@@ -75,16 +91,16 @@ fn method(config: &RunConfig) -> Check {
     positive("advantage.clip", map.clip)?;
     positive("advantage.map_clip", map.map_clip)?;
     positive("advantage.temperature", map.temperature)?;
-    belongs("method.gamma", m.gamma.is_some(), m.name, Method::AdvantageFlow, "advantage-flow")?;
-    belongs("method.mix", m.mix.is_some(), m.name, Method::DiffusionNft, "diffusion-nft")?;
+    belongs("method.gamma", m.gamma, m.name, Method::AdvantageFlow, "advantage-flow")?;
+    belongs("method.mix", m.mix, m.name, Method::DiffusionNft, "diffusion-nft")?;
     if let Some(mix) = m.mix {
         positive("method.mix", mix)?;
     }
     let bound = map.bound();
     match m.gamma {
         Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= bound => Err(format!(
-            "method.gamma = {gamma}: must be above the largest advantage {bound}, or the loss has no minimum for a sample \
-             of advantage -{bound}; use {} or \"1-A\"",
+            "method.gamma = {gamma}: must be a number above the largest advantage, {bound}, or the loss has no minimum for \
+             a sample of advantage -{bound}; use {} or \"1-A\"",
             bound + 0.1
         )),
         _ => Ok(()),
@@ -92,10 +108,13 @@ fn method(config: &RunConfig) -> Check {
 }
 
 /// A key of one method is a mistake with another.
-fn belongs(key: &str, given: bool, method: Method, owner: Method, name: &str) -> Check {
-    match given && method != owner {
-        true => Err(format!("{key}: belongs to {name}; remove it or set method.name = \"{name}\"")),
-        false => Ok(()),
+fn belongs<T: Serialize>(key: &str, value: Option<T>, method: Method, owner: Method, name: &str) -> Check {
+    match value {
+        Some(value) if method != owner => Err(format!(
+            "{key} = {}: belongs to {name}; remove it or set method.name = \"{name}\"",
+            Value::try_from(value).map_err(|e| e.to_string())?
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -105,14 +124,15 @@ fn rewards(config: &RunConfig) -> Check {
     }
     for (i, r) in config.reward.iter().enumerate() {
         if !r.weight.is_finite() {
-            return Err(format!("reward[{i}].weight = {}: must be a finite number", r.weight));
+            return Err(format!("reward[{i}].weight = {}: must be a finite number, such as 1.0", r.weight));
         }
         if config.reward[..i].iter().any(|earlier| earlier.name == r.name) {
-            return Err(format!("reward[{i}].name = {:?}: is named twice; name it once, with one weight", r.name));
+            let name = Value::try_from(r.name).map_err(|e| e.to_string())?;
+            return Err(format!("reward[{i}].name = {name}: is named twice; name it once, with one weight"));
         }
     }
     if config.reward.iter().all(|r| r.weight == 0.0) {
-        return Err("reward: all weights are 0, so there is nothing to learn; give one a weight".into());
+        return Err("reward: every weight = 0, so there is nothing to learn; give one a weight, such as 1.0".into());
     }
     Ok(())
 }
@@ -134,25 +154,44 @@ fn model(config: &RunConfig) -> Check {
         file("model.path", path)?;
     }
     if m.trainable == Trainable::Lora {
-        at_least("model.lora.rank", m.lora.rank as u64, 1)?;
+        count("model.lora.rank", m.lora.rank)?;
         positive("model.lora.alpha", m.lora.alpha)?;
         let known = match m.kind {
-            Kind::Glyphs => crate::model::glyphs::LORA_TARGETS,
+            Kind::Glyphs => crate::params::LORA_TARGETS,
         };
         if m.lora.targets.is_empty() {
             return Err(format!("model.lora.targets = []: nothing would be trained; choose from {}", known.join(", ")));
         }
         if let Some(odd) = m.lora.targets.iter().find(|t| !known.contains(&t.as_str())) {
-            return Err(format!("model.lora.targets has {odd:?}, which no layer is called; choose from {}", known.join(", ")));
+            return Err(format!(
+                "model.lora.targets = [{odd:?}]: no layer is called that; choose from {}",
+                known.join(", ")
+            ));
         }
     }
     Ok(())
 }
 
 fn data(config: &RunConfig) -> Check {
-    for (key, value) in [("data.train", &config.data.train), ("data.eval", &config.data.eval)] {
-        if value != "glyphs" {
-            file(key, Path::new(value))?;
+    let Kind::Glyphs = config.model.kind;
+    for (key, source) in [("data.train", &config.data.train), ("data.eval", &config.data.eval)] {
+        let embedded = source == "glyphs";
+        let prompts = match (key, embedded) {
+            ("data.train", true) => PromptSet::glyphs_train(),
+            (_, true) => PromptSet::glyphs_eval(),
+            _ => {
+                file(key, Path::new(source))?;
+                PromptSet::from_file(source).map_err(|e| format!("{key} = {source:?}: {e}"))?
+            }
+        };
+        for prompt in prompts.prompts.iter().filter(|_| !embedded) {
+            GlyphPrompt::parse(&prompt.text).map_err(|e| format!("{key} = {source:?}: {e}"))?;
+        }
+        let (wanted, held) = (config.batch.prompts, prompts.len());
+        if key == "data.train" && wanted > held {
+            return Err(format!(
+                "batch.prompts = {wanted}: {key} = {source:?} holds {held} prompts; use at most {held}, or more prompts"
+            ));
         }
     }
     Ok(())
@@ -161,20 +200,41 @@ fn data(config: &RunConfig) -> Check {
 fn file(key: &str, path: &Path) -> Check {
     match path.is_file() {
         true => Ok(()),
-        false => Err(format!("{key} = {:?}: there is no such file here; give an existing one", path.display())),
+        false => Err(format!(
+            "{key} = {path:?}: there is no such file; give an existing one (relative paths start in the current folder)"
+        )),
     }
 }
 
-fn at_least(key: &str, value: u64, least: u64) -> Check {
-    if value < least { Err(format!("{key} = {value}: must be at least {least}")) } else { Ok(()) }
+/// The largest count that makes sense of anything; sums and products of counts stay far from overflow.
+const MOST: u64 = 1_000_000;
+
+fn count(key: &str, value: usize) -> Check {
+    within(key, value as u64, 1, MOST)
+}
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Check {
+    match value {
+        v if v < least => Err(format!("{key} = {value}: must be at least {least}")),
+        v if v > most => Err(format!("{key} = {value}: must be at most {most}")),
+        _ => Ok(()),
+    }
 }
 
 fn positive(key: &str, value: f64) -> Check {
-    if value.is_finite() && value > 0.0 { Ok(()) } else { Err(format!("{key} = {value}: must be a finite number above 0")) }
+    if value.is_finite() && value > 0.0 {
+        Ok(())
+    } else {
+        Err(format!("{key} = {value}: must be a finite number above 0"))
+    }
 }
 
 fn not_negative(key: &str, value: f64) -> Check {
-    if value.is_finite() && value >= 0.0 { Ok(()) } else { Err(format!("{key} = {value}: must be a finite number, 0 or above")) }
+    if value.is_finite() && value >= 0.0 {
+        Ok(())
+    } else {
+        Err(format!("{key} = {value}: must be a finite number, 0 or above"))
+    }
 }
 
 fn fraction(key: &str, value: f64) -> Check {

@@ -26,7 +26,8 @@ mod tests {
     #[test]
     fn an_epoch_draws_every_prompt_once_and_epochs_differ() {
         let set: PromptSet = (0..10).map(|i| i.to_string()).collect();
-        let epoch = |e: u64| -> Vec<usize> { (0..5).flat_map(|i| set.draw(1, 5 * e + i, 2)).map(|p| p.index).collect() };
+        let epoch =
+            |e: u64| -> Vec<usize> { (0..5).flat_map(|i| set.draw(1, 5 * e + i, 2)).map(|p| p.index).collect() };
         let mut first = epoch(0);
         assert_ne!(first, epoch(1));
         first.sort_unstable();

@@ -22,7 +22,8 @@ impl Gradients {
     pub fn add(&mut self, stage: usize, gradients: Vec<(usize, Tensor)>) -> Result<()> {
         for (slot, gradient) in gradients {
             let place = self.layout.entries.iter().position(|e| e.stage == stage && e.slot == slot);
-            let place = place.ok_or_else(|| Error::Failed(format!("stage {stage} has no trainable parameter {slot}")))?;
+            let place =
+                place.ok_or_else(|| Error::Failed(format!("stage {stage} has no trainable parameter {slot}")))?;
             let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
             self.sum.inplace_op2(&gradient, &AddAt(self.layout.entries[place].offset))?;
             self.seen[place] = true;
@@ -49,7 +50,8 @@ impl InplaceOp2 for AddAt {
         "add_at"
     }
     fn cpu_fwd(&self, dst: &mut CpuStorage, _: &Strides, src: &CpuStorage, l: &Strides) -> candle_core::Result<()> {
-        let (CpuStorage::F32(dst), CpuStorage::F32(src), Some((start, end))) = (dst, src, l.contiguous_offsets()) else {
+        let (CpuStorage::F32(dst), CpuStorage::F32(src), Some((start, end))) = (dst, src, l.contiguous_offsets())
+        else {
             candle_core::bail!("add_at: f32 and contiguous only");
         };
         for (d, s) in dst[self.0..].iter_mut().zip(&src[start..end]) {

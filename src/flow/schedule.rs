@@ -42,9 +42,8 @@ mod tests {
     /// diffusers 0.33.1 and 0.42.1, shift 3, 10 steps; the four-step grid is quoted in FlowAWR's program.
     #[test]
     fn grid_is_that_of_diffusers() {
-        let ten = [
-            1.000000, 0.960129, 0.913349, 0.857692, 0.790368, 0.707278, 0.602151, 0.464876, 0.278049, 0.008929, 0.0,
-        ];
+        let ten =
+            [1.000000, 0.960129, 0.913349, 0.857692, 0.790368, 0.707278, 0.602151, 0.464876, 0.278049, 0.008929, 0.0];
         assert!(sigmas(10, 3.0).iter().zip(ten).all(|(a, b)| (a - b).abs() < 5e-7));
         let four = [1.0, 0.8577, 0.6022, 0.0089, 0.0];
         assert!(sigmas(4, 3.0).iter().zip(four).all(|(a, b)| (a - b).abs() < 5e-5));

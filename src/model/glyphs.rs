@@ -51,10 +51,6 @@ impl Config {
     }
 }
 
-/// Where a linear layer may get an adapter: the LoRA default, by the end of the layer's name.
-pub const LORA_TARGETS: [&str; 6] =
-    ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"];
-
 /// The model's stages. Its conditioning is `[characters [B, characters] u32, colours [B, 2] u32 (ink, ground)]`.
 pub fn model(config: &Config, lora: Option<&LoraConfig>) -> Model {
     let mut stages: Vec<Box<dyn Stage>> = vec![Box::new(Stem::new(config, lora))];

@@ -61,9 +61,9 @@ impl<'de> Deserialize<'de> for Gamma {
         match Written::deserialize(deserializer)? {
             Written::Number(gamma) => Ok(Gamma::Constant(gamma)),
             Written::Text(text) if text == "1-A" => Ok(Gamma::OneMinusAdvantage),
-            Written::Text(text) => {
-                Err(serde::de::Error::custom(format!("\"{text}\" is no gamma; expected \"1-A\" or a number such as 1.1")))
-            }
+            Written::Text(text) => Err(serde::de::Error::custom(format!(
+                "\"{text}\" is no gamma; expected \"1-A\" or a number such as 1.1"
+            ))),
         }
     }
 }

@@ -108,7 +108,8 @@ mod tests {
     #[test]
     fn parameters_follow_candle_nn() -> Result<()> {
         let config = OptimConfig { lr: 1e-2, weight_decay: 0.1, ..OptimConfig::default() };
-        let noise = |i| Tensor::from_vec(Stream::new(1, Purpose::Parameters, [i, 0, 0, 0]).normals(50), 50, &Device::Cpu);
+        let noise =
+            |i| Tensor::from_vec(Stream::new(1, Purpose::Parameters, [i, 0, 0, 0]).normals(50), 50, &Device::Cpu);
         let var = Var::from_tensor(&noise(0)?)?;
         let mut ours = AdamW::new(&noise(0)?)?;
         let params = candle_nn::ParamsAdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };

@@ -131,7 +131,8 @@ impl Sharded {
     /// The state by name, without padding: what a checkpoint holds of this rank.
     pub fn vectors(&self) -> Result<BTreeMap<String, Vec<f32>>> {
         let len = self.range().len();
-        let tensors = [self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()];
+        let tensors =
+            [self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()];
         let pairs = VECTORS.iter().zip(tensors);
         pairs.map(|(name, t)| Ok((name.to_string(), t.narrow(0, 0, len)?.to_vec1::<f32>()?))).collect()
     }

@@ -113,11 +113,12 @@ impl Trainer {
     }
 
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<RewardScores>> {
-        let one = |(reward, config): (&Box<dyn Reward>, &crate::reward::RewardConfig)| {
+        let mut all = Vec::with_capacity(self.rewards.len());
+        for (reward, config) in self.rewards.iter().zip(&self.config.reward) {
             let scores = reward.score(images, prompts)?;
-            Ok(RewardScores { name: reward.name().to_owned(), weight: config.weight, scores })
-        };
-        self.rewards.iter().zip(&self.config.reward).map(one).collect()
+            all.push(RewardScores { name: reward.name().to_owned(), weight: config.weight, scores });
+        }
+        Ok(all)
     }
 
     /// All ranks' scores, by one all-gather of rows (prompt, summed reward, each reward's score), in f64. A score that

@@ -1,8 +1,8 @@
 //! Training points: which image is trained at which time with which noise, in which update.
 
-use crate::objective::Point;
 use crate::error::Result;
 use crate::flow::{interpolate, sigmas};
+use crate::objective::Point;
 use crate::pipeline::Pipeline;
 use crate::plan::images_of_update;
 use crate::rng::{Purpose, Stream};
@@ -60,7 +60,8 @@ impl Points {
         let steps = self.sigmas.len() - 1;
         let mut points = Vec::new();
         for (sample, request) in requests.iter().enumerate() {
-            let at = |purpose, image| Stream::new(self.seed, purpose, [iteration, request.prompt.index as u64, image, 0]);
+            let at =
+                |purpose, image| Stream::new(self.seed, purpose, [iteration, request.prompt.index as u64, image, 0]);
             let order = at(Purpose::TrainOrder, 0).permutation(self.images_per_prompt);
             if order[request.image] % self.updates == update {
                 let times = at(Purpose::TrainTimesteps, request.image as u64).permutation(steps);
@@ -121,10 +122,10 @@ mod tests {
 
     #[test]
     fn every_image_is_in_one_update_at_different_times() {
-        let points = Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sigmas: vec![0.0; 11] };
-        let requests: Vec<Request> = (0..10)
-            .map(|i| Request { prompt: Prompt { index: i / 5, text: String::new() }, image: i % 5 })
-            .collect();
+        let points =
+            Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sigmas: vec![0.0; 11] };
+        let requests: Vec<Request> =
+            (0..10).map(|i| Request { prompt: Prompt { index: i / 5, text: String::new() }, image: i % 5 }).collect();
         let updates: Vec<Vec<Place>> = (0..2).map(|u| points.of_update(7, u, &requests)).collect();
         let mut seen = std::collections::BTreeMap::<usize, Vec<usize>>::new();
         for (update, places) in updates.iter().enumerate() {

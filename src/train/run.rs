@@ -222,11 +222,8 @@ impl<'a> Run<'a> {
         phase("checkpoint");
         self.progress.aside("checkpoint");
         let root = checkpoints(&self.config.run.out);
-        let state = TrainState {
-            update: self.trainer.state.update,
-            iteration: self.iteration,
-            extra: serde_json::Value::Null,
-        };
+        let state =
+            TrainState { update: self.trainer.state.update, iteration: self.iteration, extra: serde_json::Value::Null };
         let shard = Shard { range: self.trainer.state.range(), vectors: self.trainer.state.vectors()? };
         let path = checkpoint::save(&root, &state, &self.identity, &shard, &*self.world().host, self.generation)?;
         tracing::debug!("saved {}", path.display());
@@ -281,7 +278,8 @@ fn checkpoints(out: &Path) -> PathBuf {
 /// The checkpoint to continue from: found by rank 0, told to all.
 fn choose_checkpoint(config: &RunConfig, resume: &Resume, world: &World) -> Result<Option<PathBuf>> {
     let root = checkpoints(&config.run.out);
-    let found = if world.rank() == 0 { look(&root, resume).map_err(|e| (e.exit_code(), e.to_string())) } else { Ok(None) };
+    let found =
+        if world.rank() == 0 { look(&root, resume).map_err(|e| (e.exit_code(), e.to_string())) } else { Ok(None) };
     match exchange(&*world.host, &found)?.swap_remove(0) {
         Ok(path) => Ok(path),
         Err((crate::error::EXIT_USAGE, message)) => Err(Error::Usage(message)),
@@ -341,8 +339,11 @@ fn nanoseconds() -> u64 {
 fn summary(out: &Path) -> Result<String> {
     let path = out.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let evaluations: Vec<serde_json::Value> =
-        text.lines().filter_map(|l| serde_json::from_str(l).ok()).filter(|v: &serde_json::Value| !v["eval.images"].is_null()).collect();
+    let evaluations: Vec<serde_json::Value> = text
+        .lines()
+        .filter_map(|l| serde_json::from_str(l).ok())
+        .filter(|v: &serde_json::Value| !v["eval.images"].is_null())
+        .collect();
     let (Some(first), Some(last)) = (evaluations.first(), evaluations.last()) else {
         return Ok("no evaluation".into());
     };
