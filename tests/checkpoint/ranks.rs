@@ -56,6 +56,9 @@ impl Communicator for Rank {
     fn reduce_scatter(&self, _: &Tensor, _: ReduceOp) -> Result<Tensor> {
         Err(Error::Failed("saving does not reduce".into()))
     }
+    fn abort(&self, code: i32) -> ! {
+        panic!("abort with code {code}")
+    }
 }
 
 /// The elements of rank `rank`: S = ceil(total / R) each, the last ranks fewer or none.
