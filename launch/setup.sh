@@ -162,20 +162,20 @@ install_packages() {
         give_up "${MPICC:-mpicc} does not find mpi.h: load your MPI's module or repair its installation"
     fi
     if ! have apt-get; then
-        give_up "missing: ${parts[*]}; there is no apt here. Install a C compiler, an MPI with its headers (mpicc on the" \
-            "PATH) and libclang with clang's headers, by modules or the system's package manager"
+        give_up "missing: ${parts[*]}; there is no apt here" \
+            "install a C compiler, an MPI with its headers (mpicc on the PATH) and libclang with clang's headers"
     fi
     if ((EUID != 0)); then
         if have sudo && sudo -n true 2>/dev/null; then
             as_root=(sudo)
         else
-            read -ra packages < <(packages_for "${parts[@]}" | xargs)
+            read -ra packages <<<"$(packages_for "${parts[@]}" | tr '\n' ' ')"
             give_up "missing: ${parts[*]}; this needs root. Run" \
                 "    sudo apt-get update && sudo apt-get install -y --no-install-recommends ${packages[*]}"
         fi
     fi
     apt_get update -q >/dev/null || say apt "update failed; trying with the lists that are here"
-    read -ra packages < <(packages_for "${parts[@]}" | xargs)
+    read -ra packages <<<"$(packages_for "${parts[@]}" | tr '\n' ' ')"
     apt_get install -q -y --no-install-recommends "${packages[@]}" >/dev/null ||
         give_up "apt-get could not install: ${packages[*]}"
     say installed "${packages[*]}"
@@ -207,8 +207,8 @@ install_rust() {
         if ! fetch_rustup >"$installer" ||
             ! sh "$installer" -y --no-modify-path --profile minimal --default-toolchain stable -c clippy -c rustfmt; then
             rm -f "$installer"
-            give_up "Rust $rust_needed or newer is needed$(find_cargo && echo ", cargo is $(cargo_version)"), and rustup" \
-                "cannot be fetched from here. Install it from https://rustup.rs, or load your cluster's module for Rust"
+            give_up "Rust $rust_needed or newer is needed$(find_cargo && echo ", cargo is $(cargo_version)")" \
+                "rustup cannot be fetched from here: install it from https://rustup.rs, or load your cluster's module"
         fi
         rm -f "$installer"
         # Ahead of a system's older cargo.
