@@ -2,9 +2,7 @@
 
 use super::print;
 use crate::config::RunConfig;
-use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
-use crate::plan::Plan;
 use std::path::PathBuf;
 
 /// What a plan is asked for.
@@ -28,11 +26,7 @@ pub struct Arguments {
 /// Prints the geometry of a run, or what makes it impossible.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = RunConfig::load(arguments.config.as_deref(), &arguments.set)?;
-    let prompts = match config.data.train.as_str() {
-        "glyphs" => PromptSet::glyphs_train(),
-        path => PromptSet::from_file(path)?,
-    };
-    let plan = Plan::new(&config, arguments.ranks, prompts.len())?;
+    let plan = config.plan(arguments.ranks)?;
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&plan).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
         false => plan.to_string(),

@@ -2,6 +2,7 @@
 
 use super::{UNFINISHED, on_ranks, print};
 use crate::checkpoint::Resume;
+use crate::comm::launched_ranks;
 use crate::config::RunConfig;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::train::{Outcome, train};
@@ -42,6 +43,9 @@ impl Arguments {
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = arguments.config()?;
     let resume: Resume = arguments.resume.parse()?;
+    if let Some(ranks) = launched_ranks() {
+        config.plan(ranks)?; // before MPI is there to be waited for
+    }
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         let first = world.rank() == 0;
         match train(&config, &resume, world)? {

@@ -97,6 +97,15 @@ fn solo_among(launcher: &str, ranks: &str) -> String {
     )
 }
 
+/// Number of ranks, where the launcher tells.
+pub(super) fn ranks(variables: &Variables) -> Option<usize> {
+    match detect(variables) {
+        Launcher::None => Some(1),
+        Launcher::Mpi { ranks, .. } => ranks,
+        Launcher::SrunWithoutPmi { ranks } => Some(ranks),
+    }
+}
+
 /// This rank, by the launcher's word; 0 where it tells nothing.
 pub(super) fn rank(variables: &Variables) -> usize {
     let number = |name: &&str| variables.get(*name)?.trim().parse::<usize>().ok();

@@ -33,6 +33,11 @@ pub fn launched_rank() -> usize {
     launcher::rank(&launcher::environment())
 }
 
+/// Number of ranks by the launcher's word, before any transport is there, where it tells.
+pub fn launched_ranks() -> Option<usize> {
+    launcher::ranks(&launcher::environment())
+}
+
 /// How the values of the ranks are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceOp {

@@ -5,12 +5,14 @@ mod load;
 mod validate;
 
 use crate::comm::Backend;
+use crate::data::PromptSet;
 use crate::error::Error;
 use crate::evaluate::EvalConfig;
 use crate::flow::SamplerConfig;
 use crate::objective::{AdvantageConfig, MethodConfig};
 use crate::optim::{OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
+use crate::plan::Plan;
 use crate::reward::RewardConfig;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -202,13 +204,14 @@ impl Default for ParallelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// `error`, `warn`, `info`, `debug` or `trace`.
+    /// `error`, `warn`, `info`, `debug` or `trace`, also by module. The terminal shows `info` and above; every rank's
+    /// file all of it.
     pub level: String,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".into() }
+        Self { level: "info,flowrl_dist=debug".into() }
     }
 }
 
@@ -222,6 +225,21 @@ impl RunConfig {
     /// [`Error::Usage`]: one line with file, key, value and remedy.
     pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
         load::read(file, EMBEDDED, set, validate::check)
+    }
+
+    /// The prompts that are trained on.
+    pub fn train_prompts(&self) -> Result<PromptSet, Error> {
+        prompt_set(&self.data.train, PromptSet::glyphs_train)
+    }
+
+    /// The prompts that are evaluated.
+    pub fn eval_prompts(&self) -> Result<PromptSet, Error> {
+        prompt_set(&self.data.eval, PromptSet::glyphs_eval)
+    }
+
+    /// The geometry of the run on `ranks` ranks, or what makes it impossible.
+    pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
+        Plan::new(self, ranks, self.train_prompts()?.len())
     }
 
     /// Timesteps an image is trained at.
@@ -243,6 +261,14 @@ impl RunConfig {
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
         Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
+    }
+}
+
+/// The embedded task's prompts, or those of a file.
+fn prompt_set(source: &str, glyphs: fn() -> PromptSet) -> Result<PromptSet, Error> {
+    match source {
+        "glyphs" => Ok(glyphs()),
+        path => PromptSet::from_file(path),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::RunConfig;
 use crate::data::PromptSet;
 use crate::data::glyphs::GlyphPrompt;
+use crate::error::Error;
 use crate::objective::{Gamma, Method};
 use crate::params::Trainable;
 use crate::pipeline::Kind;
@@ -174,16 +175,17 @@ fn model(config: &RunConfig) -> Check {
 
 fn data(config: &RunConfig) -> Check {
     let Kind::Glyphs = config.model.kind;
-    for (key, source) in [("data.train", &config.data.train), ("data.eval", &config.data.eval)] {
+    type Read = fn(&RunConfig) -> Result<PromptSet, Error>;
+    let sets: [(&str, &str, Read); 2] = [
+        ("data.train", &config.data.train, RunConfig::train_prompts),
+        ("data.eval", &config.data.eval, RunConfig::eval_prompts),
+    ];
+    for (key, source, read) in sets {
         let embedded = source == "glyphs";
-        let prompts = match (key, embedded) {
-            ("data.train", true) => PromptSet::glyphs_train(),
-            (_, true) => PromptSet::glyphs_eval(),
-            _ => {
-                file(key, Path::new(source))?;
-                PromptSet::from_file(source).map_err(|e| format!("{key} = {source:?}: {e}"))?
-            }
-        };
+        if !embedded {
+            file(key, Path::new(source))?;
+        }
+        let prompts = read(config).map_err(|e| format!("{key} = {source:?}: {e}"))?;
         for prompt in prompts.prompts.iter().filter(|_| !embedded) {
             GlyphPrompt::parse(&prompt.text).map_err(|e| format!("{key} = {source:?}: {e}"))?;
         }

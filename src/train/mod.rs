@@ -52,6 +52,7 @@ impl Trainer {
         let noise = noise(&self.pipeline, &requests, self.config.run.seed, Purpose::Rollout, iteration)?;
         let micro_batch = self.config.batch.micro_batch;
         let x0 = sample(&self.pipeline, &self.policies.old, &self.config.sampler, &requests, &noise, micro_batch)?;
+        check_finite(&x0, &requests, iteration)?;
         clock.start("decode");
         let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
@@ -211,6 +212,19 @@ impl Trainer {
             Ok(all)
         };
         updates.into_iter().map(joined).collect()
+    }
+}
+
+/// Refuses samples that are not finite: the policy has diverged, and no reward could be computed.
+fn check_finite(x0: &Tensor, requests: &[Request], iteration: u64) -> Result<()> {
+    let sums = x0.flatten_from(1)?.abs()?.sum(1)?.to_vec1::<f32>()?; // [n]
+    match sums.iter().position(|sum| !sum.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::NotFinite(format!(
+            "iteration {iteration}: the sample of prompt {} {:?}, image {}, is not finite: the policy has diverged; start \
+             again from an earlier checkpoint with a smaller optim.lr",
+            requests[i].prompt.index, requests[i].prompt.text, requests[i].image
+        ))),
     }
 }
 

@@ -15,7 +15,6 @@ use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::Sharded;
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
-use crate::plan::Plan;
 use crate::policy::Policies;
 use crate::reward::{self, Reward, RewardConfig, RewardKind};
 use candle_core::Device;
@@ -87,9 +86,8 @@ impl<'a> Run<'a> {
         let out = &config.run.out;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
-        let prompts = prompt_set(&config.data.train, PromptSet::glyphs_train)?;
-        let eval_prompts = prompt_set(&config.data.eval, PromptSet::glyphs_eval)?;
-        Plan::new(config, world.world_size(), prompts.len())?;
+        config.plan(world.world_size())?;
+        let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
         let device = Device::Cpu;
         let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
@@ -127,6 +125,7 @@ impl<'a> Run<'a> {
             progress.resume_at(update);
         }
         let threads = candle_core::utils::get_num_threads();
+        tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
@@ -167,6 +166,13 @@ impl<'a> Run<'a> {
             if let Some(log) = &mut self.log {
                 log.write(update, metrics)?;
             }
+            let value = |name| metrics.get(name).unwrap_or(f64::NAN);
+            tracing::debug!(
+                "update {update}: loss {:.5}, gradient norm {:.4}, {:.2} s",
+                value("loss"),
+                value("grad_norm"),
+                value("time.total")
+            );
             self.progress.update(update, metrics);
         }
         Ok(())
@@ -310,13 +316,6 @@ fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
             )))
         }
         _ => Ok(found),
-    }
-}
-
-fn prompt_set(source: &str, glyphs: fn() -> PromptSet) -> Result<PromptSet> {
-    match source {
-        "glyphs" => Ok(glyphs()),
-        path => PromptSet::from_file(path),
     }
 }
 
