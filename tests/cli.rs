@@ -119,7 +119,7 @@ fn plans_count_what_each_rank_does() {
         assert_eq!(plan["ranks"], ranks);
         assert_eq!((&plan["images"], &plan["solver_steps"], &plan["timesteps"]), (&128.into(), &10.into(), &4.into()));
         assert_eq!(plan["images_per_rank"], serde_json::json!([128 / ranks, 128 / ranks]));
-        assert_eq!((&plan["points"], &plan["iterations"]), (&serde_json::json!([512]), &50.into()));
+        assert_eq!((&plan["points"], &plan["iterations"]), (&serde_json::json!([512]), &40.into()));
         assert_eq!(plan["trainable"], one["trainable"]);
         assert_eq!(plan["shard"], one["trainable"].as_u64().unwrap().div_ceil(ranks));
         assert_eq!(plan["update_bytes"].as_u64().unwrap() == 0, ranks == 1);

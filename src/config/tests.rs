@@ -42,7 +42,10 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["batch=8"], &["batch = 8: must be a section with keys"]),
     (&["model.lora=8"], &["model.lora = 8: must be a section"]),
     // Names.
-    (&["method.name=ppo"], &["method.name = \"ppo\": must be \"flow-awr\" or \"advantage-flow\""]),
+    (
+        &["method.name=ppo"],
+        &["method.name = \"ppo\": must be one of \"flow-awr\", \"advantage-flow\", \"diffusion-nft\""],
+    ),
     (&["method.name=1"], &["method.name = 1: must be a name in quotes"]),
     (&["sampler.solver=ddim"], &["sampler.solver = \"ddim\": must be \"euler\" or \"dpm2\""]),
     (&["advantage.map=relu"], &["advantage.map = \"relu\": must be one of \"linear\", \"softmax\", \"gated-softmax\""]),
