@@ -37,20 +37,19 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     if run.trainer.state.update == 0 {
         run.evaluate()?;
     }
-    while run.trainer.state.update < config.run.updates {
+    while !run.done() {
         run.iteration()?;
-        let done = run.trainer.state.update >= config.run.updates;
         let leaving = interrupt.agreed(world)?;
         if leaving {
             run.save()?; // before anything that takes long: what asked to leave may not wait
         }
-        if run.passed(config.run.eval_every) || done {
+        if run.due(config.run.eval_every) {
             run.evaluate()?;
         }
-        if !leaving && (run.passed(config.run.checkpoint_every) || done) {
+        if !leaving && run.due(config.run.checkpoint_every) {
             run.save()?;
         }
-        if leaving && !done {
+        if leaving && !run.done() {
             let signal = interrupt.requested().unwrap_or("a signal on another rank");
             let update = run.trainer.state.update;
             let out = config.run.out.display();
@@ -178,9 +177,15 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Whether the last iteration went past a multiple of `every` updates; 0 is never.
-    fn passed(&self, every: u64) -> bool {
-        every > 0 && self.before / every < self.trainer.state.update / every
+    /// Whether all updates are taken.
+    fn done(&self) -> bool {
+        self.trainer.state.update >= self.config.run.updates
+    }
+
+    /// Whether what comes every `every` updates is due: at the end, and when the last iteration went past a multiple;
+    /// 0 is at the end only.
+    fn due(&self, every: u64) -> bool {
+        self.done() || (every > 0 && self.before / every < self.trainer.state.update / every)
     }
 
     fn world(&self) -> &World {
