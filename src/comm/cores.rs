@@ -7,10 +7,27 @@ use super::launcher;
 /// A launcher may have bound the rank to some cores (Open MPI does so by default, to one core or to a socket shared by
 /// several ranks): the share is never more than that.
 pub fn threads_per_rank() -> usize {
+    let (online, bound, ranks) = cores();
+    share(online, bound, ranks)
+}
+
+/// What to tell a user whose launcher bound the ranks to fewer cores than the host has for them.
+pub fn binding_advice() -> Option<String> {
+    let (online, bound, ranks) = cores();
+    let fair = share(online, usize::MAX, ranks);
+    (bound < fair).then(|| {
+        format!(
+            "each rank is bound to {bound} of the {fair} cores it could use: mpirun --bind-to none lets it use them"
+        )
+    })
+}
+
+/// Cores of the host, cores this process may run on, and ranks on the host.
+fn cores() -> (usize, usize, usize) {
     let ranks = launcher::local(&launcher::environment()).1.unwrap_or(1);
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok().and_then(|list| count(&list));
-    share(online.unwrap_or(bound), bound, ranks)
+    (online.unwrap_or(bound), bound, ranks)
 }
 
 fn share(online: usize, bound: usize, ranks: usize) -> usize {

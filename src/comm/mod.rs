@@ -16,7 +16,7 @@ mod transport;
 mod watch;
 mod world;
 
-pub use self::cores::threads_per_rank;
+pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::exchange;
 #[cfg(feature = "mpi")]
 pub use self::mpi::Mpi;

@@ -3,7 +3,7 @@
 use super::Trainer;
 use super::points::Points;
 use crate::checkpoint::{self, Identity, Resume, Shard, TrainState};
-use crate::comm::{World, exchange, phase};
+use crate::comm::{World, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
@@ -119,6 +119,9 @@ impl<'a> Run<'a> {
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
         progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        if let Some(advice) = binding_advice() {
+            progress.note(&advice);
+        }
         if let Some(path) = &chosen {
             progress.note(&format!("continues after update {update} from {}", path.display()));
             progress.resume_at(update);
