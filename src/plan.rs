@@ -51,6 +51,8 @@ pub struct Plan {
     pub gradient_bytes: usize,
     /// Bytes that a rank sends for an update: reduce-scatter of gradients and all-gather of parameters.
     pub update_bytes: usize,
+    /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
+    pub old_policy_bytes: usize,
     /// Bytes that data-parallel training with one all-reduce a backward pass would send instead.
     pub unaccumulated_bytes: usize,
 }
@@ -101,7 +103,8 @@ impl Plan {
             .map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps)
             .collect();
         // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather.
-        let ring = 2 * (ranks - 1) * shard * 4;
+        let gather = (ranks - 1) * shard * 4;
+        let ring = 2 * gather;
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
             ranks,
@@ -124,7 +127,8 @@ impl Plan {
             state_bytes: 5 * 4 * shard,
             gradient_bytes: 4 * shard * ranks,
             update_bytes: ring,
-            unaccumulated_bytes: ring / 2 * 2 * backward_passes.div_ceil(b.updates_per_iteration),
+            old_policy_bytes: gather,
+            unaccumulated_bytes: ring * backward_passes.div_ceil(b.updates_per_iteration),
         })
     }
 }
@@ -171,9 +175,10 @@ impl fmt::Display for Plan {
             (
                 "sent a rank and update",
                 format!(
-                    "{} (with an all-reduce a backward pass: {})",
+                    "{} (with an all-reduce a backward pass: {}), and {} an iteration for the old policy",
                     mib(self.update_bytes),
-                    mib(self.unaccumulated_bytes)
+                    mib(self.unaccumulated_bytes),
+                    mib(self.old_policy_bytes)
                 ),
             ),
         ];

@@ -1,0 +1,73 @@
+//! Where an iteration's time goes, on the embedded task: `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
+//!
+//! Prints the median and range of repeated measurements of each part, with its rate; nothing is asserted. Figures with
+//! machine and date go into docs/LOG.md.
+
+use candle_core::{Device, Tensor};
+use flowrl_dist::comm::Solo;
+use flowrl_dist::data::PromptSet;
+use flowrl_dist::engine::{self, Gradients};
+use flowrl_dist::flow::SamplerConfig;
+use flowrl_dist::optim::{OptimConfig, Sharded};
+use flowrl_dist::params::{Layout, Trainable};
+use flowrl_dist::pipeline::{ModelConfig, Pipeline};
+use flowrl_dist::reward::{Ocr, Reward};
+use flowrl_dist::rng::Purpose;
+use flowrl_dist::rollout::{Request, noise, sample};
+use std::time::Instant;
+
+const BATCH: usize = 16;
+const REPETITIONS: usize = 7;
+
+/// Runs `work` once for warmth, then measures it; prints seconds and `count` per second.
+fn measure(name: &str, count: usize, unit: &str, mut work: impl FnMut() -> flowrl_dist::Result<()>) {
+    let mut seconds: Vec<f64> = (0..=REPETITIONS)
+        .map(|_| {
+            let since = Instant::now();
+            work().expect("the measured work");
+            since.elapsed().as_secs_f64()
+        })
+        .skip(1)
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    let (median, least, most) = (seconds[REPETITIONS / 2], seconds[0], seconds[REPETITIONS - 1]);
+    let rate = count as f64 / median;
+    eprintln!("{name:>24}  {:8.2} ms [{:.2} - {:.2}]  {rate:9.1} {unit}/s", 1e3 * median, 1e3 * least, 1e3 * most);
+}
+
+fn main() -> flowrl_dist::Result<()> {
+    let threads = candle_core::utils::get_num_threads();
+    eprintln!("{threads} threads, batch {BATCH}, median [range] of {REPETITIONS}");
+    let pipeline = Pipeline::load(&ModelConfig::default(), 1, &Device::Cpu)?;
+    let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
+    let flat = pipeline.base.flatten(&layout)?;
+    let params = pipeline.base.with_flat(&layout, &flat)?;
+    let prompts = PromptSet::glyphs_eval().prompts;
+    let requests: Vec<Request> = prompts.iter().take(BATCH).map(|p| Request { prompt: p.clone(), image: 0 }).collect();
+    let prompts = prompts[..BATCH].to_vec();
+    let x = noise(&pipeline, &requests, 1, Purpose::Evaluation, 0)?;
+    let conditioning = pipeline.encode(&prompts)?;
+    let t = Tensor::full(0.5f32, BATCH, &Device::Cpu)?;
+
+    measure("forward", BATCH, "samples", || {
+        engine::velocity(&pipeline.model, &params, &x, &t, &conditioning).map(drop)
+    });
+    measure("forward and backward", BATCH, "samples", || {
+        let (v, tape) = engine::forward(&pipeline.model, &params, &x, &t, &conditioning)?;
+        let mut gradients = Gradients::zeros(&layout, layout.total, &Device::Cpu)?;
+        engine::backward(&pipeline.model, &params, tape, &v, &mut gradients)?;
+        gradients.finish(true).map(drop)
+    });
+    let sampler = SamplerConfig::default();
+    measure("rollout, 10 steps", BATCH, "images", || {
+        sample(&pipeline, &params, &sampler, &requests, &x, BATCH).map(drop)
+    });
+    let images = pipeline.decode(&sample(&pipeline, &params, &sampler, &requests, &x, BATCH)?)?;
+    let ocr = Ocr::new(threads)?;
+    measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
+    let mut state = Sharded::new(&flat, &layout, &Solo)?;
+    measure("clip and AdamW", layout.total, "parameters", || {
+        state.step(&flat, &OptimConfig::default(), 1e-6, &Solo).map(drop)
+    });
+    Ok(())
+}
