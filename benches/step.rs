@@ -16,6 +16,10 @@ use flowrl_dist::rng::Purpose;
 use flowrl_dist::rollout::{Request, noise, sample};
 use std::time::Instant;
 
+// As the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BATCH: usize = 16;
 const REPETITIONS: usize = 7;
 
