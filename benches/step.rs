@@ -64,9 +64,9 @@ fn main() -> flowrl_dist::Result<()> {
     });
     let sampler = SamplerConfig::default();
     measure("rollout, 10 steps", BATCH, "images", || {
-        sample(&pipeline, &params, &sampler, &requests, &x, BATCH).map(drop)
+        sample(&pipeline, &params, &sampler, &conditioning, &x, BATCH).map(drop)
     });
-    let images = pipeline.decode(&sample(&pipeline, &params, &sampler, &requests, &x, BATCH)?)?;
+    let images = pipeline.decode(&sample(&pipeline, &params, &sampler, &conditioning, &x, BATCH)?)?;
     let ocr = Ocr::new(threads)?;
     measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
     let mut state = Sharded::new(&flat, &layout, &Solo)?;

@@ -80,10 +80,11 @@ impl Evaluation<'_> {
         let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
         let mut gallery: Vec<(usize, Vec<f32>)> = Vec::new();
         if !requests.is_empty() {
-            let noise = noise(pipeline, &requests, self.seed, Purpose::Evaluation, 0)?;
-            let x0 = sample(pipeline, params, self.sampler, &requests, &noise, self.micro_batch)?;
-            let images = pipeline.decode(&x0)?;
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
+            let conditioning = pipeline.encode(&prompts)?;
+            let noise = noise(pipeline, &requests, self.seed, Purpose::Evaluation, 0)?;
+            let x0 = sample(pipeline, params, self.sampler, &conditioning, &noise, self.micro_batch)?;
+            let images = pipeline.decode(&x0)?;
             for (scores, reward) in scores.iter_mut().zip(rewards) {
                 *scores = reward.score(&images, &prompts)?;
             }

@@ -35,20 +35,19 @@ pub fn normals(pipeline: &Pipeline, streams: impl Iterator<Item = Stream>) -> Re
     Ok(Tensor::from_vec(values, ((), c, h, w), &pipeline.device)?)
 }
 
-/// Samples x0 `[n, C, H, W]` for the noise `[n, C, H, W]`, without guidance and without a graph.
+/// Samples x0 `[n, C, H, W]` for the conditioning (n rows) and the noise `[n, C, H, W]`, without guidance and without a
+/// graph.
 pub fn sample(
     pipeline: &Pipeline,
     params: &ParamSet,
     sampler: &SamplerConfig,
-    requests: &[Request],
+    conditioning: &[Tensor],
     noise: &Tensor,
     micro_batch: usize,
 ) -> Result<Tensor> {
-    let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-    let conditioning = pipeline.encode(&prompts)?;
     let sigmas = sigmas(sampler.steps, sampler.shift);
     let mut samples = Vec::new();
-    for batch in micro_batches(requests.len(), micro_batch) {
+    for batch in micro_batches(noise.dim(0)?, micro_batch) {
         let rows = batch.rows(&pipeline.device)?;
         let conditioning: Vec<Tensor> =
             conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;

@@ -49,14 +49,15 @@ impl Trainer {
         // prompts -> conditioning -> samples -> images -> rewards      (this rank's share of the N images)
         clock.start("sample");
         let requests = self.requests(iteration);
+        let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
+        let conditioning = self.pipeline.encode(&prompts)?;
         let noise = noise(&self.pipeline, &requests, self.config.run.seed, Purpose::Rollout, iteration)?;
         let micro_batch = self.config.batch.micro_batch;
-        let x0 = sample(&self.pipeline, &self.policies.old, &self.config.sampler, &requests, &noise, micro_batch)?;
+        let x0 = sample(&self.pipeline, &self.policies.old, &self.config.sampler, &conditioning, &noise, micro_batch)?;
         check_finite(&x0, &requests, iteration)?;
         clock.start("decode");
         let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
-        let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
         let scores = self.score(&images, &prompts)?;
 
         // rewards -> advantages      (every rank computes all N from the same numbers, then keeps its own)
@@ -65,7 +66,6 @@ impl Trainer {
         let all = group_advantages(&gathered.rewards, &gathered.groups, &self.advantage_map())?;
         gathered.describe(&all, &mut shared);
         let advantages = all.values[self.share()].to_vec();
-        let conditioning = self.pipeline.encode(&prompts)?;
         let rollouts = Rollouts { requests, x0, conditioning, advantages };
 
         let mut updates = Vec::new();

@@ -19,9 +19,10 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>, Vec<Option<u64>>) {
     let set = ["sampler.steps=4".to_string()];
     let sampler = RunConfig::load(None, &set).unwrap().sampler;
-    let noise = noise(pipeline, requests, 42, Purpose::Rollout, 3).unwrap();
-    let x0 = sample(pipeline, &pipeline.base, &sampler, requests, &noise, MICRO_BATCH).unwrap();
     let prompts: Vec<Prompt> = requests.iter().map(|request| request.prompt.clone()).collect();
+    let conditioning = pipeline.encode(&prompts).unwrap();
+    let noise = noise(pipeline, requests, 42, Purpose::Rollout, 3).unwrap();
+    let x0 = sample(pipeline, &pipeline.base, &sampler, &conditioning, &noise, MICRO_BATCH).unwrap();
     let scores = reward.score(&pipeline.decode(&x0).unwrap(), &prompts).unwrap();
     (bits(&x0), scores.into_iter().map(|score| score.map(f64::to_bits)).collect())
 }
