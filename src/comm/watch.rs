@@ -146,7 +146,8 @@ fn watch(deadline: Duration, abort: fn(i32) -> !) {
                      the newest complete checkpoint"
                 ))
             );
-            std::thread::sleep(LAST_WORDS * (scene().rank + 1).min(LONGEST) as u32);
+            let turns = (scene().rank + 1).min(LONGEST);
+            std::thread::sleep(LAST_WORDS * turns as u32);
             abort(EXIT_RESTART)
         }
     }
