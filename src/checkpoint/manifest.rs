@@ -27,7 +27,7 @@ pub struct Identity {
     pub config_digest: String,
     /// Digest of the frozen base model.
     pub base_digest: String,
-    /// Digest of the trainable parameters' names and shapes: [`layout_digest`].
+    /// Digest of the trainable parameters' names and shapes: [`crate::params::Layout::digest`].
     pub layout_digest: String,
     /// Number of trainable elements, without padding.
     pub total: usize,
@@ -143,12 +143,6 @@ impl Manifest {
 /// Digest of some bytes, in hexadecimal.
 pub fn digest(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
-}
-
-/// Digest of the trainable parameters' names and shapes, in the order of the flat vector.
-pub fn layout_digest<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> String {
-    let layout: Vec<_> = parameters.into_iter().collect();
-    digest(format!("{layout:?}").as_bytes())
 }
 
 pub(super) fn shard_name(index: usize, count: usize) -> String {

@@ -18,7 +18,7 @@ mod writer;
 
 pub use describe::{Description, describe};
 pub use folder::{Found, Resume, clear_unfinished, find, list, newest, prune};
-pub use manifest::{FORMAT, Identity, Manifest, ShardEntry, TrainState, digest, layout_digest};
+pub use manifest::{FORMAT, Identity, Manifest, ShardEntry, TrainState, digest};
 pub use reader::{Reader, open};
 pub use writer::{begin, commit, save, write_shard};
 
