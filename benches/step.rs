@@ -46,7 +46,7 @@ fn main() -> flowrl_dist::Result<()> {
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
     let flat = pipeline.base.flatten(&layout)?;
     let params = pipeline.base.with_flat(&layout, &flat)?;
-    let prompts = PromptSet::glyphs_eval().prompts;
+    let prompts = PromptSet::eval("glyphs")?.prompts;
     let requests: Vec<Request> = prompts.iter().take(BATCH).map(|p| Request { prompt: p.clone(), image: 0 }).collect();
     let prompts = prompts[..BATCH].to_vec();
     let x = noise(&pipeline, &requests, 1, Purpose::Evaluation, 0)?;

@@ -113,6 +113,14 @@ impl Pipeline {
         ])
     }
 
+    /// What guidance leads away from, in the shape of `conditioning`: the same colours without a text.
+    pub fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
+        match conditioning {
+            [characters, colours] => Ok(vec![characters.zeros_like()?, colours.clone()]),
+            other => Err(Error::Failed(format!("a glyphs conditioning has 2 tensors, not {}", other.len()))),
+        }
+    }
+
     /// Pictures `[B, 3, H, W]` in [0, 1] of samples x0 `[B, C, H, W]`.
     pub fn decode(&self, x0: &Tensor) -> Result<Tensor> {
         Ok(x0.affine(0.5, 0.5)?.clamp(0f32, 1f32)?)

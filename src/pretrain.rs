@@ -27,6 +27,10 @@ use std::path::{Path, PathBuf};
 pub struct PretrainConfig {
     /// Seed of parameters, pictures, times and noise.
     pub seed: u64,
+    /// Prompts, as `data.train` of a run.
+    pub data: String,
+    /// Share of the examples that are shown without their text, so that guidance has something to lead away from.
+    pub dropout: f64,
     /// Largest number of updates.
     pub steps: u64,
     /// Pictures of an update, over all ranks.
@@ -55,6 +59,8 @@ impl Default for PretrainConfig {
     fn default() -> Self {
         Self {
             seed: 1,
+            data: "glyphs".into(),
+            dropout: 0.0,
             steps: 4000,
             batch: 64,
             micro_batch: 32,
@@ -84,6 +90,9 @@ impl PretrainConfig {
         if let Some((key, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(Error::Usage(format!("{key} = 0: must be at least 1")));
         }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::Usage(format!("dropout = {}: must be at least 0 and below 1", self.dropout)));
+        }
         if !(self.optim.lr.is_finite() && self.optim.lr > 0.0) {
             return Err(Error::Usage(format!("optim.lr = {}: must be a finite number above 0", self.optim.lr)));
         }
@@ -103,7 +112,7 @@ pub fn pretrain(
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
     let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
     let mut params = pipeline.base.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
-    let prompts = PromptSet::glyphs_train().prompts;
+    let prompts = PromptSet::train(&config.data)?.prompts;
     let chosen = Stream::new(config.seed, Purpose::Pretrain, [u64::MAX, 0, 0, 0]).permutation(prompts.len());
     let looked_at: Vec<_> = chosen.iter().take(config.eval_prompts).map(|&i| prompts[i].clone()).collect();
 
@@ -148,6 +157,8 @@ pub fn pretrain(
 /// One training example.
 struct Point {
     prompt: crate::data::Prompt,
+    /// Whether the model is told the text.
+    told: bool,
     picture: Vec<f32>,
     t: f32,
     noise: Vec<f32>,
@@ -168,7 +179,8 @@ impl Point {
             config.sampler.shift * u / (1.0 + (config.sampler.shift - 1.0) * u)
         };
         let normals = Stream::new(config.seed, Purpose::Pretrain, [step, index as u64, 2, 0]).normals(picture.len());
-        Ok(Self { prompt, picture, t: t as f32, noise: normals })
+        let told = stream.uniform(4) >= config.dropout;
+        Ok(Self { prompt, told, picture, t: t as f32, noise: normals })
     }
 }
 
@@ -189,7 +201,7 @@ fn accumulate(
     let eps = stack(|p| &p.noise)?;
     let t = Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?;
     let prompts: Vec<_> = points.iter().map(|p| p.prompt.clone()).collect();
-    let conditioning = pipeline.encode(&prompts)?;
+    let conditioning = without_text(pipeline, pipeline.encode(&prompts)?, points)?;
     let (v, tape) = engine::forward(&pipeline.model, params, &interpolate(&x0, &eps, &t)?, &t, &conditioning)?;
     let difference = (v - (eps - x0)?)?; // [B, C, H, W]
     // The padding at the end counts for nothing.
@@ -199,6 +211,18 @@ fn accumulate(
     let dims = (3 * HEIGHT * WIDTH) as f64;
     engine::backward(&pipeline.model, params, tape, &(&difference * (2.0 / (dims * global as f64)))?, gradients)?;
     Ok(f64::from(difference.sqr()?.sum_all()?.to_scalar::<f32>()?) / (dims * count as f64))
+}
+
+/// The conditioning with that of an empty text where the text is not told.
+fn without_text(pipeline: &Pipeline, conditioning: Vec<Tensor>, points: &[Point]) -> Result<Vec<Tensor>> {
+    if points.iter().all(|p| p.told) {
+        return Ok(conditioning);
+    }
+    let negative = pipeline.negative(&conditioning)?;
+    let told: Vec<u8> = points.iter().map(|p| u8::from(p.told)).collect();
+    let told = Tensor::from_vec(told, (points.len(), 1), &pipeline.device)?;
+    let chosen = |(with, without): (Tensor, Tensor)| Ok(told.broadcast_as(with.shape())?.where_cond(&with, &without)?);
+    conditioning.into_iter().zip(negative).map(chosen).collect()
 }
 
 fn write(

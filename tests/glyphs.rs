@@ -70,7 +70,7 @@ fn two_hundred_numbers_are_held_out_for_good() {
 
 #[test]
 fn prompt_sets_are_disjoint_in_their_numbers_and_numbered_in_order() {
-    let (train, eval) = (PromptSet::glyphs_train(), PromptSet::glyphs_eval());
+    let (train, eval) = (PromptSet::train("glyphs").unwrap(), PromptSet::eval("glyphs").unwrap());
     assert_eq!((train.len(), eval.len()), (800 * 18, 200));
     for (set, held_out) in [(&train, false), (&eval, true)] {
         for (i, prompt) in set.prompts.iter().enumerate() {
@@ -80,7 +80,7 @@ fn prompt_sets_are_disjoint_in_their_numbers_and_numbered_in_order() {
         assert_eq!(set.prompts.iter().map(|prompt| &prompt.text).collect::<HashSet<_>>().len(), set.len());
     }
     assert_eq!(train.prompts[0].text, r#""000" in black on white"#);
-    assert_eq!(train, PromptSet::glyphs_train());
+    assert_eq!(train, PromptSet::train("glyphs").unwrap());
     let pairs: HashSet<_> = eval.prompts.iter().map(|prompt| prompt.text[6..].to_string()).collect();
     assert_eq!(pairs.len(), 18);
 }

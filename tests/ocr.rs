@@ -32,7 +32,7 @@ fn prompts(texts: &[&str]) -> Vec<Prompt> {
 
 /// Every 41st training prompt, the styles in turn, and the pictures.
 fn clean_renders() -> (Vec<Prompt>, Tensor) {
-    let prompts: Vec<Prompt> = PromptSet::glyphs_train().prompts.into_iter().step_by(41).collect();
+    let prompts: Vec<Prompt> = PromptSet::train("glyphs").unwrap().prompts.into_iter().step_by(41).collect();
     let pictures: Vec<Vec<f32>> = prompts
         .iter()
         .zip(0..)

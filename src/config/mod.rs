@@ -100,7 +100,7 @@ impl Default for RunSection {
     }
 }
 
-/// `[data]`: `glyphs` for the embedded task's prompts, or a prompt file.
+/// `[data]`: `glyphs` or `glyphs-4` for the embedded task's prompts, or a prompt file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
@@ -229,12 +229,12 @@ impl RunConfig {
 
     /// The prompts that are trained on.
     pub fn train_prompts(&self) -> Result<PromptSet, Error> {
-        prompt_set(&self.data.train, PromptSet::glyphs_train)
+        PromptSet::train(&self.data.train)
     }
 
     /// The prompts that are evaluated.
     pub fn eval_prompts(&self) -> Result<PromptSet, Error> {
-        prompt_set(&self.data.eval, PromptSet::glyphs_eval)
+        PromptSet::eval(&self.data.eval)
     }
 
     /// The geometry of the run on `ranks` ranks, or what makes it impossible.
@@ -261,14 +261,6 @@ impl RunConfig {
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
         Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
-    }
-}
-
-/// The embedded task's prompts, or those of a file.
-fn prompt_set(source: &str, glyphs: fn() -> PromptSet) -> Result<PromptSet, Error> {
-    match source {
-        "glyphs" => Ok(glyphs()),
-        path => PromptSet::from_file(path),
     }
 }
 

@@ -1,16 +1,14 @@
 //! The embedded task: a short text in one of six inks on one of four grounds, `"417" in red on yellow`.
 //!
-//! The prompts are the 1000 three-digit numbers in every readable colour pair; 200 of the numbers are held out for
-//! evaluation. Other short texts parse and render too, they are only not in the built-in sets.
+//! The prompts are all numbers of three (or, harder, four) digits in every readable colour pair; 200 of the numbers are
+//! held out for evaluation. Other short texts parse and render too, they are only not in the built-in sets.
 
 use crate::error::{Error, Result};
 use std::{fmt, sync::LazyLock};
 
 /// The longest text a prompt may ask for, in characters: five still fit on the picture.
 pub const MAX_TEXT: usize = 5;
-/// How many different numbers there are: `000` to `999`.
-pub const NUMBERS: usize = 1000;
-/// How many of the numbers are held out for evaluation.
+/// How many of the numbers of a length are held out for evaluation.
 pub const HELD_OUT: usize = 200;
 /// The least contrast ratio of ink to ground (WCAG 2.2, success criterion 1.4.11: 3 to 1).
 pub const MIN_CONTRAST: f64 = 3.0;
@@ -156,16 +154,51 @@ fn list(colours: impl Iterator<Item = Colour>) -> String {
     colours.map(Colour::name).collect::<Vec<_>>().join(", ")
 }
 
-/// The numbers that are never trained on: those with the [`HELD_OUT`] smallest hashes.
-static IS_HELD_OUT: LazyLock<[bool; NUMBERS]> = LazyLock::new(|| {
-    let mut numbers: Vec<usize> = (0..NUMBERS).collect();
-    numbers.sort_by_key(|&number| splitmix64(number as u64));
-    let mut held_out = [false; NUMBERS];
-    for &number in &numbers[..HELD_OUT] {
-        held_out[number] = true;
+/// How long the numbers of a prompt set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Digits {
+    /// `000` to `999`: what the embedded base model was trained on.
+    Three,
+    /// `0000` to `9999`: the harder task that methods are compared on.
+    Four,
+}
+
+impl Digits {
+    const ALL: [Digits; 2] = [Digits::Three, Digits::Four];
+
+    fn count(self) -> usize {
+        match self {
+            Digits::Three => 3,
+            Digits::Four => 4,
+        }
     }
-    held_out
-});
+
+    /// How many different numbers there are.
+    pub fn numbers(self) -> usize {
+        10usize.pow(self.count() as u32)
+    }
+
+    /// Whether each number is never trained on: those with the [`HELD_OUT`] smallest hashes.
+    fn held_out(self) -> &'static [bool] {
+        static HELD: LazyLock<[Vec<bool>; 2]> = LazyLock::new(|| {
+            Digits::ALL.map(|digits| {
+                let mut numbers: Vec<usize> = (0..digits.numbers()).collect();
+                numbers.sort_by_key(|&number| splitmix64(number as u64));
+                let mut held_out = vec![false; digits.numbers()];
+                numbers[..HELD_OUT].iter().for_each(|&number| held_out[number] = true);
+                held_out
+            })
+        });
+        &HELD[self as usize]
+    }
+
+    /// The numbers that are, or are not, held out, in increasing order.
+    fn texts(self, held_out: bool) -> impl Iterator<Item = String> {
+        let width = self.count();
+        let chosen = (0..self.numbers()).filter(move |&number| self.held_out()[number] == held_out);
+        chosen.map(move |number| format!("{number:0width$}"))
+    }
+}
 
 /// The output function of SplitMix64 (Steele, Lea and Flood 2014) for the state `x`.
 fn splitmix64(x: u64) -> u64 {
@@ -175,24 +208,21 @@ fn splitmix64(x: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Whether `text` is one of the 200 numbers that training never shows. Texts that are not three digits are not.
+/// Whether `text` is one of the 200 numbers of its length that training never shows. Other texts are not.
 pub fn is_held_out(text: &str) -> bool {
-    let three_digits = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
-    three_digits && text.parse::<usize>().is_ok_and(|number| IS_HELD_OUT[number])
+    let digits = Digits::ALL.into_iter().find(|digits| digits.count() == text.len());
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<usize>().ok()).flatten();
+    matches!((digits, number), (Some(digits), Some(number)) if digits.held_out()[number])
 }
 
 /// The training prompts: number by number, each in every colour pair.
-pub fn train_prompts() -> impl Iterator<Item = GlyphPrompt> {
-    numbers(false)
+pub fn train_prompts(digits: Digits) -> impl Iterator<Item = GlyphPrompt> {
+    digits
+        .texts(false)
         .flat_map(|text| colour_pairs().map(move |(ink, ground)| GlyphPrompt { text: text.clone(), ink, ground }))
 }
 
 /// The evaluation prompts: every held-out number once, the colour pairs dealt out in turn.
-pub fn eval_prompts() -> impl Iterator<Item = GlyphPrompt> {
-    numbers(true).zip(colour_pairs().cycle()).map(|(text, (ink, ground))| GlyphPrompt { text, ink, ground })
-}
-
-/// The numbers that are, or are not, held out, in increasing order.
-fn numbers(held_out: bool) -> impl Iterator<Item = String> {
-    (0..NUMBERS).filter(move |&number| IS_HELD_OUT[number] == held_out).map(|number| format!("{number:03}"))
+pub fn eval_prompts(digits: Digits) -> impl Iterator<Item = GlyphPrompt> {
+    digits.texts(true).zip(colour_pairs().cycle()).map(|(text, (ink, ground))| GlyphPrompt { text, ink, ground })
 }

@@ -26,14 +26,27 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The training prompts of the embedded task: every number that is not held out in every colour pair.
-    pub fn glyphs_train() -> PromptSet {
-        glyphs::train_prompts().map(|prompt| prompt.to_string()).collect()
+    /// The prompts to train on: of the embedded task (`glyphs`: numbers of three digits, `glyphs-4`: of four), every
+    /// number that is not held out in every colour pair; or those of a file.
+    ///
+    /// # Errors
+    /// Those of [`PromptSet::from_file`].
+    pub fn train(source: &str) -> Result<PromptSet> {
+        Ok(match embedded(source) {
+            Some(digits) => glyphs::train_prompts(digits).map(|prompt| prompt.to_string()).collect(),
+            None => PromptSet::from_file(source)?,
+        })
     }
 
-    /// The evaluation prompts of the embedded task: every held-out number in one colour pair.
-    pub fn glyphs_eval() -> PromptSet {
-        glyphs::eval_prompts().map(|prompt| prompt.to_string()).collect()
+    /// The prompts to evaluate: every held-out number in one colour pair; or those of a file.
+    ///
+    /// # Errors
+    /// Those of [`PromptSet::from_file`].
+    pub fn eval(source: &str) -> Result<PromptSet> {
+        Ok(match embedded(source) {
+            Some(digits) => glyphs::eval_prompts(digits).map(|prompt| prompt.to_string()).collect(),
+            None => PromptSet::from_file(source)?,
+        })
     }
 
     /// Reads a prompt file: UTF-8, one prompt a line, or, when its name ends in `.jsonl`, one JSON object a line with
@@ -56,6 +69,15 @@ impl PromptSet {
     /// Whether there is no prompt.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
+    }
+}
+
+/// The embedded prompt sets by name.
+fn embedded(source: &str) -> Option<glyphs::Digits> {
+    match source {
+        "glyphs" => Some(glyphs::Digits::Three),
+        "glyphs-4" => Some(glyphs::Digits::Four),
+        _ => None,
     }
 }
 

@@ -55,7 +55,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_on_any_rank() {
 
 #[test]
 fn a_score_that_is_not_finite_is_named() {
-    let prompts = PromptSet::glyphs_train().prompts;
+    let prompts = PromptSet::train("glyphs").unwrap().prompts;
     for bad in [f64::NAN, f64::INFINITY] {
         let scores = vec![Some(0.5), None, Some(bad)];
         let colour = RewardScores { name: "colour".into(), weight: 1.0, scores: vec![Some(1.0); 3] };
