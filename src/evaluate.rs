@@ -9,7 +9,7 @@ use crate::params::ParamSet;
 use crate::pipeline::Pipeline;
 use crate::reward::Reward;
 use crate::rng::Purpose;
-use crate::rollout::{Request, noise, sample};
+use crate::rollout::{Request, Sampling};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -25,11 +25,20 @@ pub struct EvalConfig {
     pub prompts: usize,
     /// Images of each prompt.
     pub images_per_prompt: usize,
+    /// Classifier-free guidance; 1 for none.
+    pub guidance: f64,
+}
+
+impl EvalConfig {
+    /// The sampler of an evaluation: what `[eval]` leaves open is that of the rollouts.
+    pub fn sampler(&self, rollouts: &SamplerConfig) -> SamplerConfig {
+        SamplerConfig { solver: self.solver, steps: self.steps, guidance: self.guidance, ..rollouts.clone() }
+    }
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1 }
+        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
     }
 }
 
@@ -82,9 +91,16 @@ impl Evaluation<'_> {
         if !requests.is_empty() {
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
             let conditioning = pipeline.encode(&prompts)?;
-            let noise = noise(pipeline, &requests, self.seed, Purpose::Evaluation, 0)?;
-            let x0 = sample(pipeline, params, self.sampler, &conditioning, &noise, self.micro_batch)?;
-            let images = pipeline.decode(&x0)?;
+            let sampling = Sampling {
+                pipeline,
+                params,
+                sampler: self.sampler,
+                micro_batch: self.micro_batch,
+                seed: self.seed,
+                purpose: Purpose::Evaluation,
+                iteration: 0,
+            };
+            let images = pipeline.decode(&sampling.run(&requests, &conditioning)?.x0)?;
             for (scores, reward) in scores.iter_mut().zip(rewards) {
                 *scores = reward.score(&images, &prompts)?;
             }

@@ -221,7 +221,8 @@ fn without_text(pipeline: &Pipeline, conditioning: Vec<Tensor>, points: &[Point]
     let negative = pipeline.negative(&conditioning)?;
     let told: Vec<u8> = points.iter().map(|p| u8::from(p.told)).collect();
     let told = Tensor::from_vec(told, (points.len(), 1), &pipeline.device)?;
-    let chosen = |(with, without): (Tensor, Tensor)| Ok(told.broadcast_as(with.shape())?.where_cond(&with, &without)?);
+    let chosen =
+        |(with, without): (Tensor, Tensor)| Ok(told.broadcast_as(with.shape())?.where_cond(&with, &without)?);
     conditioning.into_iter().zip(negative).map(chosen).collect()
 }
 

@@ -3,11 +3,13 @@
 use crate::data::Prompt;
 use crate::engine;
 use crate::error::Result;
-use crate::flow::{SamplerConfig, sigmas, solve};
+use crate::flow::sde::{Path, solve_sde};
+use crate::flow::{Ode, SamplerConfig, Solver, guide, solve};
 use crate::params::ParamSet;
 use crate::pipeline::Pipeline;
 use crate::rng::{Purpose, Stream};
 use candle_core::{Device, Tensor};
+use std::ops::Range;
 
 /// One image to be sampled: the `image`-th of its prompt.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,13 +18,6 @@ pub struct Request {
     pub prompt: Prompt,
     /// Its number among the images of the prompt, `0..K`.
     pub image: usize,
-}
-
-/// Starting noise `[n, C, H, W]`: an image's depends on seed, purpose, iteration, prompt and image number only.
-pub fn noise(pipeline: &Pipeline, requests: &[Request], seed: u64, purpose: Purpose, iteration: u64) -> Result<Tensor> {
-    let streams =
-        requests.iter().map(|r| Stream::new(seed, purpose, [iteration, r.prompt.index as u64, r.image as u64, 0]));
-    normals(pipeline, streams)
 }
 
 /// One latent of normal numbers a stream, `[n, C, H, W]`.
@@ -35,29 +30,119 @@ pub fn normals(pipeline: &Pipeline, streams: impl Iterator<Item = Stream>) -> Re
     Ok(Tensor::from_vec(values, ((), c, h, w), &pipeline.device)?)
 }
 
-/// Samples x0 `[n, C, H, W]` for the conditioning (n rows) and the noise `[n, C, H, W]`, without guidance and without a
-/// graph.
-pub fn sample(
+/// How requests are sampled. A sample depends on seed, purpose, iteration, prompt and image number only.
+pub struct Sampling<'a> {
+    /// The model.
+    pub pipeline: &'a Pipeline,
+    /// Its parameters.
+    pub params: &'a ParamSet,
+    /// The solver.
+    pub sampler: &'a SamplerConfig,
+    /// Samples that go through the model at once, B.
+    pub micro_batch: usize,
+    /// Seed of the run.
+    pub seed: u64,
+    /// What the samples are for.
+    pub purpose: Purpose,
+    /// The iteration that they belong to.
+    pub iteration: u64,
+}
+
+/// What was sampled.
+pub struct Samples {
+    /// The samples, `[n, C, H, W]`.
+    pub x0: Tensor,
+    /// How a stochastic solver went there.
+    pub trajectory: Option<Trajectory>,
+}
+
+/// The stochastic steps of n samples.
+pub struct Trajectory {
+    /// The steps of the solver that were stochastic, W of them.
+    pub window: Range<usize>,
+    /// The states before each step and after the last one, `[(W + 1) n, C, H, W]`, step by step.
+    pub states: Tensor,
+    /// Log-probability of each step, mean over dimensions, `[W n]`, step by step.
+    pub log_probs: Tensor,
+}
+
+impl Trajectory {
+    /// Joins the micro-batches' paths.
+    fn join(window: Range<usize>, paths: &[Path]) -> Result<Self> {
+        let stack = |count: usize, of: fn(&Path) -> &[Tensor]| -> Result<Tensor> {
+            let steps = (0..count).flat_map(|i| paths.iter().map(move |path| of(path)[i].clone()));
+            Ok(Tensor::cat(&steps.collect::<Vec<_>>(), 0)?)
+        };
+        let states = stack(window.len() + 1, |path| &path.states)?;
+        let log_probs = stack(window.len(), |path| &path.log_probs)?;
+        Ok(Self { window, states, log_probs })
+    }
+
+    /// The rows of `states` and `log_probs` for (sample, step of the solver).
+    pub fn rows(&self, places: &[(usize, usize)]) -> Result<Vec<u32>> {
+        let samples = self.log_probs.dim(0)? / self.window.len();
+        Ok(places.iter().map(|&(sample, step)| ((step - self.window.start) * samples + sample) as u32).collect())
+    }
+}
+
+impl Sampling<'_> {
+    /// Samples the requests, whose conditioning has a row each.
+    pub fn run(&self, requests: &[Request], conditioning: &[Tensor]) -> Result<Samples> {
+        let sigmas = self.sampler.sigmas();
+        let window = self.sampler.sde.window(self.sampler.steps, self.iteration);
+        let (mut x0, mut paths) = (Vec::new(), Vec::new());
+        for batch in micro_batches(requests.len(), self.micro_batch) {
+            let rows = batch.rows(&self.pipeline.device)?;
+            let conditioning: Vec<Tensor> =
+                conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
+            let velocity = |x: &Tensor, t: f64| {
+                let t = Tensor::full(self.sampler.told(t) as f32, self.micro_batch, &self.pipeline.device)?; // [B]
+                guided(self.pipeline, self.params, x, &t, &conditioning, self.sampler.guidance)
+            };
+            let noise = self.normals(requests, batch, 0)?;
+            let own = |x: Tensor| Ok(x.narrow(0, 0, batch.len)?);
+            let ode = match self.sampler.solver {
+                Solver::Euler => Ode::Euler,
+                Solver::Dpm2 => Ode::Dpm2,
+                Solver::Sde => {
+                    let normals = |step: usize| self.normals(requests, batch, 1 + step as u64);
+                    let path = solve_sde(&self.sampler.sde, &sigmas, window.clone(), &noise, velocity, normals)?;
+                    let all = |tensors: Vec<Tensor>| tensors.into_iter().map(own).collect::<Result<Vec<_>>>();
+                    x0.push(own(path.x0.clone())?);
+                    paths.push(Path { x0: path.x0, states: all(path.states)?, log_probs: all(path.log_probs)? });
+                    continue;
+                }
+            };
+            x0.push(own(solve(ode, &sigmas, &noise, velocity)?)?);
+        }
+        let trajectory = (!paths.is_empty()).then(|| Trajectory::join(window, &paths)).transpose()?;
+        Ok(Samples { x0: Tensor::cat(&x0, 0)?, trajectory })
+    }
+
+    /// The starting noise (index 0) or that of stochastic step `index - 1`, `[B, C, H, W]`.
+    fn normals(&self, requests: &[Request], batch: MicroBatch, index: u64) -> Result<Tensor> {
+        let stream = |place: usize| {
+            let Request { prompt, image } = &requests[place];
+            Stream::new(self.seed, self.purpose, [self.iteration, prompt.index as u64, *image as u64, index])
+        };
+        normals(self.pipeline, batch.places().map(stream))
+    }
+}
+
+/// The velocity at x `[B, C, H, W]` and t `[B]`, guided if `guidance` is not 1.
+pub fn guided(
     pipeline: &Pipeline,
     params: &ParamSet,
-    sampler: &SamplerConfig,
+    x: &Tensor,
+    t: &Tensor,
     conditioning: &[Tensor],
-    noise: &Tensor,
-    micro_batch: usize,
+    guidance: f64,
 ) -> Result<Tensor> {
-    let sigmas = sigmas(sampler.steps, sampler.shift);
-    let mut samples = Vec::new();
-    for batch in micro_batches(noise.dim(0)?, micro_batch) {
-        let rows = batch.rows(&pipeline.device)?;
-        let conditioning: Vec<Tensor> =
-            conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
-        let x = solve(sampler.solver, &sigmas, &noise.index_select(&rows, 0)?, |x, t| {
-            let t = Tensor::full(t as f32, micro_batch, &pipeline.device)?; // [B]
-            engine::velocity(&pipeline.model, params, x, &t, &conditioning)
-        })?;
-        samples.push(x.narrow(0, 0, batch.len)?);
+    let v = engine::velocity(&pipeline.model, params, x, t, conditioning)?;
+    if guidance == 1.0 {
+        return Ok(v);
     }
-    Ok(Tensor::cat(&samples, 0)?)
+    guide(&v, &engine::velocity(&pipeline.model, params, x, t, &pipeline.negative(conditioning)?)?, guidance)
 }
 
 /// A micro-batch: `len` samples from `start`, padded to `size` by repeating the last one.

@@ -6,7 +6,7 @@
 //! apart from this program.
 
 use candle_core::{Device, Tensor, Var};
-use flowrl_dist::objective::{AdvantageConfig, Frozen, Gamma, Method, MethodConfig, Objective, Point};
+use flowrl_dist::objective::{AdvantageConfig, Form, Frozen, Gamma, Method, MethodConfig, Objective, Point, Target};
 
 type Result<T> = candle_core::Result<T>;
 
@@ -77,8 +77,10 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
     let column = |values: Vec<f64>| Tensor::from_vec(values, (n, 1, 1, 1), &Device::Cpu);
     let constant = |value: f64| Tensor::full(value, (n, 1, 1, 1), &Device::Cpu);
     let point = Point {
-        x0: column(places.clone())?,
-        eps: column(places.iter().map(|x0| (x_t - (1.0 - t) * x0) / t).collect())?,
+        target: Target::Forward {
+            x0: column(places.clone())?,
+            eps: column(places.iter().map(|x0| (x_t - (1.0 - t) * x0) / t).collect())?,
+        },
         t: Tensor::full(t, n, &Device::Cpu)?,
         x_t: constant(x_t)?,
         advantage: Tensor::from_vec(places.iter().map(|&x0| advantage(x0)).collect(), n, &Device::Cpu)?,
@@ -97,16 +99,16 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
 }
 
 fn objective(name: Method, gamma: Option<Gamma>) -> Objective {
-    with(MethodConfig { name, gamma, ..MethodConfig::default() })
+    with(MethodConfig { gamma, ..MethodConfig::of(name) })
 }
 
 fn diffusion_nft(mix: f64) -> Objective {
-    with(MethodConfig { name: Method::DiffusionNft, mix: Some(mix), ..MethodConfig::default() })
+    with(MethodConfig { mix: Some(mix), ..MethodConfig::of(Method::DiffusionNft) })
 }
 
 fn with(config: MethodConfig) -> Objective {
-    let config = MethodConfig { kl_coef: Some(0.0), adaptive_scale: false, ..config };
-    Objective::new(&config, &AdvantageConfig::default().resolve(config.name))
+    let config = MethodConfig { kl_coef: Some(0.0), adaptive_scale: Some(false), ..config };
+    Objective::new(&config, &AdvantageConfig::default().resolve(&config))
 }
 
 /// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A), DiffusionNFT with mix 1
@@ -129,6 +131,8 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
     let constant = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)));
     let one_minus = objective(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage));
     let exact = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.0)));
+    let form = |form| with(MethodConfig { form: Some(form), ..MethodConfig::of(Method::FlowAwr) });
+    let (paper, exact_form, robust) = (form(Form::Paper), form(Form::Exact), form(Form::Robust));
     for [t, x_t, v_old, v_star, h, awr, af_constant, af_one_minus, nft, nft_small] in GOLDEN {
         let close = |what: &str, got: f64, expected: f64| {
             assert!((got - expected).abs() < 1e-6, "{what} at t {t}, x_t {x_t}: {got}, not {expected}");
@@ -143,6 +147,10 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
         close("DiffusionNFT(0.1)", minimiser(&diffusion_nft(0.1), linear_within_five, t, x_t)?, nft_small);
         // gamma = 1 with the exponential advantage has exactly the tilt's velocity as its minimiser.
         close("AdvantageFlow(1), A = w - 1", minimiser(&exact, exponential, t, x_t)?, v_star);
+        close("FlowAWR, paper", minimiser(&paper, exponential, t, x_t)?, awr);
+        close("FlowAWR, exact", minimiser(&exact_form, exponential, t, x_t)?, v_star);
+        // gamma = 1.1: the tilt (0.1 + w) / 1.1, so v* where h is large and v_old where it is small.
+        close("FlowAWR, robust", minimiser(&robust, exponential, t, x_t)?, (0.1 * v_old + h * v_star) / (0.1 + h));
     }
     Ok(())
 }

@@ -4,14 +4,14 @@
 
 use candle_core::{Device, IndexOp, Tensor};
 use flowrl_dist::{
+    advantage::Scores,
     data::{
         Prompt, PromptSet,
         glyphs::GlyphPrompt,
         render::{HEIGHT, Style, WIDTH, render},
     },
     reward::{
-        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, RewardScores, build, colour_match, combine, edit_reward,
-        to_rgb8,
+        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, build, check_scores, colour_match, edit_reward, to_rgb8,
     },
 };
 use std::path::PathBuf;
@@ -256,21 +256,18 @@ fn rewards_are_built_from_their_configuration() {
 }
 
 #[test]
-fn scores_are_summed_by_weight_over_those_that_apply() {
+fn scores_that_cannot_be_trained_on_are_refused_by_name() {
     let prompts = prompts(&["a", "b", "c"]);
-    let reward = |name: &str, weight, scores: [Option<f64>; 3]| RewardScores {
-        name: name.into(),
-        weight,
-        scores: scores.to_vec(),
-    };
+    let reward =
+        |name: &str, weight, scores: [Option<f64>; 3]| Scores { name: name.into(), weight, scores: scores.to_vec() };
     let ocr = reward("ocr", 2.0, [Some(0.5), None, Some(1.0)]);
     let colour = reward("colour", -1.0, [Some(0.25), Some(1.0), None]);
-    assert_eq!(combine(&[ocr.clone(), colour.clone()], &prompts).unwrap(), [0.75, -1.0, 2.0]);
+    check_scores(&[ocr.clone(), colour.clone()], &prompts).unwrap();
 
-    let error = |rewards: &[RewardScores]| combine(rewards, &prompts).unwrap_err().to_string();
+    let error = |rewards: &[Scores]| check_scores(rewards, &prompts).unwrap_err().to_string();
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
     assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
-    let short = RewardScores { scores: vec![Some(1.0)], ..colour };
+    let short = Scores { scores: vec![Some(1.0)], ..colour };
     assert!(error(&[ocr, short]).starts_with("reward colour: 1 images for 3 prompts"));
 }

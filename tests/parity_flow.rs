@@ -2,8 +2,9 @@
 //! folder's meta.json or fields say how it was made). FLOWRL_FIXTURES names another folder of the same form.
 
 use candle_core::{Device, Tensor};
-use flowrl_dist::advantage::{AdvantageMap, Map, Normaliser, group_advantages};
-use flowrl_dist::flow::{Solver, sigmas, solve};
+use flowrl_dist::advantage::{AdvantageMap, Map, Normaliser, Scores, group_advantages};
+use flowrl_dist::flow::sde::{SdeConfig, log_prob};
+use flowrl_dist::flow::{Ode, sigmas, solve};
 use flowrl_dist::optim::OldPolicySchedule;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -59,7 +60,7 @@ fn parity_of_euler_with_diffusers() -> flowrl_dist::Result<()> {
     let grid = sigmas(10, 3.0);
     for end in 1..=10 {
         let mut step = 0;
-        let x = solve(Solver::Euler, &grid[..=end], &io["in.z"], |_, _| {
+        let x = solve(Ode::Euler, &grid[..=end], &io["in.z"], |_, _| {
             step += 1;
             Ok(io[&format!("in.v{}", step - 1)].clone())
         })?;
@@ -73,7 +74,7 @@ fn parity_of_euler_with_diffusers() -> flowrl_dist::Result<()> {
 #[test]
 fn parity_of_the_solvers_with_diffusion_nft() -> flowrl_dist::Result<()> {
     let io = tensors("solvers/io.safetensors");
-    for (solver, name) in [(Solver::Euler, "euler"), (Solver::Dpm2, "dpm2")] {
+    for (solver, name) in [(Ode::Euler, "euler"), (Ode::Dpm2, "dpm2")] {
         for steps in [10, 25] {
             let velocity = |x: &Tensor, s: f64| Ok(((&io["in.A"] * x)? + (&io["in.B"] * s)?)?);
             let mut states = Vec::new();
@@ -93,13 +94,42 @@ fn parity_of_the_solvers_with_diffusion_nft() -> flowrl_dist::Result<()> {
     Ok(())
 }
 
+/// Means, deviations and log-probabilities of Flow-GRPO's stochastic step, as recorded from its program.
+#[test]
+fn parity_of_the_stochastic_step_with_flow_grpo() -> flowrl_dist::Result<()> {
+    let (io, meta) = (tensors("sde_step/io.safetensors"), json("sde_step/meta.json"));
+    let steps = meta["steps"].as_object().expect("an object");
+    assert!(steps.len() >= 10);
+    for (name, recorded) in steps {
+        let (level, index) = name.strip_prefix("eta").and_then(|n| n.split_once(".step")).expect("etaA.stepI");
+        let config = SdeConfig { noise_level: level.parse().expect("a number"), ..SdeConfig::default() };
+        let step = config.step(&sigmas(10, 3.0), index.parse().expect("a number"));
+        let number = |key: &str| recorded[key].as_f64().expect("a number");
+        assert!((step.rate / number("std_dev_t") - 1.0).abs() < 1e-5, "{name}: rate {}", step.rate);
+        assert!((step.std / number("sd") - 1.0).abs() < 1e-5, "{name}: std {}", step.std);
+        let input = |tensor: &str| &io[&format!("in.{name}.{tensor}")];
+        let output = |tensor: &str| &io[&format!("out.{name}.{tensor}")];
+        let mean = ((input("sample") * step.x)? + (input("v") * step.v)?)?;
+        let next = (&mean + (input("noise") * step.std)?)?;
+        let std = Tensor::full(step.std as f32, mean.dim(0)?, &Device::Cpu)?;
+        let log_prob = log_prob(&next, &mean, &std)?;
+        let scale = |t: &Tensor| t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>().map(f64::from);
+        for (what, ours) in [("mean", &mean), ("prev_sample", &next), ("log_prob", &log_prob)] {
+            let error = max_error(ours, output(what)) / scale(output(what))?.max(1.0);
+            assert!(error < 2e-6, "{name}: {what} {error}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn parity_of_advantages_with_diffusion_nft() -> flowrl_dist::Result<()> {
     let recorded = json("advantages/advantages.json");
     let prompts = recorded["prompts"].as_array().expect("a list");
     let groups: Vec<usize> =
         prompts.iter().map(|p| p.as_str().and_then(|p| p[1..].parse().ok()).expect("p and a number")).collect();
-    let rewards = numbers(&recorded["rewards"]);
+    let scores = numbers(&recorded["rewards"]).into_iter().map(Some).collect();
+    let rewards = [Scores { name: "recorded".into(), weight: 1.0, scores }];
     let linear = AdvantageMap { map: Map::Linear, clip: 1e9, ..AdvantageMap::FLOW_AWR };
     for (normaliser, name) in
         [(Normaliser::GlobalStd, "advantages_global_std"), (Normaliser::GroupStd, "advantages_group_std")]
@@ -117,7 +147,7 @@ fn parity_of_the_old_policy_schedules_with_diffusion_nft() {
     for kind in 0..3u8 {
         let schedule = OldPolicySchedule::try_from(kind).expect("a schedule");
         for (n, eta) in recorded["old_policy_decay"][format!("type{kind}")].as_object().expect("an object") {
-            let ours = schedule.eta(n.parse().expect("a number"));
+            let ours = schedule.decay().eta(n.parse().expect("a number"));
             assert!((ours - eta.as_f64().expect("a number")).abs() < 1e-12, "type {kind} at {n}: {ours} {eta}");
         }
     }

@@ -8,9 +8,9 @@ use crate::comm::Backend;
 use crate::data::PromptSet;
 use crate::error::Error;
 use crate::evaluate::EvalConfig;
-use crate::flow::SamplerConfig;
-use crate::objective::{AdvantageConfig, MethodConfig};
-use crate::optim::{OldPolicySchedule, OptimConfig};
+use crate::flow::{SamplerConfig, Solver};
+use crate::objective::{AdvantageConfig, Method, MethodConfig};
+use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
 use crate::reward::RewardConfig;
@@ -128,7 +128,8 @@ pub struct BatchConfig {
     pub micro_batch: usize,
     /// Optimizer updates an iteration.
     pub updates_per_iteration: usize,
-    /// Timesteps an image is trained at; nothing: 99 % of the solver's steps, rounded down.
+    /// Timesteps an image is trained at; nothing: 99 % of the solver's steps, rounded down, or the window of stochastic
+    /// steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timesteps: Option<usize>,
 }
@@ -146,11 +147,17 @@ pub struct OldPolicyConfig {
     /// 0, 1 or 2.
     #[serde(deserialize_with = "schedule")]
     pub schedule: OldPolicySchedule,
+    /// What eta rises by with an update; nothing: the schedule's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
+    /// What it rises to; nothing: the schedule's, for AWM 0.3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub most: Option<f64>,
 }
 
 impl Default for OldPolicyConfig {
     fn default() -> Self {
-        Self { schedule: OldPolicySchedule::Linear }
+        Self { schedule: OldPolicySchedule::Linear, rate: None, most: None }
     }
 }
 
@@ -244,7 +251,22 @@ impl RunConfig {
 
     /// Timesteps an image is trained at.
     pub fn timesteps(&self) -> usize {
-        self.batch.timesteps.unwrap_or(self.sampler.steps * 99 / 100).max(1)
+        let steps = self.sampler.steps;
+        let all = match (self.sampler.solver, self.sampler.sde.window) {
+            (Solver::Sde, Some(window)) if window < steps => window,
+            _ => steps * 99 / 100,
+        };
+        self.batch.timesteps.unwrap_or(all).max(1)
+    }
+
+    /// How the old policy follows.
+    pub fn old_policy_decay(&self) -> OldPolicyDecay {
+        let OldPolicyConfig { schedule, rate, most } = self.old_policy;
+        let published = match (schedule, self.method.name) {
+            (OldPolicySchedule::Linear, Method::Awm) => OldPolicyDecay { most: 0.3, ..schedule.decay() },
+            _ => schedule.decay(),
+        };
+        OldPolicyDecay { rate: rate.unwrap_or(published.rate), most: most.unwrap_or(published.most), ..published }
     }
 
     /// The configuration as TOML, with every default spelled out.

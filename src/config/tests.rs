@@ -1,8 +1,9 @@
 //! Every mistake in a configuration is one line: where it was made, key, value, remedy. And the reference is complete.
 
 use super::*;
-use crate::advantage::{Map, Normaliser};
-use crate::objective::{Gamma, Objective};
+use crate::advantage::{Aggregate, Map, Normaliser};
+use crate::flow::sde::SdeConfig;
+use crate::objective::{Form, Gamma, Objective};
 use std::collections::BTreeSet;
 use toml::{Table, Value};
 
@@ -47,7 +48,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
         &["method.name = \"ppo\": must be one of \"flow-awr\", \"advantage-flow\", \"diffusion-nft\""],
     ),
     (&["method.name=1"], &["method.name = 1: must be a name in quotes"]),
-    (&["sampler.solver=ddim"], &["sampler.solver = \"ddim\": must be \"euler\" or \"dpm2\""]),
+    (&["sampler.solver=ddim"], &["sampler.solver = \"ddim\": must be one of \"euler\", \"dpm2\", \"sde\""]),
     (&["advantage.map=relu"], &["advantage.map = \"relu\": must be one of \"linear\", \"softmax\", \"gated-softmax\""]),
     (&["advantage.normaliser=std"], &["advantage.normaliser = \"std\": must be one of \"global-std\""]),
     (&["reward.0.name=clip"], &["reward[0].name = \"clip\": must be \"ocr\" or \"colour\""]),
@@ -92,14 +93,60 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["advantage.temperature=0"], &["advantage.temperature = 0: must be a finite number above 0"]),
     (&["advantage.map_clip=nan"], &["advantage.map_clip = NaN: must be"]),
     // Methods.
-    (&["method.gamma=1.1"], &["method.gamma = 1.1: belongs to advantage-flow", "remove it or set method.name"]),
+    (&["method.gamma=1.1"], &["method.gamma = 1.1: belongs to FlowAWR's robust form", "set method.form = \"robust\""]),
+    (
+        &["method.name=awm", "method.gamma=1.1"],
+        &["method.gamma = 1.1: belongs to advantage-flow, flow-awr; remove it or set method.name = \"advantage-flow\""],
+    ),
+    (&["method.name=awm", "method.form=paper"], &["method.form = \"paper\": belongs to flow-awr"]),
+    (&["method.form=true"], &["method.form = true: must be a name in quotes"]),
+    (&["method.ratio_clip=0.1"], &["method.ratio_clip = 0.1: belongs to flow-grpo, awm"]),
+    (&["method.anchor=0.1"], &["method.anchor = 0.1: belongs to awm"]),
+    (&["method.name=awm", "method.adaptive_scale=true"], &["method.adaptive_scale = true: belongs to flow-awr, "]),
+    (&["method.name=awm", "method.ratio_clip=0"], &["method.ratio_clip = 0: must be a finite number above 0"]),
+    (&["method.name=awm", "method.anchor=-1"], &["method.anchor = -1: must be a finite number, 0 or above"]),
+    (
+        &["method.form=exact"],
+        &["method.form = \"exact\": needs advantages of -1 or more, and this map goes down to -inf", "\"softmax\""],
+    ),
+    (
+        &["method.form=robust", "advantage.map=softmax", "method.gamma=1"],
+        &["method.gamma = 1: must be a number above 1", "use 1.1 or"],
+    ),
+    // What the objective needs of the rollouts.
+    (
+        &["method.name=flow-grpo"],
+        &[
+            "method.name = \"flow-grpo\": trains on the steps of stochastic rollouts, and sampler.solver = \"dpm2\"; set",
+        ],
+    ),
+    (
+        &["method.name=flow-grpo", "sampler.solver=sde", "sampler.sde.window=3", "batch.timesteps=4"],
+        &["batch.timesteps = 4: only 3 steps of a rollout are stochastic"],
+    ),
+    (
+        &["method.name=awm", "batch.updates_per_iteration=2"],
+        &["batch.updates_per_iteration = 2: awm's ratio", "set it to 1"],
+    ),
+    (&["sampler.sde.window=0"], &["sampler.sde.window = 0: "]),
+    (&["sampler.sde.window=11"], &["sampler.sde.window = 11: ", "10"]),
+    (&["sampler.sde.first=8", "sampler.sde.window=3"], &["sampler.sde.window = 3: ", "2"]),
+    (&["sampler.sde.first=10"], &["sampler.sde.first = 10: ", "9"]),
+    (&["sampler.sde.noise_level=0"], &["sampler.sde.noise_level = 0: must be a finite number above 0"]),
+    (&["sampler.sde.kind=cps"], &["sampler.sde.kind = \"cps\": must be \"flow\" or \"dance\""]),
+    (&["sampler.guidance=-1"], &["sampler.guidance = -1: must be a finite number, 0 or above"]),
+    (&["eval.guidance=nan"], &["eval.guidance = NaN: must be a finite number"]),
+    (&["old_policy.rate=-1"], &["old_policy.rate = -1: must be a finite number, 0 or above"]),
+    (&["old_policy.most=1"], &["old_policy.most = 1: must lie in [0, 1)"]),
     (&["method.mix=0.1"], &["method.mix = 0.1: belongs to diffusion-nft", "remove it or set method.name"]),
     (&["method.name=diffusion-nft", "method.mix=0"], &["method.mix = 0: must be a finite number above 0"]),
     (&["method.gamma=A"], &["method.gamma = \"A\": ", "\"1-A\" or a number such as 1.1"]),
     (&["method.gamma=true"], &["method.gamma = true: must be \"1-A\" or a number such as 1.1"]),
     (
         &["method.name=advantage-flow", "method.gamma=0.5", "advantage.map=linear", "advantage.clip=1"],
-        &["method.gamma = 0.5: must be a number above the largest advantage, 1", "use 1.1 or \"1-A\""],
+        &[
+            "method.gamma = 0.5: must be a number above 1, or the loss has no minimum for a sample of advantage -1; use 1.1",
+        ],
     ),
     (&["method.name=advantage-flow", "method.gamma=nan"], &["method.gamma = NaN: must be a number above"]),
     // Rewards.
@@ -281,8 +328,8 @@ fn the_reference_holds_the_defaults() {
     // A key that is left out comes to what the reference says of it.
     let complete: RunConfig = toml::from_str(&complete_reference()).unwrap();
     assert_eq!(complete.timesteps(), defaults().timesteps());
-    let map = defaults().advantage.resolve(defaults().method.name);
-    assert_eq!(complete.advantage.resolve(complete.method.name), map);
+    let map = defaults().advantage.resolve(&defaults().method);
+    assert_eq!(complete.advantage.resolve(&complete.method), map);
     assert_eq!(Objective::new(&complete.method, &map), Objective::new(&defaults().method, &map));
     assert_eq!(complete.method.gamma, Some(Gamma::OneMinusAdvantage));
 }
@@ -296,17 +343,26 @@ fn the_reference_explains_every_key() {
     full.method = MethodConfig {
         name: full.method.name,
         kl_coef: Some(0.0),
+        form: Some(Form::Robust),
         gamma: Some(Gamma::Constant(2.0)),
         mix: Some(1.0),
-        adaptive_scale: true,
+        ratio_clip: Some(1e-4),
+        anchor: Some(1.0),
+        adaptive_scale: Some(true),
     };
     full.advantage = AdvantageConfig {
+        aggregate: Some(Aggregate::Sum),
         normaliser: Some(Normaliser::GroupStd),
         clip: Some(1.0),
         map: Some(Map::Linear),
         temperature: Some(1.0),
         map_clip: Some(1.0),
     };
+    let SamplerConfig { solver, steps, shift, guidance, truncate_time, sde } = full.sampler;
+    let sde = SdeConfig { window: Some(1), ..sde };
+    full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
+    let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
+    full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
     let ModelConfig { kind, path: _, trainable, lora } = full.model;
     full.model = ModelConfig { kind, path: Some("base".into()), trainable, lora };
     let full: Table = full.to_toml().unwrap().parse().unwrap();

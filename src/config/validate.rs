@@ -4,7 +4,8 @@ use super::RunConfig;
 use crate::data::PromptSet;
 use crate::data::glyphs::GlyphPrompt;
 use crate::error::Error;
-use crate::objective::{Gamma, Method};
+use crate::flow::Solver;
+use crate::objective::{Form, Gamma, Method, Objective};
 use crate::params::Trainable;
 use crate::pipeline::Kind;
 use serde::Serialize;
@@ -79,8 +80,14 @@ fn batch(config: &RunConfig) -> Check {
 fn samplers(config: &RunConfig) -> Check {
     count("sampler.steps", config.sampler.steps)?;
     positive("sampler.shift", config.sampler.shift)?;
+    not_negative("sampler.guidance", config.sampler.guidance)?;
     count("eval.steps", config.eval.steps)?;
-    count("eval.images_per_prompt", config.eval.images_per_prompt)
+    not_negative("eval.guidance", config.eval.guidance)?;
+    count("eval.images_per_prompt", config.eval.images_per_prompt)?;
+    let (sde, steps) = (&config.sampler.sde, config.sampler.steps);
+    positive("sampler.sde.noise_level", sde.noise_level)?;
+    within("sampler.sde.first", sde.first as u64, 0, steps as u64 - 1)?;
+    within("sampler.sde.window", sde.count(steps) as u64, 1, (steps - sde.first) as u64)
 }
 
 fn method(config: &RunConfig) -> Check {
@@ -88,35 +95,110 @@ fn method(config: &RunConfig) -> Check {
     if let Some(kl) = m.kl_coef {
         not_negative("method.kl_coef", kl)?;
     }
-    let map = config.advantage.resolve(m.name);
-    positive("advantage.clip", map.clip)?;
-    positive("advantage.map_clip", map.map_clip)?;
-    positive("advantage.temperature", map.temperature)?;
-    belongs("method.gamma", m.gamma, m.name, Method::AdvantageFlow, "advantage-flow")?;
-    belongs("method.mix", m.mix, m.name, Method::DiffusionNft, "diffusion-nft")?;
+    let a = &config.advantage;
+    let advantage = [("clip", a.clip), ("map_clip", a.map_clip), ("temperature", a.temperature)];
+    advantage.iter().try_for_each(|(key, value)| value.map_or(Ok(()), |v| positive(&format!("advantage.{key}"), v)))?;
+    let forward = [Method::FlowAwr, Method::AdvantageFlow, Method::DiffusionNft];
+    belongs("method.form", m.form, m.name, &[Method::FlowAwr])?;
+    belongs("method.gamma", m.gamma, m.name, &[Method::AdvantageFlow, Method::FlowAwr])?;
+    belongs("method.mix", m.mix, m.name, &[Method::DiffusionNft])?;
+    belongs("method.ratio_clip", m.ratio_clip, m.name, &[Method::FlowGrpo, Method::Awm])?;
+    belongs("method.anchor", m.anchor, m.name, &[Method::Awm])?;
+    belongs("method.adaptive_scale", m.adaptive_scale, m.name, &forward)?;
     if let Some(mix) = m.mix {
         positive("method.mix", mix)?;
     }
-    let bound = map.bound();
+    if let Some(clip) = m.ratio_clip {
+        positive("method.ratio_clip", clip)?;
+    }
+    if let Some(anchor) = m.anchor {
+        not_negative("method.anchor", anchor)?;
+    }
+    curvature(config)?;
+    trajectory(config)
+}
+
+/// `A |f - x0|^2 + gamma |f - f_old|^2` has a minimum only where A + gamma is above 0.
+fn curvature(config: &RunConfig) -> Check {
+    let m = &config.method;
+    let lowest = config.advantage.resolve(m).lowest();
+    if let (Method::FlowAwr, Some(form @ (Form::Exact | Form::Robust))) = (m.name, m.form) {
+        if lowest < -1.0 {
+            return Err(format!(
+                "method.form = {}: needs advantages of -1 or more, and this map goes down to {lowest}; set advantage.map = \
+                 \"softmax\" or method.form = \"released\"",
+                text(form)?
+            ));
+        }
+    }
+    if let (Method::FlowAwr, Some(gamma), form) = (m.name, m.gamma, m.form) {
+        if form != Some(Form::Robust) {
+            return Err(format!(
+                "method.gamma = {}: belongs to FlowAWR's robust form; remove it or set method.form = \"robust\"",
+                text(gamma)?
+            ));
+        }
+    }
     match m.gamma {
-        Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= bound => Err(format!(
-            "method.gamma = {gamma}: must be a number above the largest advantage, {bound}, or the loss has no minimum for \
-             a sample of advantage -{bound}; use {} or \"1-A\"",
-            bound + 0.1
+        Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= -lowest => Err(format!(
+            "method.gamma = {gamma}: must be a number above {}, or the loss has no minimum for a sample of advantage \
+             {lowest}; use {} or \"1-A\"",
+            -lowest,
+            0.1 - lowest
         )),
         _ => Ok(()),
     }
 }
 
-/// A key of one method is a mistake with another.
-fn belongs<T: Serialize>(key: &str, value: Option<T>, method: Method, owner: Method, name: &str) -> Check {
+/// What the objective needs of the rollouts, the rollouts must have.
+fn trajectory(config: &RunConfig) -> Check {
+    let (m, b, sampler) = (&config.method, &config.batch, &config.sampler);
+    let needs = Objective::new(m, &config.advantage.resolve(m)).needs();
+    if needs.trajectory && sampler.solver != Solver::Sde {
+        return Err(format!(
+            "method.name = {}: trains on the steps of stochastic rollouts, and sampler.solver = {}; set sampler.solver = \
+             \"sde\"",
+            text(m.name)?,
+            text(sampler.solver)?
+        ));
+    }
+    let window = sampler.sde.count(sampler.steps);
+    if needs.trajectory && config.timesteps() > window {
+        return Err(format!(
+            "batch.timesteps = {}: only {window} steps of a rollout are stochastic; use at most that, or a wider \
+             sampler.sde.window",
+            config.timesteps()
+        ));
+    }
+    if m.name == Method::Awm && b.updates_per_iteration > 1 {
+        return Err(format!(
+            "batch.updates_per_iteration = {}: awm's ratio is to the policy that sampled, so it takes one update an \
+             iteration; set it to 1",
+            b.updates_per_iteration
+        ));
+    }
+    Ok(())
+}
+
+/// A key of some methods is a mistake with another.
+fn belongs<T: Serialize>(key: &str, value: Option<T>, method: Method, owners: &[Method]) -> Check {
     match value {
-        Some(value) if method != owner => Err(format!(
-            "{key} = {}: belongs to {name}; remove it or set method.name = \"{name}\"",
-            Value::try_from(value).map_err(|e| e.to_string())?
-        )),
+        Some(value) if !owners.contains(&method) => {
+            let names = owners.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+            Err(format!(
+                "{key} = {}: belongs to {}; remove it or set method.name = {}",
+                text(value)?,
+                names.join(", ").replace('"', ""),
+                names[0]
+            ))
+        }
         _ => Ok(()),
     }
+}
+
+/// A value as it stands in the file.
+fn text<T: Serialize>(value: T) -> Result<String, String> {
+    Ok(Value::try_from(value).map_err(|e| e.to_string())?.to_string())
 }
 
 fn rewards(config: &RunConfig) -> Check {
@@ -128,7 +210,7 @@ fn rewards(config: &RunConfig) -> Check {
             return Err(format!("reward[{i}].weight = {}: must be a finite number, such as 1.0", r.weight));
         }
         if config.reward[..i].iter().any(|earlier| earlier.name == r.name) {
-            let name = Value::try_from(r.name).map_err(|e| e.to_string())?;
+            let name = text(r.name)?;
             return Err(format!("reward[{i}].name = {name}: is named twice; name it once, with one weight"));
         }
     }
@@ -146,7 +228,11 @@ fn optim(config: &RunConfig) -> Check {
     not_negative("optim.weight_decay", o.weight_decay)?;
     fraction("optim.betas[0]", o.betas.0)?;
     fraction("optim.betas[1]", o.betas.1)?;
-    fraction("ema.decay", config.ema.decay)
+    fraction("ema.decay", config.ema.decay)?;
+    if let Some(rate) = config.old_policy.rate {
+        not_negative("old_policy.rate", rate)?;
+    }
+    config.old_policy.most.map_or(Ok(()), |most| fraction("old_policy.most", most))
 }
 
 fn model(config: &RunConfig) -> Check {

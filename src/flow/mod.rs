@@ -1,12 +1,13 @@
-//! The rectified-flow path and the deterministic solvers: pure functions.
+//! The rectified-flow path and the solvers: pure functions.
 //!
 //! `x_t = (1 - t) x0 + t eps`, velocity `u = eps - x0`, `x0 = x_t - t v`; t = 1 is noise.
 
 mod ode;
 mod schedule;
+pub mod sde;
 
-pub use ode::{Solver, solve};
-pub use schedule::{SamplerConfig, sigmas};
+pub use ode::{Ode, solve};
+pub use schedule::{SamplerConfig, Solver, sigmas};
 
 use crate::error::Result;
 use candle_core::Tensor;
@@ -20,6 +21,11 @@ pub fn interpolate(x0: &Tensor, eps: &Tensor, t: &Tensor) -> Result<Tensor> {
 /// The x0 that a velocity points at, `x_t - t v`.
 pub fn x0_estimate(x_t: &Tensor, t: &Tensor, v: &Tensor) -> Result<Tensor> {
     Ok((x_t - v.broadcast_mul(&column(t)?)?)?)
+}
+
+/// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance (v - negative)`.
+pub fn guide(v: &Tensor, negative: &Tensor, guidance: f64) -> Result<Tensor> {
+    Ok((negative + ((v - negative)? * guidance)?)?)
 }
 
 /// `[B]` as `[B, 1, 1, 1]`.

@@ -2,12 +2,10 @@
 
 use crate::error::Result;
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
 
 /// A deterministic solver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Solver {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ode {
     /// First order.
     Euler,
     /// Second-order multistep DPM-Solver++ on the x0 estimate (Lu et al., arXiv 2211.01095), as DiffusionNFT samples
@@ -17,7 +15,7 @@ pub enum Solver {
 
 /// From noise at `sigmas[0]` `[B, C, H, W]` to the sample at `sigmas[T]`; `velocity(x, t)` is asked T times.
 pub fn solve(
-    solver: Solver,
+    solver: Ode,
     sigmas: &[f64],
     noise: &Tensor,
     mut velocity: impl FnMut(&Tensor, f64) -> Result<Tensor>,
@@ -29,8 +27,8 @@ pub fn solve(
         let (s, next) = (sigmas[i], sigmas[i + 1]);
         let v = velocity(&x, s)?;
         x = match solver {
-            Solver::Euler => (&x + (v * (next - s))?)?,
-            Solver::Dpm2 => {
+            Ode::Euler => (&x + (v * (next - s))?)?,
+            Ode::Dpm2 => {
                 let m = (&x - (v * s)?)?;
                 let stepped = match &previous {
                     Some(before) if i + 1 < steps => {
@@ -73,7 +71,7 @@ mod tests {
 
     /// For data that is one Gaussian N(m, s2) the velocity is linear in x and the flow is known:
     /// x_t = (1-t) m + sqrt((1-t)^2 s2 + t^2) z.
-    fn error(solver: Solver, steps: usize) -> Result<f64> {
+    fn error(solver: Ode, steps: usize) -> Result<f64> {
         let (m, s2, z) = (0.7, 0.25, 1.3);
         let sigmas: Vec<f64> = (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect();
         let x = solve(solver, &sigmas, &scalar(z)?, |x, t| {
@@ -85,10 +83,10 @@ mod tests {
 
     #[test]
     fn solvers_converge_at_their_order() -> Result<()> {
-        assert!(error(Solver::Euler, 200)? < 0.6 * error(Solver::Euler, 100)?);
-        assert!(error(Solver::Euler, 400)? < 5e-3);
-        assert!(error(Solver::Dpm2, 400)? < 5e-4);
-        assert!(error(Solver::Dpm2, 10)? < error(Solver::Euler, 10)?);
+        assert!(error(Ode::Euler, 200)? < 0.6 * error(Ode::Euler, 100)?);
+        assert!(error(Ode::Euler, 400)? < 5e-3);
+        assert!(error(Ode::Dpm2, 400)? < 5e-4);
+        assert!(error(Ode::Dpm2, 10)? < error(Ode::Euler, 10)?);
         Ok(())
     }
 

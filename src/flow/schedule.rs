@@ -1,7 +1,19 @@
 //! The times at which a solver evaluates the model.
 
-use super::Solver;
+use super::sde::SdeConfig;
 use serde::{Deserialize, Serialize};
+
+/// A solver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Solver {
+    /// [`super::Ode::Euler`].
+    Euler,
+    /// [`super::Ode::Dpm2`].
+    Dpm2,
+    /// Stochastic, see [`super::sde`].
+    Sde,
+}
 
 /// How images are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,11 +25,40 @@ pub struct SamplerConfig {
     pub steps: usize,
     /// Timestep shift of the grid (3 for SD3.5 at 512 px, 1 for none).
     pub shift: f64,
+    /// Classifier-free guidance: `v = v_negative + guidance (v_prompt - v_negative)`; 1 for none.
+    pub guidance: f64,
+    /// Whether the model is told whole thousandths of the time while sampling, rounded down, as diffusers' pipelines do
+    /// in DiffusionNFT's program; training tells it the exact time either way.
+    pub truncate_time: bool,
+    /// The stochastic solver's own keys.
+    pub sde: SdeConfig,
 }
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { solver: Solver::Dpm2, steps: 10, shift: 3.0 }
+        Self {
+            solver: Solver::Dpm2,
+            steps: 10,
+            shift: 3.0,
+            guidance: 1.0,
+            truncate_time: false,
+            sde: SdeConfig::default(),
+        }
+    }
+}
+
+impl SamplerConfig {
+    /// The T + 1 times.
+    pub fn sigmas(&self) -> Vec<f64> {
+        sigmas(self.steps, self.shift)
+    }
+
+    /// The time that the model is told at time `t` of the grid.
+    pub fn told(&self, t: f64) -> f64 {
+        match self.truncate_time {
+            true => (1000.0 * t).floor() / 1000.0,
+            false => t,
+        }
     }
 }
 
@@ -48,5 +89,14 @@ mod tests {
         let four = [1.0, 0.8577, 0.6022, 0.0089, 0.0];
         assert!(sigmas(4, 3.0).iter().zip(four).all(|(a, b)| (a - b).abs() < 5e-5));
         assert_eq!(sigmas(1, 3.0), [1.0, 0.0]);
+    }
+
+    #[test]
+    fn time_is_truncated_on_request() {
+        let exact = SamplerConfig::default();
+        let truncated = SamplerConfig { truncate_time: true, ..exact.clone() };
+        let told = |config: &SamplerConfig| config.sigmas()[..4].iter().map(|&t| config.told(t)).collect::<Vec<_>>();
+        assert_eq!(told(&truncated), [1.0, 0.960, 0.913, 0.857]);
+        assert_eq!(told(&exact), exact.sigmas()[..4]);
     }
 }

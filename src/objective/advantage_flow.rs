@@ -1,6 +1,6 @@
 //! AdvantageFlow: signed regression to the sample, held by the old policy and the base model.
 
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, promised};
+use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate};
 use crate::error::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -28,24 +28,22 @@ pub struct AdvantageFlow {
 
 impl AdvantageFlow {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let a = &point.advantage; // [B]
         let f = estimate(point, v)?; // [B, C, H, W]
-        let f_old = estimate(point, promised(&frozen.old, "old policy's")?)?;
-        let gamma = match self.gamma {
-            Gamma::OneMinusAdvantage => a.affine(-1.0, 1.0)?,
-            Gamma::Constant(gamma) => a.affine(0.0, gamma)?,
-        };
-        let scale = adaptive_scale(point, &f, self.adaptive)?;
-        let policy = (((distance(&f, &point.x0)? * a)? + (distance(&f, &f_old)? * gamma)?)? / &scale)?;
-        let kl = match self.kl_coef > 0.0 {
-            true => {
-                let f_ref = estimate(point, promised(&frozen.reference, "base model's")?)?;
-                ((distance(&f, &f_ref)? * self.kl_coef)? / scale)?
-            }
-            false => policy.zeros_like()?,
-        };
-        Ok(Terms { loss: (&policy + &kl)?, policy, kl })
+        let scale = adaptive_scale(point.forward()?.0, &f, self.adaptive)?;
+        let policy = (anchored(point, &f, frozen.old()?, self.gamma)? / &scale)?;
+        Terms::with_kl(policy, self.kl_coef, || Ok((distance(&f, &estimate(point, frozen.reference()?)?)? / scale)?))
     }
+}
+
+/// `A |f - x0|^2 + gamma |f - f_old|^2`, means over dimensions: `[B]`.
+pub(super) fn anchored(point: &Point, f: &Tensor, old: &Tensor, gamma: Gamma) -> Result<Tensor> {
+    let a = &point.advantage; // [B]
+    let gamma = match gamma {
+        Gamma::OneMinusAdvantage => a.affine(-1.0, 1.0)?,
+        Gamma::Constant(gamma) => a.affine(0.0, gamma)?,
+    };
+    let (x0, _) = point.forward()?;
+    Ok(((distance(f, x0)? * a)? + (distance(f, &estimate(point, old)?)? * gamma)?)?)
 }
 
 /// What the configuration says: the text "1-A" or a number.

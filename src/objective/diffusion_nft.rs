@@ -1,7 +1,7 @@
 //! DiffusionNFT: the policy's velocity defines a positive and a negative velocity around the old one; both regress to the
 //! sample, weighted by the reward.
 
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, promised};
+use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, reference_distance};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -22,20 +22,17 @@ pub struct DiffusionNft {
 
 impl DiffusionNft {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let old = promised(&frozen.old, "old policy's")?;
+        let (x0, _) = point.forward()?;
+        let old = frozen.old()?;
         let r = point.advantage.affine(0.5 / self.clip, 0.5)?.clamp(0f64, 1f64)?; // [B]
         let positive = ((v * self.mix)? + (old * (1.0 - self.mix))?)?; // [B, C, H, W]
         let negative = ((old * (1.0 + self.mix))? - (v * self.mix)?)?;
         let branch = |velocity: &Tensor, weight: &Tensor| -> Result<Tensor> {
             let f = estimate(point, velocity)?;
-            Ok(((distance(&f, &point.x0)? / adaptive_scale(point, &f, self.adaptive)?)? * weight)?)
+            Ok(((distance(&f, x0)? / adaptive_scale(x0, &f, self.adaptive)?)? * weight)?)
         };
         let both = (branch(&positive, &r)? + branch(&negative, &r.affine(-1.0, 1.0)?)?)?;
         let policy = (both * (self.clip / self.mix))?;
-        let kl = match self.kl_coef > 0.0 {
-            true => (distance(v, promised(&frozen.reference, "base model's")?)? * self.kl_coef)?,
-            false => policy.zeros_like()?,
-        };
-        Ok(Terms { loss: (&policy + &kl)?, policy, kl })
+        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
     }
 }

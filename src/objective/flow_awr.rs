@@ -1,32 +1,77 @@
-//! FlowAWR: regression of the x0 estimate to the old policy's, moved towards (or away from) the sample.
+//! FlowAWR: regression to the old policy's prediction, moved towards (or away from) the sample.
 
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, mean_dims, promised};
+use super::advantage_flow::{Gamma, anchored};
+use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, reference_distance};
 use crate::error::Result;
 use crate::flow::column;
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 
-/// The released form (Fuzm7/FlowAWR, scripts/train_awr_sd3.py at 05e993aa):
-/// `f_target = f_old + A (x0 - f_old)`, `loss = mean (f - f_target)^2 / w + kl mean (v - v_ref)^2`,
-/// `w = max(mean |f - x0|, 1e-5)` outside the graph.
+/// Which FlowAWR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Form {
+    /// The released program's (Fuzm7/FlowAWR, scripts/train_awr_sd3.py at 05e993aa): in x0 estimates,
+    /// `mean (f - f_old - A (x0 - f_old))^2 / w`.
+    Released,
+    /// The paper's equation 10: `mean (v - v_old - A (u - v_old))^2`, A without bounds.
+    Paper,
+    /// `A |f - x0|^2 + |f - f_old|^2` with A = w - 1: unscaled, its minimiser is the optimal velocity of the exponential
+    /// tilt, where the two forms above overshoot by the density ratio h (`docs/METHODS.md`).
+    Exact,
+    /// As `Exact` with gamma (1.1) times the second term, so that every sample has a minimum, and with advantages that
+    /// no single image can dominate ([`crate::advantage::AdvantageMap::ROBUST`]).
+    Robust,
+}
+
+/// What a form comes to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loss {
+    /// Distance of the x0 estimate from its target.
+    Estimate,
+    /// Distance of the velocity from its target.
+    Velocity,
+    /// Signed distances from the sample and, times gamma, from the old policy's estimate.
+    Anchored(Gamma),
+}
+
+impl Form {
+    /// Its loss; `gamma` is the robust form's own.
+    pub(super) fn loss(self, gamma: Option<Gamma>) -> Loss {
+        match self {
+            Form::Released => Loss::Estimate,
+            Form::Paper => Loss::Velocity,
+            Form::Exact => Loss::Anchored(Gamma::Constant(1.0)),
+            Form::Robust => Loss::Anchored(gamma.unwrap_or(Gamma::Constant(1.1))),
+        }
+    }
+}
+
+/// FlowAWR's loss, plus `kl_coef * mean (v - v_ref)^2` in every form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FlowAwr {
+    /// Which of them.
+    pub loss: Loss,
     /// Weight of the distance from the base model.
     pub kl_coef: f64,
-    /// Whether the loss is divided by w.
+    /// Whether the loss is divided by `w = max(mean |f - x0|, 1e-5)`, outside the graph.
     pub adaptive: bool,
 }
 
 impl FlowAwr {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+        let (x0, eps) = point.forward()?;
+        let old = frozen.old()?;
         let f = estimate(point, v)?; // [B, C, H, W]
-        let f_old = estimate(point, promised(&frozen.old, "old policy's")?)?;
-        let pull = (&point.x0 - &f_old)?.broadcast_mul(&column(&point.advantage)?)?;
-        let target = (f_old + pull)?;
-        let policy = (mean_dims(&(&f - target)?.sqr()?)? / adaptive_scale(point, &f, self.adaptive)?)?; // [B]
-        let kl = match self.kl_coef > 0.0 {
-            true => (distance(v, promised(&frozen.reference, "base model's")?)? * self.kl_coef)?,
-            false => policy.zeros_like()?,
+        let moved = |from: &Tensor, to: &Tensor| -> Result<Tensor> {
+            Ok((from + (to - from)?.broadcast_mul(&column(&point.advantage)?)?)?)
         };
-        Ok(Terms { loss: (&policy + &kl)?, policy, kl })
+        let loss = match self.loss {
+            Loss::Estimate => distance(&f, &moved(&estimate(point, old)?, x0)?)?,
+            Loss::Velocity => distance(v, &moved(old, &(eps - x0)?)?)?,
+            Loss::Anchored(gamma) => anchored(point, &f, old, gamma)?,
+        }; // [B]
+        let policy = (loss / adaptive_scale(x0, &f, self.adaptive)?)?;
+        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
     }
 }

@@ -1,97 +1,20 @@
 //! Objectives: pure arithmetic on velocities. One file a method; `docs/METHODS.md` has them in one notation.
 
 mod advantage_flow;
+mod awm;
+mod config;
 mod diffusion_nft;
 mod flow_awr;
+mod flow_grpo;
 
 pub use advantage_flow::Gamma;
+pub use config::{AdvantageConfig, Method, MethodConfig};
+pub use flow_awr::Form;
 
-use crate::advantage::{AdvantageMap, Map, Normaliser};
-use crate::error::Result;
+use crate::advantage::AdvantageMap;
+use crate::error::{Error, Result};
 use crate::flow::x0_estimate;
 use candle_core::{D, DType, Tensor};
-use serde::{Deserialize, Serialize};
-
-/// The methods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// FlowAWR (arXiv 2606.30376).
-    FlowAwr,
-    /// AdvantageFlow (arXiv 2605.26013).
-    AdvantageFlow,
-    /// DiffusionNFT (arXiv 2509.16117).
-    DiffusionNft,
-}
-
-/// `[method]`: the method's name and its own keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MethodConfig {
-    /// The method.
-    pub name: Method,
-    /// Weight of the distance from the base model; nothing: the method's default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_coef: Option<f64>,
-    /// Rollout regularisation of AdvantageFlow: `"1-A"` or a number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gamma: Option<Gamma>,
-    /// DiffusionNFT's distance of its two velocities from the old one (its paper's beta).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mix: Option<f64>,
-    /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
-    #[serde(default = "yes")]
-    pub adaptive_scale: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl Default for MethodConfig {
-    fn default() -> Self {
-        Self { name: Method::FlowAwr, kl_coef: None, gamma: None, mix: None, adaptive_scale: true }
-    }
-}
-
-/// `[advantage]`: what differs from the method's own map.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdvantageConfig {
-    /// The scale of a reward.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub normaliser: Option<Normaliser>,
-    /// Bound of the normalised reward.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip: Option<f64>,
-    /// The map: `linear`, `softmax` (soft gating) or `gated-softmax` (hard gating).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub map: Option<Map>,
-    /// Temperature of the softmax maps.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f64>,
-    /// Bound of a softmax map's advantage.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub map_clip: Option<f64>,
-}
-
-impl AdvantageConfig {
-    /// The method's map with these differences.
-    pub fn resolve(&self, method: Method) -> AdvantageMap {
-        let default = match method {
-            Method::FlowAwr => AdvantageMap::FLOW_AWR,
-            Method::AdvantageFlow => AdvantageMap::ADVANTAGE_FLOW,
-            Method::DiffusionNft => AdvantageMap::DIFFUSION_NFT,
-        };
-        AdvantageMap {
-            normaliser: self.normaliser.unwrap_or(default.normaliser),
-            clip: self.clip.unwrap_or(default.clip),
-            map: self.map.unwrap_or(default.map),
-            temperature: self.temperature.unwrap_or(default.temperature),
-            map_clip: self.map_clip.unwrap_or(default.map_clip),
-        }
-    }
-}
 
 /// What an objective asks for beside the policy's velocity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,20 +23,60 @@ pub struct Needs {
     pub old: bool,
     /// The base model's velocity.
     pub reference: bool,
+    /// The states of stochastic rollouts with their log-probabilities ([`Target::Reverse`]).
+    pub trajectory: bool,
+    /// Rollouts of the policy itself, not of the old policy.
+    pub on_policy: bool,
 }
 
 /// One micro-batch of training points.
 pub struct Point {
-    /// Samples, `[B, C, H, W]`.
-    pub x0: Tensor,
-    /// Noise, `[B, C, H, W]`.
-    pub eps: Tensor,
-    /// Times, `[B]`.
-    pub t: Tensor,
-    /// `(1 - t) x0 + t eps`, `[B, C, H, W]`.
+    /// Where the velocity is asked for, `[B, C, H, W]`.
     pub x_t: Tensor,
+    /// At which time, `[B]`.
+    pub t: Tensor,
     /// Advantages, `[B]`.
     pub advantage: Tensor,
+    /// What lies on the other side.
+    pub target: Target,
+}
+
+/// What a training point was made from.
+pub enum Target {
+    /// A sample and noise: `x_t = (1 - t) x0 + t eps`.
+    Forward {
+        /// The sample, `[B, C, H, W]`.
+        x0: Tensor,
+        /// The noise, `[B, C, H, W]`.
+        eps: Tensor,
+    },
+    /// A step of a stochastic rollout from `x_t`: `next ~ N(x_factor x_t + v_factor v, std^2)`.
+    Reverse {
+        /// Where it went, `[B, C, H, W]`.
+        next: Tensor,
+        /// Log-probability of going there, mean over dimensions, when it was sampled, `[B]`.
+        log_prob: Tensor,
+        /// Factor of the state, `[B]`.
+        x_factor: Tensor,
+        /// Factor of the velocity, `[B]`.
+        v_factor: Tensor,
+        /// Standard deviation, `[B]`.
+        std: Tensor,
+        /// Noise rate, `[B]`.
+        rate: Tensor,
+    },
+}
+
+impl Point {
+    /// (x0, eps) of a point of the forward process.
+    fn forward(&self) -> Result<(&Tensor, &Tensor)> {
+        match &self.target {
+            Target::Forward { x0, eps } => Ok((x0, eps)),
+            Target::Reverse { .. } => {
+                Err(Error::Failed("the objective needs samples and noise, not rollout steps".into()))
+            }
+        }
+    }
 }
 
 /// The frozen velocities of a micro-batch, those that the objective needs.
@@ -143,36 +106,58 @@ pub enum Objective {
     AdvantageFlow(advantage_flow::AdvantageFlow),
     /// DiffusionNFT.
     DiffusionNft(diffusion_nft::DiffusionNft),
+    /// Flow-GRPO.
+    FlowGrpo(flow_grpo::FlowGrpo),
+    /// Advantage weighted matching.
+    Awm(awm::Awm),
 }
 
 impl Objective {
     /// The objective of a configuration, for advantages of this map.
     pub fn new(config: &MethodConfig, map: &AdvantageMap) -> Self {
-        let adaptive = config.adaptive_scale;
+        let kl_coef = |default: f64| config.kl_coef.unwrap_or(default);
+        let adaptive = config.adaptive_scale.unwrap_or(true);
         match config.name {
-            Method::FlowAwr => Self::FlowAwr(flow_awr::FlowAwr { kl_coef: config.kl_coef.unwrap_or(1e-4), adaptive }),
+            Method::FlowAwr => Self::FlowAwr(flow_awr::FlowAwr {
+                loss: config.form().loss(config.gamma),
+                kl_coef: kl_coef(1e-4),
+                adaptive: config.adaptive_scale.unwrap_or(config.form() != Form::Paper),
+            }),
             Method::AdvantageFlow => Self::AdvantageFlow(advantage_flow::AdvantageFlow {
                 gamma: config.gamma.unwrap_or(Gamma::OneMinusAdvantage),
-                kl_coef: config.kl_coef.unwrap_or(1e-3),
+                kl_coef: kl_coef(1e-3),
                 adaptive,
             }),
             Method::DiffusionNft => Self::DiffusionNft(diffusion_nft::DiffusionNft {
                 mix: config.mix.unwrap_or(1.0),
                 clip: map.bound(),
-                kl_coef: config.kl_coef.unwrap_or(1e-4),
+                kl_coef: kl_coef(1e-4),
                 adaptive,
+            }),
+            Method::FlowGrpo => Self::FlowGrpo(flow_grpo::FlowGrpo {
+                ratio_clip: config.ratio_clip.unwrap_or(1e-4),
+                kl_coef: kl_coef(0.04),
+            }),
+            Method::Awm => Self::Awm(awm::Awm {
+                ratio_clip: config.ratio_clip.unwrap_or(1.0),
+                anchor: config.anchor.unwrap_or(1.0),
+                clip: map.bound(),
+                kl_coef: kl_coef(1e-4),
             }),
         }
     }
 
     /// What it asks for.
     pub fn needs(&self) -> Needs {
-        let kl_coef = match self {
-            Self::FlowAwr(o) => o.kl_coef,
-            Self::AdvantageFlow(o) => o.kl_coef,
-            Self::DiffusionNft(o) => o.kl_coef,
-        };
-        Needs { old: true, reference: kl_coef > 0.0 }
+        let forward =
+            |old: bool, kl_coef: f64| Needs { old, reference: kl_coef > 0.0, trajectory: false, on_policy: false };
+        match self {
+            Self::FlowAwr(o) => forward(true, o.kl_coef),
+            Self::AdvantageFlow(o) => forward(true, o.kl_coef),
+            Self::DiffusionNft(o) => forward(true, o.kl_coef),
+            Self::Awm(o) => Needs { on_policy: true, ..forward(o.anchor > 0.0, o.kl_coef) },
+            Self::FlowGrpo(o) => Needs { trajectory: true, on_policy: true, ..forward(false, o.kl_coef) },
+        }
     }
 
     /// The losses at the policy's velocity `v` `[B, C, H, W]`.
@@ -181,8 +166,43 @@ impl Objective {
             Self::FlowAwr(o) => o.terms(point, v, frozen),
             Self::AdvantageFlow(o) => o.terms(point, v, frozen),
             Self::DiffusionNft(o) => o.terms(point, v, frozen),
+            Self::FlowGrpo(o) => o.terms(point, v, frozen),
+            Self::Awm(o) => o.terms(point, v, frozen),
         }
     }
+}
+
+impl Terms {
+    /// The sum of the part from the rewards `[B]` and `kl_coef` times the distance to the base model, which is asked for
+    /// only if it counts.
+    fn with_kl(policy: Tensor, kl_coef: f64, distance: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
+        let kl = match kl_coef > 0.0 {
+            true => (distance()? * kl_coef)?,
+            false => policy.zeros_like()?,
+        };
+        Ok(Self { loss: (&policy + &kl)?, policy, kl })
+    }
+}
+
+/// Distance of the policy's velocity from the base model's, `[B]`.
+fn reference_distance(v: &Tensor, frozen: &Frozen) -> Result<Tensor> {
+    distance(v, frozen.reference()?)
+}
+
+impl Frozen {
+    /// The old policy's velocity, which configuration has promised.
+    fn old(&self) -> Result<&Tensor> {
+        promised(&self.old, "old policy's")
+    }
+
+    /// The base model's.
+    fn reference(&self) -> Result<&Tensor> {
+        promised(&self.reference, "base model's")
+    }
+}
+
+fn promised<'a>(v: &'a Option<Tensor>, name: &str) -> Result<&'a Tensor> {
+    v.as_ref().ok_or_else(|| Error::Failed(format!("the objective needs the {name} velocity, which is absent")))
 }
 
 /// Mean over all but the first dimension: `[B, ..] -> [B]`.
@@ -197,17 +217,12 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// The adaptive scale `max(mean |f - x0|, 1e-5)`, `[B]`, summed in f64, outside the graph
 /// (DiffusionNFT, scripts/train_nft_sd3.py at 24af555); 1 where it is switched off.
-fn adaptive_scale(point: &Point, f: &Tensor, adaptive: bool) -> Result<Tensor> {
+fn adaptive_scale(x0: &Tensor, f: &Tensor, adaptive: bool) -> Result<Tensor> {
     if !adaptive {
-        return Ok(point.t.ones_like()?.to_dtype(f.dtype())?);
+        return Ok(Tensor::ones(f.dim(0)?, f.dtype(), f.device())?);
     }
-    let wide = (f.detach().to_dtype(DType::F64)? - point.x0.to_dtype(DType::F64)?)?.abs()?;
+    let wide = (f.detach().to_dtype(DType::F64)? - x0.to_dtype(DType::F64)?)?.abs()?;
     Ok(mean_dims(&wide)?.maximum(1e-5)?.to_dtype(f.dtype())?)
-}
-
-/// A velocity that configuration has promised.
-fn promised<'a>(v: &'a Option<Tensor>, name: &str) -> Result<&'a Tensor> {
-    v.as_ref().ok_or_else(|| crate::Error::Failed(format!("the objective needs the {name} velocity, which is absent")))
 }
 
 /// The x0 estimate of a velocity at the point.

@@ -1,9 +1,11 @@
 //! Each objective against its closed-form gradient, finite differences and limits.
 
+use super::flow_awr::Loss;
 use super::*;
-use crate::flow::{column, interpolate};
+use crate::flow::sde::{self, SdeConfig, Step};
+use crate::flow::{column, interpolate, sigmas};
 use crate::rng::{Purpose, Stream};
-use candle_core::{Device, Var};
+use candle_core::{DType, Device, Var};
 
 const SHAPE: (usize, usize, usize, usize) = (3, 2, 3, 4);
 
@@ -16,7 +18,12 @@ fn point(advantage: [f64; 3]) -> Result<Point> {
     let (x0, eps) = (noise(1)?, noise(2)?);
     let t = Tensor::new(&[0.2f64, 0.6, 0.95], &Device::Cpu)?;
     let x_t = interpolate(&x0, &eps, &t)?;
-    Ok(Point { x0, eps, t, x_t, advantage: Tensor::new(&advantage, &Device::Cpu)? })
+    Ok(Point { t, x_t, advantage: Tensor::new(&advantage, &Device::Cpu)?, target: Target::Forward { x0, eps } })
+}
+
+fn u(point: &Point) -> Result<Tensor> {
+    let (x0, eps) = point.forward()?;
+    Ok((eps - x0)?)
 }
 
 fn frozen() -> Result<Frozen> {
@@ -24,12 +31,18 @@ fn frozen() -> Result<Frozen> {
 }
 
 fn objectives() -> Vec<Objective> {
-    let config = |name, gamma, mix| MethodConfig { name, gamma, mix, kl_coef: Some(0.01), adaptive_scale: true };
+    let of = |name| MethodConfig { kl_coef: Some(0.01), ..MethodConfig::of(name) };
+    let awr = |form| MethodConfig { form: Some(form), ..of(Method::FlowAwr) };
+    let af = |gamma| MethodConfig { gamma: Some(gamma), ..of(Method::AdvantageFlow) };
     [
-        config(Method::FlowAwr, None, None),
-        config(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage), None),
-        config(Method::AdvantageFlow, Some(Gamma::Constant(1.1)), None),
-        config(Method::DiffusionNft, None, Some(0.3)),
+        awr(Form::Released),
+        awr(Form::Paper),
+        awr(Form::Exact),
+        awr(Form::Robust),
+        af(Gamma::OneMinusAdvantage),
+        af(Gamma::Constant(1.1)),
+        MethodConfig { mix: Some(0.3), ..of(Method::DiffusionNft) },
+        MethodConfig { anchor: Some(0.5), ..of(Method::Awm) },
     ]
     .iter()
     .map(new)
@@ -37,7 +50,7 @@ fn objectives() -> Vec<Objective> {
 }
 
 fn new(config: &MethodConfig) -> Objective {
-    Objective::new(config, &AdvantageConfig::default().resolve(config.name))
+    Objective::new(config, &AdvantageConfig::default().resolve(config))
 }
 
 /// Gradient of the summed losses by autograd.
@@ -54,33 +67,45 @@ fn max_abs(x: &Tensor) -> Result<f64> {
 const A: [f64; 3] = [-0.7, 0.4, 0.9];
 
 /// Derived by hand: with n dimensions and w outside the graph,
-/// FlowAWR 2 t^2 (v - v_old - A (u - v_old)) / (n w) + 2 kl (v - v_ref) / n,
-/// AdvantageFlow 2 t^2 ((A + gamma + kl) v - A u - gamma v_old - kl v_ref) / (n w),
-/// DiffusionNFT 2 clip t^2 (r (v+ - u) / w+ - (1 - r) (v- - u) / w-) / n + 2 kl (v - v_ref) / n.
+/// FlowAWR released 2 t^2 (v - v_old - A (u - v_old)) / (n w), paper the same without t^2 / w,
+/// AdvantageFlow, and FlowAWR exact (gamma 1) and robust (1.1), 2 t^2 ((A + gamma) v - A u - gamma v_old) / (n w),
+/// DiffusionNFT 2 clip t^2 (r (v+ - u) / w+ - (1 - r) (v- - u) / w-) / n,
+/// AWM 2 t A (m + 1e-10)^(-3/4) (v - u) / (clip n) + 2 anchor (v - v_old) / n with m = mean (v - u)^2,
+/// and 2 kl (v - v_ref) / n, in AdvantageFlow times t^2 / w.
 #[test]
 fn gradients_equal_the_closed_forms() -> Result<()> {
     let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
     let (old, reference) = (noise(4)?, noise(5)?);
-    let u = (&point.eps - &point.x0)?;
+    let (x0, eps) = point.forward()?;
+    let u = (eps - x0)?;
     let n = 24.0;
     let a = column(&point.advantage)?;
     let f = x0_estimate(&point.x_t, &point.t, &v)?;
-    let w = mean_dims(&(&f - &point.x0)?.abs()?)?;
+    let w = mean_dims(&(&f - x0)?.abs()?)?;
     let scale = column(&((point.t.sqr()? * (2.0 / n))? / w)?)?;
+    let toward_reference = |kl_coef: f64| (&v - &reference)? * (2.0 * kl_coef / n);
+    let anchored = |gamma: &Tensor| -> Result<Tensor> {
+        let inner = (v.broadcast_mul(&(&a + gamma)?)? - u.broadcast_mul(&a)?)?;
+        Ok((inner - old.broadcast_mul(gamma)?)?.broadcast_mul(&scale)?)
+    };
     for objective in objectives() {
         let expected = match &objective {
             Objective::FlowAwr(o) => {
-                let inner = ((&v - &old)? - (&u - &old)?.broadcast_mul(&a)?)?;
-                (inner.broadcast_mul(&scale)? + ((&v - &reference)? * (2.0 * o.kl_coef / n))?)?
+                let target = ((&v - &old)? - (&u - &old)?.broadcast_mul(&a)?)?;
+                let policy = match o.loss {
+                    Loss::Estimate => target.broadcast_mul(&scale)?,
+                    Loss::Velocity => (target * (2.0 / n))?,
+                    Loss::Anchored(Gamma::Constant(gamma)) => anchored(&a.affine(0.0, gamma)?)?,
+                    Loss::Anchored(Gamma::OneMinusAdvantage) => panic!("no form's default"),
+                };
+                (policy + toward_reference(o.kl_coef)?)?
             }
             Objective::AdvantageFlow(o) => {
                 let gamma = match o.gamma {
                     Gamma::OneMinusAdvantage => a.affine(-1.0, 1.0)?,
                     Gamma::Constant(g) => a.affine(0.0, g)?,
                 };
-                let curvature = ((&a + &gamma)? + o.kl_coef)?;
-                let inner = ((v.broadcast_mul(&curvature)? - u.broadcast_mul(&a)?)? - old.broadcast_mul(&gamma)?)?;
-                (inner - (&reference * o.kl_coef)?)?.broadcast_mul(&scale)?
+                (anchored(&gamma)? + ((&v - &reference)? * o.kl_coef)?.broadcast_mul(&scale)?)?
             }
             Objective::DiffusionNft(o) => {
                 let r = a.affine(0.5 / o.clip, 0.5)?;
@@ -88,13 +113,20 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
                 let negative = ((&old * (1.0 + o.mix))? - (&v * o.mix)?)?;
                 let branch = |velocity: &Tensor, r: &Tensor| -> Result<Tensor> {
                     let f = x0_estimate(&point.x_t, &point.t, velocity)?;
-                    let w = mean_dims(&(&f - &point.x0)?.abs()?)?;
+                    let w = mean_dims(&(&f - x0)?.abs()?)?;
                     let scale = column(&((point.t.sqr()? * (2.0 * o.clip / n))? / w)?)?;
                     Ok((velocity - &u)?.broadcast_mul(r)?.broadcast_mul(&scale)?)
                 };
                 let policy = (branch(&positive, &r)? - branch(&negative, &r.affine(-1.0, 1.0)?)?)?;
-                (policy + ((&v - &reference)? * (2.0 * o.kl_coef / n))?)?
+                (policy + toward_reference(o.kl_coef)?)?
             }
+            Objective::Awm(o) => {
+                let m = (distance(&v, &u)? + 1e-10)?;
+                let rate = ((m.powf(-0.75)? * &point.t)? * &point.advantage)?;
+                let policy = (&v - &u)?.broadcast_mul(&column(&(rate * (2.0 / (o.clip * n)))?)?)?;
+                ((policy + ((&v - &old)? * (2.0 * o.anchor / n))?)? + toward_reference(o.kl_coef)?)?
+            }
+            Objective::FlowGrpo(_) => unreachable!("trains rollout steps"),
         };
         let error = max_abs(&(gradient(&objective, &point, &v, &frozen)? - expected)?)?;
         assert!(error < 1e-14, "{objective:?}: {error}");
@@ -102,31 +134,147 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
     Ok(())
 }
 
+/// Every loss with what stands outside its graph held fixed, differenced. DiffusionNFT, which has two scales, is
+/// differenced without them; AWM's ratio, which is 1 wherever it is taken, through its log-likelihood.
 #[test]
-fn gradients_agree_with_finite_differences_of_the_scaled_loss() -> Result<()> {
+fn gradients_agree_with_finite_differences() -> Result<()> {
     let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
-    let w = |v: &Tensor| adaptive_scale(&point, &estimate(&point, v)?, true);
-    // DiffusionNFT has two scales: it is differenced without them below.
-    for objective in objectives().into_iter().filter(|o| !matches!(o, Objective::DiffusionNft(_))) {
-        let exact = gradient(&objective, &point, &v, &frozen)?.flatten_all()?.to_vec1::<f64>()?;
-        for at in [0, 30, 71] {
-            let shifted = |by: f64| -> Result<f64> {
-                let mut values = v.flatten_all()?.to_vec1::<f64>()?;
-                values[at] += by;
-                let moved = Tensor::from_vec(values, SHAPE, &Device::Cpu)?;
-                let terms = objective.terms(&point, &moved, &frozen)?;
-                // The scale is outside the graph: undo its change with v.
-                let back = (w(&moved)? / w(&v)?)?;
-                let loss = match &objective {
-                    Objective::FlowAwr(_) => ((terms.policy * back)? + terms.kl)?,
-                    _ => (terms.loss * back)?,
-                };
-                Ok(loss.sum_all()?.to_scalar::<f64>()?)
+    let (x0, _) = point.forward()?;
+    let w = |v: &Tensor| adaptive_scale(x0, &estimate(&point, v)?, true);
+    for objective in objectives() {
+        let objective = match objective {
+            Objective::DiffusionNft(o) => Objective::DiffusionNft(diffusion_nft::DiffusionNft { adaptive: false, ..o }),
+            other => other,
+        };
+        let value = |moved: &Tensor| -> Result<f64> {
+            let terms = objective.terms(&point, moved, &frozen)?;
+            let back = (w(moved)? / w(&v)?)?; // undoes the change of the scale with v
+            let loss = match &objective {
+                Objective::FlowAwr(o) if o.adaptive => ((terms.policy * back)? + terms.kl)?,
+                Objective::AdvantageFlow(_) => (terms.loss * back)?,
+                Objective::Awm(o) => {
+                    let difference =
+                        (awm::pseudo_log_likelihood(&point, moved)? - awm::pseudo_log_likelihood(&point, &v)?)?;
+                    let a = (&point.advantage / o.clip)?;
+                    // The ratio in the loss is 1: put the one to v in its place.
+                    ((terms.loss + &a)? - (a * difference.exp()?)?)?
+                }
+                _ => terms.loss,
             };
-            let numeric = (shifted(1e-5)? - shifted(-1e-5)?) / 2e-5;
-            assert!((numeric - exact[at]).abs() < 1e-8, "{objective:?} at {at}: {numeric} {}", exact[at]);
-        }
+            Ok(loss.sum_all()?.to_scalar::<f64>()?)
+        };
+        check_differences(&gradient(&objective, &point, &v, &frozen)?, &v, &format!("{objective:?}"), value)?;
     }
+    Ok(())
+}
+
+/// Compares a gradient at v with central differences of `value` at three elements.
+fn check_differences(gradient: &Tensor, v: &Tensor, what: &str, value: impl Fn(&Tensor) -> Result<f64>) -> Result<()> {
+    let exact = gradient.flatten_all()?.to_vec1::<f64>()?;
+    for at in [0, 30, 71] {
+        let shifted = |by: f64| -> Result<f64> {
+            let mut values = v.flatten_all()?.to_vec1::<f64>()?;
+            values[at] += by;
+            value(&Tensor::from_vec(values, SHAPE, &Device::Cpu)?)
+        };
+        let numeric = (shifted(1e-5)? - shifted(-1e-5)?) / 2e-5;
+        assert!((numeric - exact[at]).abs() < 1e-8, "{what} at {at}: {numeric} {}", exact[at]);
+    }
+    Ok(())
+}
+
+/// A rollout step of the policy v_old, seen from v: the ratio is far enough from 1 to be clipped for some.
+fn step(advantage: [f64; 3], ratio_clip: f64) -> Result<(Objective, Point, Frozen)> {
+    let sde = SdeConfig::default();
+    let grid = sigmas(10, 3.0);
+    let steps = [1, 5, 8].map(|i| sde.step(&grid, i));
+    let column = |of: fn(&Step) -> f64| Tensor::new(&steps.map(|s| of(&s)), &Device::Cpu);
+    let (x, old) = (noise(1)?, noise(4)?);
+    let (x_factor, v_factor, std, rate) = (column(|s| s.x)?, column(|s| s.v)?, column(|s| s.std)?, column(|s| s.rate)?);
+    let mean = |v: &Tensor| -> Result<Tensor> {
+        Ok((x.broadcast_mul(&crate::flow::column(&x_factor)?)? + v.broadcast_mul(&crate::flow::column(&v_factor)?)?)?)
+    };
+    let next = (mean(&old)? + noise(2)?.broadcast_mul(&crate::flow::column(&std)?)?)?;
+    let log_prob = sde::log_prob(&next, &mean(&old)?, &std)?;
+    let target = Target::Reverse { next, log_prob, x_factor, v_factor, std, rate };
+    let t = Tensor::new(&[grid[1], grid[5], grid[8]], &Device::Cpu)?;
+    let point = Point { x_t: x, t, advantage: Tensor::new(&advantage, &Device::Cpu)?, target };
+    let config =
+        MethodConfig { ratio_clip: Some(ratio_clip), kl_coef: Some(0.04), ..MethodConfig::of(Method::FlowGrpo) };
+    Ok((new(&config), point, Frozen { old: None, reference: Some(noise(5)?) }))
+}
+
+#[test]
+fn flow_grpo_agrees_with_finite_differences_and_with_the_policy_gradient() -> Result<()> {
+    // Free of the clip, away from the policy that sampled.
+    let (objective, point, frozen) = step(A, 10.0)?;
+    let v = (noise(4)? + (noise(3)? * 0.05)?)?;
+    let value = |v: &Tensor| Ok(objective.terms(&point, v, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?);
+    check_differences(&gradient(&objective, &point, &v, &frozen)?, &v, "free", value)?;
+    // At the policy that sampled, whatever the clip: -A d log p = -A v_factor z / (n std), z the noise of the step.
+    let (objective, point, mut frozen) = step(A, 1e-4)?;
+    let old = noise(4)?;
+    frozen.reference = Some(old.clone());
+    let Target::Reverse { v_factor, std, .. } = &point.target else { panic!("a rollout step") };
+    let factor = ((v_factor / std)? * &point.advantage)?;
+    let expected = noise(2)?.broadcast_mul(&column(&(factor * (-1.0 / 24.0))?)?)?;
+    assert!(max_abs(&(gradient(&objective, &point, &old, &frozen)? - expected)?)? < 1e-12);
+    assert!((objective.terms(&point, &old, &frozen)?.loss.to_vec1::<f64>()?[0] + A[0]).abs() < 1e-12);
+    Ok(())
+}
+
+/// Past the clip in the direction that its advantage wants, a sample has no gradient; in the other, it has.
+#[test]
+fn flow_grpo_stops_at_the_clip() -> Result<()> {
+    let (_, point, _) = step(A, 1e-4)?;
+    let Target::Reverse { next, x_factor, v_factor, .. } = &point.target else { panic!("a rollout step") };
+    // The velocity whose mean is the next state itself: the likeliest, so every ratio is above 1.
+    let v = (next - point.x_t.broadcast_mul(&column(x_factor)?)?)?.broadcast_div(&column(v_factor)?)?;
+    let near = ((&v * 0.5)? + (noise(4)? * 0.5)?)?;
+    let objective = Objective::FlowGrpo(flow_grpo::FlowGrpo { ratio_clip: 1e-4, kl_coef: 0.0 });
+    let frozen = Frozen { old: None, reference: None };
+    let gradients = gradient(&objective, &point, &near, &frozen)?.abs()?.flatten_from(1)?.max(1)?.to_vec1::<f64>()?;
+    assert!(gradients[0] > 0.0 && gradients[1] == 0.0 && gradients[2] == 0.0, "{gradients:?}");
+    Ok(())
+}
+
+/// The distance of the means from the base model's, against the formula in numbers.
+#[test]
+fn flow_grpo_measures_the_base_model_by_the_means() -> Result<()> {
+    let (objective, point, frozen) = step(A, 1e-4)?;
+    let v = noise(3)?;
+    let Target::Reverse { v_factor, rate, .. } = &point.target else { panic!("a rollout step") };
+    let (v_factor, rate) = (v_factor.to_vec1::<f64>()?, rate.to_vec1::<f64>()?);
+    let square = distance(&v, &noise(5)?)?.to_vec1::<f64>()?;
+    let kl = objective.terms(&point, &v, &frozen)?.kl.to_vec1::<f64>()?;
+    for i in 0..3 {
+        let expected = 0.04 * v_factor[i] * v_factor[i] * square[i] / (2.0 * rate[i] * rate[i]);
+        assert!((kl[i] - expected).abs() < 1e-14, "{} {expected}", kl[i]);
+    }
+    Ok(())
+}
+
+/// The completed square: AdvantageFlow's gradient is that of (A + gamma + kl) |f - m|^2 with m the weighted mean of x0,
+/// f_old and f_ref.
+#[test]
+fn advantage_flow_is_one_square() -> Result<()> {
+    let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
+    let (gamma, kl) = (1.1, 0.01);
+    let config = MethodConfig {
+        gamma: Some(Gamma::Constant(gamma)),
+        kl_coef: Some(kl),
+        adaptive_scale: Some(false),
+        ..MethodConfig::of(Method::AdvantageFlow)
+    };
+    let a = column(&point.advantage)?;
+    let weight = (&a + (gamma + kl))?;
+    let (f_old, f_ref) = (estimate(&point, &noise(4)?)?, estimate(&point, &noise(5)?)?);
+    let sum = ((point.forward()?.0.broadcast_mul(&a)? + (f_old * gamma)?)? + (f_ref * kl)?)?;
+    let centre = sum.broadcast_div(&weight)?;
+    let leaf = Var::from_tensor(&v)?;
+    let square = (distance(&estimate(&point, leaf.as_tensor())?, &centre)? * weight.flatten_all()?)?.sum_all()?;
+    let expected = square.backward()?.get(leaf.as_tensor()).expect("a gradient").clone();
+    assert!(max_abs(&(gradient(&new(&config), &point, &v, &frozen)? - expected)?)? < 1e-14);
     Ok(())
 }
 
@@ -135,27 +283,20 @@ fn gradients_agree_with_finite_differences_of_the_scaled_loss() -> Result<()> {
 fn diffusion_nft_starts_as_policy_gradient_whatever_its_mix() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
     let frozen = Frozen { old: Some(v.clone()), reference: None };
-    let u = (&point.eps - &point.x0)?;
+    let u = u(&point)?;
     let scale = column(&((point.t.sqr()? * &point.advantage)? * (2.0 / 24.0))?)?;
     let expected = (&v - u)?.broadcast_mul(&scale)?;
     for mix in [1.0, 0.2, 0.1] {
         let objective = new(&MethodConfig {
-            name: Method::DiffusionNft,
             mix: Some(mix),
             kl_coef: Some(0.0),
-            adaptive_scale: false,
-            ..MethodConfig::default()
+            adaptive_scale: Some(false),
+            ..MethodConfig::of(Method::DiffusionNft)
         });
         let exact = gradient(&objective, &point, &v, &frozen)?;
         assert!(max_abs(&(&exact - &expected)?)? < 1e-13, "mix {mix}");
-        let shifted = |by: f64| -> Result<f64> {
-            let mut values = v.flatten_all()?.to_vec1::<f64>()?;
-            values[40] += by;
-            let moved = Tensor::from_vec(values, SHAPE, &Device::Cpu)?;
-            Ok(objective.terms(&point, &moved, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?)
-        };
-        let numeric = (shifted(1e-5)? - shifted(-1e-5)?) / 2e-5;
-        assert!((numeric - exact.flatten_all()?.to_vec1::<f64>()?[40]).abs() < 1e-8, "mix {mix}");
+        let value = |v: &Tensor| Ok(objective.terms(&point, v, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?);
+        check_differences(&exact, &v, &format!("mix {mix}"), value)?;
     }
     Ok(())
 }
@@ -176,10 +317,10 @@ fn no_signal_gives_no_gradient() -> Result<()> {
 #[test]
 fn full_advantage_points_at_the_sample() -> Result<()> {
     let point = point([1.0; 3])?;
-    let u = (&point.eps - &point.x0)?;
+    let u = u(&point)?;
     let v = noise(3)?;
     for name in [Method::FlowAwr, Method::AdvantageFlow] {
-        let config = MethodConfig { name, kl_coef: Some(0.0), ..MethodConfig::default() };
+        let config = MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) };
         let objective = new(&config);
         assert!(!objective.needs().reference);
         let frozen = Frozen { old: Some(noise(4)?), reference: None };
@@ -199,7 +340,7 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
 fn advantage_flow_with_one_minus_a_is_flow_awr() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
     let frozen = Frozen { old: Some(noise(4)?), reference: None };
-    let of = |name| new(&MethodConfig { name, kl_coef: Some(0.0), ..MethodConfig::default() });
+    let of = |name| new(&MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) });
     let a = gradient(&of(Method::FlowAwr), &point, &v, &frozen)?;
     let b = gradient(&of(Method::AdvantageFlow), &point, &v, &frozen)?;
     assert!(max_abs(&(a - b)?)? < 1e-15);

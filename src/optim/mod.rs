@@ -6,5 +6,5 @@ mod schedule;
 mod sharded;
 
 pub use config::OptimConfig;
-pub use schedule::{OldPolicySchedule, ema_decay};
+pub use schedule::{OldPolicyDecay, OldPolicySchedule, ema_decay};
 pub use sharded::{Sharded, StepReport};

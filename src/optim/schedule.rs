@@ -2,8 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The share `eta(n)` of itself that the old policy keeps when it is moved towards the policy after an iteration,
-/// `old = eta old + (1 - eta) policy`, n = updates so far (DiffusionNFT, scripts/train_nft_sd3.py `return_decay`).
+/// Which published schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub enum OldPolicySchedule {
@@ -15,16 +14,34 @@ pub enum OldPolicySchedule {
     Delayed,
 }
 
+/// The share `eta(n) = min(rate (n - delay), most)` of itself that the old policy keeps when it is moved towards the policy
+/// after an iteration, `old = eta old + (1 - eta) policy`, n = updates so far (DiffusionNFT, scripts/train_nft_sd3.py
+/// `return_decay`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OldPolicyDecay {
+    /// Updates before it rises from 0.
+    pub delay: u64,
+    /// What it rises by with an update.
+    pub rate: f64,
+    /// What it rises to.
+    pub most: f64,
+}
+
 impl OldPolicySchedule {
+    /// Its published numbers.
+    pub fn decay(self) -> OldPolicyDecay {
+        match self {
+            Self::OnPolicy => OldPolicyDecay { delay: 0, rate: 0.0, most: 0.0 },
+            Self::Linear => OldPolicyDecay { delay: 0, rate: 0.001, most: 0.5 },
+            Self::Delayed => OldPolicyDecay { delay: 75, rate: 0.0075, most: 0.999 },
+        }
+    }
+}
+
+impl OldPolicyDecay {
     /// eta at update n.
     pub fn eta(self, update: u64) -> f64 {
-        let n = update as f64;
-        match self {
-            Self::OnPolicy => 0.0,
-            Self::Linear => (0.001 * n).min(0.5),
-            Self::Delayed if n < 75.0 => 0.0,
-            Self::Delayed => (0.0075 * (n - 75.0)).min(0.999),
-        }
+        (self.rate * update.saturating_sub(self.delay) as f64).min(self.most)
     }
 }
 
@@ -60,9 +77,9 @@ mod tests {
     fn schedules_have_the_published_values() {
         for (kind, values) in [(0, [0.0, 0.0, 0.0, 0.0]), (1, [0.0, 0.074, 0.5, 0.5]), (2, [0.0, 0.0, 0.999, 0.999])] {
             let schedule = OldPolicySchedule::try_from(kind).expect("a schedule");
-            assert_eq!([0, 74, 500, 10_000].map(|n| schedule.eta(n)), values, "type {kind}");
+            assert_eq!([0, 74, 500, 10_000].map(|n| schedule.decay().eta(n)), values, "type {kind}");
         }
-        assert_eq!(OldPolicySchedule::Delayed.eta(175), 0.75);
+        assert_eq!(OldPolicySchedule::Delayed.decay().eta(175), 0.75);
         assert!(OldPolicySchedule::try_from(3).is_err());
         assert_eq!(ema_decay(0, 0.9), 0.1);
         assert_eq!(ema_decay(1000, 0.9), 0.9);

@@ -1,7 +1,7 @@
 //! The optimizer's state of one rank: its shard of the flat parameters.
 
 use super::adamw::{AdamW, Lerp};
-use super::{OldPolicySchedule, OptimConfig, ema_decay};
+use super::{OldPolicyDecay, OptimConfig, ema_decay};
 use crate::comm::{Communicator, ReduceOp};
 use crate::error::{Error, Result};
 use crate::params::Layout;
@@ -107,8 +107,8 @@ impl Sharded {
     }
 
     /// The old policy follows the master parameters: after every iteration.
-    pub fn update_old(&mut self, schedule: OldPolicySchedule) -> Result<f64> {
-        let eta = schedule.eta(self.update);
+    pub fn update_old(&mut self, decay: OldPolicyDecay) -> Result<f64> {
+        let eta = decay.eta(self.update);
         self.old.inplace_op2(&self.adamw.part(0)?, &Lerp(eta))?;
         Ok(eta)
     }

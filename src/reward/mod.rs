@@ -9,6 +9,7 @@ pub use ocr::{Ocr, edit_reward};
 pub use pixels::to_rgb8;
 
 use crate::{
+    advantage::Scores,
     data::Prompt,
     error::{Error, Result},
 };
@@ -74,44 +75,29 @@ pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Rew
     Ok(rewards)
 }
 
-/// What one reward says about a batch of images.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RewardScores {
-    /// The reward's name.
-    pub name: String,
-    /// The reward's weight in the sum.
-    pub weight: f64,
-    /// One score an image; `None` where the reward does not apply to the prompt.
-    pub scores: Vec<Option<f64>>,
-}
-
-/// One number an image: the weighted sum of the scores that apply to it.
+/// Refuses scores that cannot be trained on.
 ///
 /// # Errors
 /// [`Error::Reward`] for a score that is not finite, an image no reward applies to (both name image and prompt), or
 /// a number of scores that is not the number of prompts.
-pub fn combine(rewards: &[RewardScores], prompts: &[Prompt]) -> Result<Vec<f64>> {
-    for RewardScores { name, scores, .. } in rewards {
+pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
+    for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
     }
-    prompts.iter().enumerate().map(|(image, prompt)| weighted_sum(rewards, image, prompt)).collect()
-}
-
-fn weighted_sum(rewards: &[RewardScores], image: usize, prompt: &Prompt) -> Result<f64> {
-    let place = || format!("image {image}, prompt {} {:?}", prompt.index, prompt.text);
-    let mut sum = None;
-    for RewardScores { name, weight, scores } in rewards {
-        let Some(score) = scores[image] else { continue };
-        if !score.is_finite() {
-            return Err(Error::Reward { name: name.clone(), message: format!("score {score} for {}", place()) });
+    for (image, prompt) in prompts.iter().enumerate() {
+        let place = || format!("image {image}, prompt {} {:?}", prompt.index, prompt.text);
+        for Scores { name, scores, .. } in rewards {
+            if let Some(score) = scores[image].filter(|score| !score.is_finite()) {
+                return Err(Error::Reward { name: name.clone(), message: format!("score {score} for {}", place()) });
+            }
         }
-        sum = Some(sum.unwrap_or(0.0) + weight * score);
+        if rewards.iter().all(|reward| reward.scores[image].is_none()) {
+            let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!("none applies to {}; name one that does or take the prompt out", place());
+            return Err(Error::Reward { name, message });
+        }
     }
-    sum.ok_or_else(|| {
-        let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
-        let message = format!("none applies to {}; name one that does or take the prompt out", place());
-        Error::Reward { name, message }
-    })
+    Ok(())
 }
 
 /// Refuses another number of images (or scores) than of prompts.

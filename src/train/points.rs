@@ -1,12 +1,12 @@
 //! Training points: which image is trained at which time with which noise, in which update.
 
 use crate::error::Result;
-use crate::flow::{interpolate, sigmas};
-use crate::objective::Point;
+use crate::flow::{SamplerConfig, interpolate};
+use crate::objective::{Objective, Point, Target};
 use crate::pipeline::Pipeline;
 use crate::plan::images_of_update;
 use crate::rng::{Purpose, Stream};
-use crate::rollout::{MicroBatch, Request, normals};
+use crate::rollout::{MicroBatch, Request, Trajectory, normals};
 use candle_core::{Device, Tensor};
 
 /// This rank's samples of an iteration, with what training needs of them.
@@ -15,6 +15,8 @@ pub struct Rollouts {
     pub requests: Vec<Request>,
     /// Samples, `[n, C, H, W]`.
     pub x0: Tensor,
+    /// How a stochastic solver went there.
+    pub trajectory: Option<Trajectory>,
     /// Conditioning, tensors with n rows.
     pub conditioning: Vec<Tensor>,
     /// One an image.
@@ -34,8 +36,10 @@ pub struct Points {
     pub updates: usize,
     /// Timesteps an image is trained at.
     pub timesteps: usize,
-    /// The rollout's times, T + 1 with the final 0.
-    pub sigmas: Vec<f64>,
+    /// The rollout's solver: its grid, and its stochastic steps.
+    pub sampler: SamplerConfig,
+    /// Whether rollout steps are trained, not samples and noise.
+    pub reverse: bool,
 }
 
 /// A sample of this rank and the place of its time on the rollout's grid.
@@ -50,21 +54,26 @@ impl Points {
             prompts: config.batch.prompts,
             updates: config.batch.updates_per_iteration,
             timesteps: config.timesteps(),
-            sigmas: sigmas(config.sampler.steps, config.sampler.shift),
+            sampler: config.sampler.clone(),
+            reverse: Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs().trajectory,
         }
     }
 
     /// This rank's points of update `update` of an iteration: each image in one update, drawn within its group so that
-    /// every update sees every group, at `timesteps` different times of the rollout's grid.
+    /// every update sees every group, at `timesteps` different times of the rollout's grid: drawn for each image, or, of
+    /// the stochastic steps, the first ones.
     pub fn of_update(&self, iteration: u64, update: usize, requests: &[Request]) -> Vec<Place> {
-        let steps = self.sigmas.len() - 1;
+        let steps = self.sampler.steps;
         let mut points = Vec::new();
         for (sample, request) in requests.iter().enumerate() {
             let at =
                 |purpose, image| Stream::new(self.seed, purpose, [iteration, request.prompt.index as u64, image, 0]);
             let order = at(Purpose::TrainOrder, 0).permutation(self.images_per_prompt);
             if order[request.image] % self.updates == update {
-                let times = at(Purpose::TrainTimesteps, request.image as u64).permutation(steps);
+                let times = match self.reverse {
+                    true => self.sampler.sde.window(steps, iteration).collect(),
+                    false => at(Purpose::TrainTimesteps, request.image as u64).permutation(steps),
+                };
                 points.extend(times.into_iter().take(self.timesteps).map(|time| (sample, time)));
             }
         }
@@ -88,23 +97,44 @@ impl Points {
         let places: Vec<Place> = batch.places().map(|i| points[i]).collect();
         let size = places.len();
         let device = &pipeline.device;
-        let column = |values: Vec<f32>| Tensor::from_vec(values, size, device);
+        let column = |value: &dyn Fn(&Place) -> f64| {
+            Tensor::from_vec(places.iter().map(|p| value(p) as f32).collect(), size, device)
+        };
         let rows = Tensor::from_vec(places.iter().map(|p| p.0 as u32).collect(), size, device)?;
-        let x0 = rollouts.x0.index_select(&rows, 0)?;
-        let eps = normals(
-            pipeline,
-            places.iter().map(|&(sample, time)| {
-                let r = &rollouts.requests[sample];
-                let name = [iteration, r.prompt.index as u64, r.image as u64, time as u64];
-                Stream::new(self.seed, Purpose::TrainNoise, name)
-            }),
-        )?;
-        let t = column(places.iter().map(|p| self.sigmas[p.1] as f32).collect())?;
-        let advantage = column(places.iter().map(|p| rollouts.advantages[p.0] as f32).collect())?;
-        let x_t = interpolate(&x0, &eps, &t)?;
+        let advantage = column(&|p| rollouts.advantages[p.0])?;
+        let sigmas = self.sampler.sigmas();
+        let (x_t, t, target) = match &rollouts.trajectory {
+            Some(trajectory) if self.reverse => {
+                let step = |p: &Place| self.sampler.sde.step(&sigmas, p.1);
+                let here = trajectory.rows(&places)?;
+                let samples = rollouts.requests.len() as u32;
+                let ahead = Tensor::from_vec(here.iter().map(|row| row + samples).collect(), size, device)?;
+                let here = Tensor::from_vec(here, size, device)?;
+                let target = Target::Reverse {
+                    next: trajectory.states.index_select(&ahead, 0)?,
+                    log_prob: trajectory.log_probs.index_select(&here, 0)?,
+                    x_factor: column(&|p| step(p).x)?,
+                    v_factor: column(&|p| step(p).v)?,
+                    std: column(&|p| step(p).std)?,
+                    rate: column(&|p| step(p).rate)?,
+                };
+                (trajectory.states.index_select(&here, 0)?, column(&|p| self.sampler.told(sigmas[p.1]))?, target)
+            }
+            _ => {
+                let x0 = rollouts.x0.index_select(&rows, 0)?;
+                let stream = |&(sample, time): &Place| {
+                    let r = &rollouts.requests[sample];
+                    let name = [iteration, r.prompt.index as u64, r.image as u64, time as u64];
+                    Stream::new(self.seed, Purpose::TrainNoise, name)
+                };
+                let eps = normals(pipeline, places.iter().map(stream))?;
+                let t = column(&|p| sigmas[p.1])?;
+                (interpolate(&x0, &eps, &t)?, t, Target::Forward { x0, eps })
+            }
+        };
         let conditioning =
             rollouts.conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
-        Ok((Point { x0, eps, t, x_t, advantage }, conditioning))
+        Ok((Point { x_t, t, advantage, target }, conditioning))
     }
 }
 
@@ -122,8 +152,9 @@ mod tests {
 
     #[test]
     fn every_image_is_in_one_update_at_different_times() {
+        let sampler = SamplerConfig::default();
         let points =
-            Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sigmas: vec![0.0; 11] };
+            Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sampler, reverse: false };
         let requests: Vec<Request> =
             (0..10).map(|i| Request { prompt: Prompt { index: i / 5, text: String::new() }, image: i % 5 }).collect();
         let updates: Vec<Vec<Place>> = (0..2).map(|u| points.of_update(7, u, &requests)).collect();

@@ -8,7 +8,6 @@ use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery};
-use crate::flow::SamplerConfig;
 use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
@@ -109,7 +108,7 @@ impl<'a> Run<'a> {
             state.restore(reader.read(state.range())?.vectors, reader.state().update)?;
         }
         let update = state.update;
-        let old_is_policy = config.old_policy.schedule.eta(update) == 0.0;
+        let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
         let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
@@ -134,7 +133,7 @@ impl<'a> Run<'a> {
             pipeline,
             prompts,
             rewards: reward::build(&config.reward, threads)?,
-            objective: Objective::new(&config.method, &config.advantage.resolve(config.method.name)),
+            objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
             state,
@@ -221,7 +220,7 @@ impl<'a> Run<'a> {
 
     fn sampled(&self, params: &ParamSet, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
         let eval = &self.config.eval;
-        let sampler = SamplerConfig { solver: eval.solver, steps: eval.steps, shift: self.config.sampler.shift };
+        let sampler = eval.sampler(&self.config.sampler);
         let evaluation = Evaluation {
             prompts: &self.eval_prompts.prompts[..count],
             images_per_prompt: eval.images_per_prompt,

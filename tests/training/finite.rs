@@ -4,12 +4,13 @@ use crate::common::Job;
 use crate::runs::{TIMEOUT, Training, alone};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Error;
+use flowrl_dist::advantage::Scores;
 use flowrl_dist::comm::{Communicator, ThreadGroup};
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::error::EXIT_FAILED;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Init, Layout, SpecList, Trainable};
-use flowrl_dist::reward::{RewardScores, combine};
+use flowrl_dist::reward::check_scores;
 
 fn layout() -> Layout {
     let mut specs = SpecList::new("", None);
@@ -58,9 +59,9 @@ fn a_score_that_is_not_finite_is_named() {
     let prompts = PromptSet::train("glyphs").unwrap().prompts;
     for bad in [f64::NAN, f64::INFINITY] {
         let scores = vec![Some(0.5), None, Some(bad)];
-        let colour = RewardScores { name: "colour".into(), weight: 1.0, scores: vec![Some(1.0); 3] };
-        let broken = RewardScores { name: "broken".into(), weight: 0.0, scores };
-        let error = combine(&[colour, broken], &prompts[..3]).unwrap_err();
+        let colour = Scores { name: "colour".into(), weight: 1.0, scores: vec![Some(1.0); 3] };
+        let broken = Scores { name: "broken".into(), weight: 0.0, scores };
+        let error = check_scores(&[colour, broken], &prompts[..3]).unwrap_err();
         assert!(matches!(&error, Error::Reward { .. }));
         let (text, index) = (&prompts[2].text, prompts[2].index);
         assert_eq!(error.to_string(), format!("reward broken: score {bad} for image 2, prompt {index} {text:?}"));

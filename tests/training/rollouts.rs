@@ -7,7 +7,7 @@ use flowrl_dist::evaluate::share;
 use flowrl_dist::pipeline::Pipeline;
 use flowrl_dist::reward::{Ocr, Reward};
 use flowrl_dist::rng::Purpose;
-use flowrl_dist::rollout::{Request, noise, sample};
+use flowrl_dist::rollout::{Request, Sampling};
 
 const MICRO_BATCH: usize = 4;
 
@@ -21,10 +21,18 @@ fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>
     let sampler = RunConfig::load(None, &set).unwrap().sampler;
     let prompts: Vec<Prompt> = requests.iter().map(|request| request.prompt.clone()).collect();
     let conditioning = pipeline.encode(&prompts).unwrap();
-    let noise = noise(pipeline, requests, 42, Purpose::Rollout, 3).unwrap();
-    let x0 = sample(pipeline, &pipeline.base, &sampler, &conditioning, &noise, MICRO_BATCH).unwrap();
-    let scores = reward.score(&pipeline.decode(&x0).unwrap(), &prompts).unwrap();
-    (bits(&x0), scores.into_iter().map(|score| score.map(f64::to_bits)).collect())
+    let sampling = Sampling {
+        pipeline,
+        params: &pipeline.base,
+        sampler: &sampler,
+        micro_batch: MICRO_BATCH,
+        seed: 42,
+        purpose: Purpose::Rollout,
+        iteration: 3,
+    };
+    let samples = sampling.run(requests, &conditioning).unwrap();
+    let scores = reward.score(&pipeline.decode(&samples.x0).unwrap(), &prompts).unwrap();
+    (bits(&samples.x0), scores.into_iter().map(|score| score.map(f64::to_bits)).collect())
 }
 
 #[test]

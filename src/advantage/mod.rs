@@ -1,0 +1,164 @@
+//! Rewards to group-relative advantages: pure, in f64, the same on every rank because every rank holds all rewards.
+
+mod map;
+
+pub use map::{AdvantageMap, Aggregate, Map, Normaliser};
+
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+
+/// One reward of every image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scores {
+    /// Its name.
+    pub name: String,
+    /// What it counts in the sum.
+    pub weight: f64,
+    /// One score an image; `None` where the reward does not apply.
+    pub scores: Vec<Option<f64>>,
+}
+
+/// The advantages of an iteration and what they say about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Advantages {
+    /// One an image, in the order of the rewards.
+    pub values: Vec<f64>,
+    /// Share of groups without a signal (all rewards equal): their advantages are 0.
+    pub zero_groups: f64,
+    /// Share of images whose advantage a bound changed.
+    pub clipped: f64,
+    /// Root mean square of the advantages.
+    pub rms: f64,
+    /// Effective sample size `(sum w)^2 / sum w^2` of the softmax weights as a share of K, mean over groups; 1 if the
+    /// map has no weights.
+    pub effective: f64,
+    /// Temperature of the softmax maps: as configured, or more where the map raised it.
+    pub temperature: f64,
+}
+
+/// Group-relative advantages of the rewards; `groups[i]` names the group of image i.
+///
+/// Groups may be of any size and lie anywhere. A group of equal rewards gets exactly 0.
+///
+/// # Errors
+/// [`Error::NotFinite`] if a reward or an advantage is not finite; it names reward, image and group.
+pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &AdvantageMap) -> Result<Advantages> {
+    check_finite(rewards, groups)?;
+    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    groups.iter().enumerate().for_each(|(i, &group)| members.entry(group).or_default().push(i));
+
+    // rewards -> normalised -> bounded -> mapped -> bounded
+    let normalised = aggregated(rewards, &members, groups.len(), config);
+    let bounded: Vec<f64> = normalised.iter().map(|a| a.clamp(-config.clip, config.clip)).collect();
+    let signal = |group: &&Vec<usize>| group.iter().any(|&i| bounded[i] != bounded[group[0]]);
+    let (loud, silent): (Vec<_>, Vec<_>) = members.values().partition(|group| signal(group));
+    let of = |group: &[usize]| group.iter().map(|&i| bounded[i]).collect::<Vec<f64>>();
+    let temperature = config.temperature_for(&loud.iter().map(|group| of(group)).collect::<Vec<_>>());
+
+    let mut values = vec![0.0; groups.len()];
+    let (mut clipped, mut effective) = (0, silent.len() as f64);
+    for group in loud {
+        let mapped = config.mapped(&of(group), temperature);
+        effective += mapped.effective;
+        for (place, &i) in group.iter().enumerate() {
+            values[i] = mapped.values[place];
+            clipped += usize::from(mapped.bounded[place] || bounded[i] != normalised[i]);
+        }
+    }
+    if let Some(i) = values.iter().position(|a| !a.is_finite()) {
+        return Err(Error::NotFinite(format!("advantage {} of image {i}, prompt {}", values[i], groups[i])));
+    }
+    let (images, count) = (groups.len().max(1) as f64, members.len().max(1) as f64);
+    Ok(Advantages {
+        zero_groups: silent.len() as f64 / count,
+        clipped: clipped as f64 / images,
+        rms: (values.iter().map(|a| a * a).sum::<f64>() / images).sqrt(),
+        effective: effective / count,
+        temperature,
+        values,
+    })
+}
+
+fn check_finite(rewards: &[Scores], groups: &[usize]) -> Result<()> {
+    for Scores { name, scores, .. } in rewards {
+        for (i, score) in scores.iter().enumerate() {
+            if let Some(score) = score.filter(|s| !s.is_finite()) {
+                return Err(Error::NotFinite(format!("reward {name}: {score} of image {i}, prompt {}", groups[i])));
+            }
+        }
+    }
+    Ok(())
+}
+
+type Members = BTreeMap<usize, Vec<usize>>;
+
+/// The rewards in units of their scale, one number an image.
+fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &AdvantageMap) -> Vec<f64> {
+    match config.aggregate {
+        Aggregate::Sum => {
+            let sum = |i: usize| {
+                let known = rewards.iter().filter_map(|r| Some(r.weight * r.scores[i]?));
+                known.reduce(|a, b| a + b)
+            };
+            normalised(&(0..images).map(sum).collect::<Vec<_>>(), members, config.normaliser)
+        }
+        Aggregate::Normalised => {
+            let mut all = vec![0.0; images];
+            for reward in rewards {
+                let one = normalised(&reward.scores, members, config.normaliser);
+                all.iter_mut().zip(one).for_each(|(sum, a)| *sum += reward.weight * a);
+            }
+            all
+        }
+    }
+}
+
+/// Distance of each score from its group's mean in units of the normaliser; 0 for an image without a score.
+fn normalised(scores: &[Option<f64>], members: &Members, normaliser: Normaliser) -> Vec<f64> {
+    let known = |group: &[usize]| group.iter().filter_map(|&i| scores[i]).collect::<Vec<f64>>();
+    let mut centred = vec![None; scores.len()];
+    for group in members.values() {
+        let mean = mean(&known(group));
+        group.iter().for_each(|&i| centred[i] = scores[i].map(|score| score - mean));
+    }
+    let everything: Vec<f64> = scores.iter().copied().flatten().collect();
+    let global = match normaliser {
+        Normaliser::GlobalStd => deviation(&everything) + 1e-4,
+        Normaliser::PooledRms => {
+            let rms = root_mean_square(centred.iter().copied().flatten());
+            // Below this, differences are rounding: no signal, rather than rounding scaled up to a signal.
+            let floor = f64::max(1e-8, 1e-4 * root_mean_square(everything.iter().copied()));
+            if rms > floor { rms } else { f64::INFINITY }
+        }
+        Normaliser::GroupStd => 0.0,
+    };
+    let mut out = vec![0.0; scores.len()];
+    for group in members.values() {
+        let scale = match normaliser {
+            Normaliser::GroupStd => deviation(&known(group)) + 1e-4,
+            _ => global,
+        };
+        group.iter().for_each(|&i| out[i] = centred[i].map_or(0.0, |c| c / scale));
+    }
+    out
+}
+
+/// Mean, exact for equal values; 0 for none.
+fn mean(values: &[f64]) -> f64 {
+    let Some(first) = values.first() else { return 0.0 };
+    first + values.iter().map(|v| v - first).sum::<f64>() / values.len() as f64
+}
+
+/// Standard deviation of the population.
+fn deviation(values: &[f64]) -> f64 {
+    let mean = mean(values);
+    root_mean_square(values.iter().map(|v| v - mean))
+}
+
+fn root_mean_square(values: impl Iterator<Item = f64>) -> f64 {
+    let (count, sum) = values.fold((0usize, 0.0), |(n, sum), v| (n + 1, sum + v * v));
+    (sum / count.max(1) as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! The maps against golden vectors, their exact zeros and bounds.
+
+use super::*;
+
+/// Advantages of one reward of weight 1.
+fn of(rewards: &[f64], groups: &[usize], config: &AdvantageMap) -> Result<Advantages> {
+    group_advantages(&[scores("ocr", 1.0, rewards)], groups, config)
+}
+
+fn scores(name: &str, weight: f64, rewards: &[f64]) -> Scores {
+    Scores { name: name.into(), weight, scores: rewards.iter().map(|&r| Some(r)).collect() }
+}
+
+const REWARDS: [f64; 12] = [0.1, 0.2, 0.3, 0.9, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0];
+const GROUPS: [usize; 12] = [7, 7, 7, 7, 3, 3, 3, 3, 5, 5, 5, 5];
+const GATED: AdvantageMap = AdvantageMap { map: Map::GatedSoftmax, ..AdvantageMap::FLOW_AWR };
+const LINEAR: AdvantageMap = AdvantageMap::DIFFUSION_NFT;
+
+/// Golden values computed apart from this program from the released programs' formulas.
+#[test]
+fn advantages_equal_the_golden_vectors() -> Result<()> {
+    let cases = [
+        (LINEAR, [-0.847566, -0.539360, -0.231154, 1.618081], [-0.770515, 2.311545]),
+        (AdvantageMap::FLOW_AWR, [-0.749755, -0.659422, -0.536479, 1.945656], [-0.838731, 2.516193]),
+        (GATED, [-0.665696, -0.585490, -0.476332, 1.727518], [-0.577191, 1.731574]),
+        (AdvantageMap::ADVANTAGE_FLOW, [-0.893198, -0.568399, -0.243599, 1.0], [-0.811998, 1.0]),
+    ];
+    for (config, first, [low, high]) in cases {
+        let a = of(&REWARDS, &GROUPS, &config)?.values;
+        let expected = [first.as_slice(), &[0.0; 4], &[low, low, low, high]].concat();
+        assert!(a.iter().zip(&expected).all(|(a, e)| (a - e).abs() < 1e-6), "{config:?}: {a:?}");
+        assert_eq!(a[4..8], [0.0; 4]);
+    }
+    Ok(())
+}
+
+#[test]
+fn order_of_images_and_names_of_groups_do_not_matter() -> Result<()> {
+    let straight = of(&REWARDS, &GROUPS, &GATED)?.values;
+    let order = [3, 11, 4, 0, 8, 7, 1, 9, 5, 2, 10, 6];
+    let shuffled: Vec<f64> = order.iter().map(|&i| REWARDS[i]).collect();
+    let groups: Vec<usize> = order.iter().map(|&i| 100 - GROUPS[i]).collect();
+    let a = of(&shuffled, &groups, &GATED)?.values;
+    assert!(order.iter().zip(&a).all(|(&i, a)| (a - straight[i]).abs() < 1e-12));
+    Ok(())
+}
+
+#[test]
+fn equal_rewards_give_exactly_zero_for_every_map() -> Result<()> {
+    for config in [LINEAR, GATED, AdvantageMap::FLOW_AWR, AdvantageMap::ADVANTAGE_FLOW, AdvantageMap::ROBUST] {
+        for value in [0.1, 1.0 / 3.0, -7.3e5, 0.0] {
+            let a = of(&[value; 7], &[1; 7], &config)?;
+            assert_eq!((a.values, a.zero_groups), (vec![0.0; 7], 1.0));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn statistics_say_what_was_bounded() -> Result<()> {
+    let mut rewards = vec![0.0; 24];
+    rewards[0] = 1.0;
+    let a = of(&rewards, &[0; 24], &AdvantageMap::FLOW_AWR)?;
+    assert_eq!((a.values[0], a.clipped, a.zero_groups), (3.0, 1.0 / 24.0, 0.0));
+    assert!(a.effective < 0.4);
+    Ok(())
+}
+
+#[test]
+fn a_reward_that_is_no_number_is_refused() {
+    let error = of(&[0.0, f64::NAN], &[4, 9], &LINEAR).expect_err("NaN");
+    assert!(error.to_string().contains("reward ocr: NaN of image 1, prompt 9"), "{error}");
+}
+
+/// The weights of the tempered map computed by hand: 24 images of which one is read. With weights
+/// e^(0), e^(-d/T) the effective share is (1 + 23 q)^2 / (24 (1 + 23 q^2)); it is 1/3 at q = 0.119..., and then the bound 4
+/// cuts the one weight 6.4... and the others get (24 - 4)/23 each.
+#[test]
+fn the_tempered_map_keeps_a_third_of_the_group_and_the_mean() -> Result<()> {
+    let mut rewards = vec![0.0; 24];
+    rewards[5] = 1.0;
+    let a = of(&rewards, &[0; 24], &AdvantageMap::ROBUST)?;
+    assert!((a.effective - 1.0 / 3.0).abs() < 1e-9 && a.temperature > 1.0, "{a:?}");
+    assert_eq!((a.values[5], a.clipped), (3.0, 1.0 / 24.0));
+    assert!((a.values[0] - (20.0 / 23.0 - 1.0)).abs() < 1e-12, "{a:?}");
+    assert!(a.values.iter().sum::<f64>().abs() < 1e-12);
+    // Gaussian rewards are left as they are.
+    let spread: Vec<f64> = (0..24).map(|i| libm::sin(f64::from(i) * 2.4)).collect();
+    let (free, soft) = (of(&spread, &[0; 24], &AdvantageMap::ROBUST)?, AdvantageMap::FLOW_AWR);
+    let soft = of(&spread, &[0; 24], &AdvantageMap { normaliser: Normaliser::PooledRms, ..soft })?;
+    assert_eq!(free.temperature, 1.0);
+    assert!(free.values.iter().zip(&soft.values).all(|(a, b)| (a - b).abs() < 1e-12));
+    Ok(())
+}
+
+#[test]
+fn differences_of_rounding_are_no_signal_for_the_pooled_scale() -> Result<()> {
+    let rewards: Vec<f64> = (0..8).map(|i| 1.0 + 1e-6 * f64::from(i)).collect();
+    let a = of(&rewards, &[0; 8], &AdvantageMap::ADVANTAGE_FLOW)?;
+    assert_eq!((a.values, a.zero_groups), (vec![0.0; 8], 1.0));
+    Ok(())
+}
+
+/// Two rewards, the second on a scale a hundred times the first: summed raw it decides alone, normalised both count.
+#[test]
+fn rewards_are_summed_raw_or_in_their_own_units() -> Result<()> {
+    let (small, large) = ([0.0, 1.0, 0.0, 1.0], [100.0, 100.0, 0.0, 0.0]);
+    let both = [scores("a", 2.0, &small), scores("b", 1.0, &large)];
+    let raw = group_advantages(&both, &[0; 4], &AdvantageMap::ADVANTAGE_FLOW)?;
+    let scale = (50.0f64 * 50.0 + 1.0).sqrt(); // of +-50 and +-1 (weight 2), independent of each other
+    let by_hand = [49.0 / scale, 1.0, -1.0, -49.0 / scale];
+    assert!(raw.values.iter().zip(by_hand).all(|(a, b)| (a - b).abs() < 1e-12), "{raw:?}");
+    let map = AdvantageMap { aggregate: Aggregate::Normalised, clip: 5.0, ..AdvantageMap::ADVANTAGE_FLOW };
+    let own = group_advantages(&both, &[0; 4], &map)?;
+    assert!(own.values.iter().zip([-1.0, 3.0, -3.0, 1.0]).all(|(a, b)| (a - b).abs() < 1e-12), "{own:?}");
+    Ok(())
+}
+
+/// An image to which a reward does not apply neither moves that reward's mean nor gets anything from it.
+#[test]
+fn a_reward_that_does_not_apply_counts_nothing() -> Result<()> {
+    let rule = Scores { name: "rule".into(), weight: 1.0, scores: vec![Some(0.0), Some(1.0), None, None] };
+    let both = [scores("a", 1.0, &[0.0, 0.0, 1.0, 3.0]), rule];
+    let map = AdvantageMap { aggregate: Aggregate::Normalised, clip: 5.0, ..AdvantageMap::ADVANTAGE_FLOW };
+    let a = group_advantages(&both, &[0; 4], &map)?.values;
+    let scale = 1.5f64.sqrt(); // of (-1, -1, 0, 2)
+    let by_hand = [-1.0 / scale - 1.0, -1.0 / scale + 1.0, 0.0, 2.0 / scale];
+    assert!(a.iter().zip(by_hand).all(|(a, b)| (a - b).abs() < 1e-12), "{a:?}");
+    Ok(())
+}
+
+#[test]
+fn the_papers_map_has_no_bounds() -> Result<()> {
+    let mut rewards = vec![0.0; 24];
+    rewards[0] = 1.0;
+    let a = of(&rewards, &[0; 24], &AdvantageMap::FLOW_AWR_PAPER)?;
+    let deviation = (23.0f64).sqrt() / 24.0 + 1e-4;
+    let w = (1.0 / deviation).exp();
+    assert!((a.values[0] - (24.0 * w / (w + 23.0) - 1.0)).abs() < 1e-12 && a.values[0] > 15.0, "{a:?}");
+    assert_eq!(a.clipped, 0.0);
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
+
+use super::flow_grpo::surrogate;
+use super::{Frozen, Point, Terms, distance, reference_distance};
+use crate::error::Result;
+use candle_core::Tensor;
+
+/// `max(-a rho, -a clip(rho, 1 - c, 1 + c)) + anchor mean (v - v_old)^2 + kl mean (v - v_ref)^2` with `a = A / clip`,
+/// `rho = exp(l - l_rollout)` and the pseudo log-likelihood `l = -4 t ((m + 1e-10)^(1/4) - 1e-10^(1/4))`, `m = mean (v - u)^2`
+/// (scxue/advantage_weighted_matching at be51372, whose slow copy "ema" is our old policy). The rollouts are the policy's
+/// own, so rho is 1 and only its gradient matters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Awm {
+    /// c.
+    pub ratio_clip: f64,
+    /// Weight of the distance from the old policy.
+    pub anchor: f64,
+    /// Bound of the advantages.
+    pub clip: f64,
+    /// Weight of the distance from the base model.
+    pub kl_coef: f64,
+}
+
+impl Awm {
+    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+        let likelihood = pseudo_log_likelihood(point, v)?; // [B]
+        let ratio = (&likelihood - likelihood.detach())?.exp()?;
+        let surrogate = surrogate(&(&point.advantage / self.clip)?, &ratio, self.ratio_clip)?;
+        let policy = match self.anchor > 0.0 {
+            true => (surrogate + (distance(v, frozen.old()?)? * self.anchor)?)?,
+            false => surrogate,
+        };
+        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
+    }
+}
+
+/// `-4 t ((m + 1e-10)^(1/4) - 1e-10^(1/4))`, `m = mean (v - u)^2`: `[B]`.
+pub(super) fn pseudo_log_likelihood(point: &Point, v: &Tensor) -> Result<Tensor> {
+    const FLOOR: f64 = 1e-10;
+    let (x0, eps) = point.forward()?;
+    let root = (distance(v, &(eps - x0)?)? + FLOOR)?.sqrt()?.sqrt()?;
+    Ok((root.affine(-4.0, 4.0 * FLOOR.sqrt().sqrt())? * &point.t)?)
+}

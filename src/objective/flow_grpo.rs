@@ -1,0 +1,39 @@
+//! Flow-GRPO: policy gradient on the steps of stochastic rollouts.
+
+use super::{Frozen, Point, Target, Terms, distance};
+use crate::error::{Error, Result};
+use crate::flow::{column, sde};
+use candle_core::Tensor;
+
+/// `max(-A rho, -A clip(rho, 1 - c, 1 + c)) + kl mean (mu - mu_ref)^2 / (2 s^2)`, `rho = exp(log p - log p_rollout)`, mu the
+/// mean of the step and s its noise rate (yifan123/flow_grpo, scripts/train_sd3.py at ac4c86e).
+#[derive(Debug, Clone, PartialEq)]
+pub struct FlowGrpo {
+    /// c.
+    pub ratio_clip: f64,
+    /// Weight of the distance of the step's mean from the base model's.
+    pub kl_coef: f64,
+}
+
+impl FlowGrpo {
+    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+        let Target::Reverse { next, log_prob, x_factor, v_factor, std, rate } = &point.target else {
+            return Err(Error::Failed("Flow-GRPO needs the steps of stochastic rollouts".into()));
+        };
+        let state = point.x_t.broadcast_mul(&column(x_factor)?)?; // [B, C, H, W]
+        let mean = |v: &Tensor| -> Result<Tensor> { Ok((&state + v.broadcast_mul(&column(v_factor)?)?)?) };
+        let mu = mean(v)?;
+        let ratio = (sde::log_prob(next, &mu, std)? - log_prob)?.exp()?; // [B]
+        let policy = surrogate(&point.advantage, &ratio, self.ratio_clip)?;
+        Terms::with_kl(policy, self.kl_coef, || {
+            Ok((distance(&mu, &mean(frozen.reference()?)?)? / (rate.sqr()? * 2.0)?)?)
+        })
+    }
+}
+
+/// `max(-A rho, -A clip(rho, 1 - c, 1 + c))` `[B]` (Schulman et al., arXiv 1707.06347).
+pub(super) fn surrogate(advantage: &Tensor, ratio: &Tensor, clip: f64) -> Result<Tensor> {
+    let gain = advantage.neg()?;
+    let clipped = ratio.clamp(1.0 - clip, 1.0 + clip)?;
+    Ok((&gain * ratio)?.maximum(&(&gain * clipped)?)?)
+}
