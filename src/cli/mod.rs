@@ -37,7 +37,7 @@ enum Command {
     Plan(plan::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
-    /// Write the report page of a run folder
+    /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),

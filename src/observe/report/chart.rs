@@ -1,4 +1,4 @@
-//! Charts as inline SVG. Colours are CSS classes (`s1` .. `s8`), so that the page decides about light and dark.
+//! Charts as SVG. Colours are CSS classes, so that the page around them decides about light and dark.
 
 use super::run::Points;
 use super::{escape, short};
@@ -14,8 +14,10 @@ const SMOOTH_FROM: usize = 24;
 /// A chart's place on the page, in SVG units (CSS pixels at full width).
 #[derive(Clone, Copy)]
 pub struct Size {
-    width: f64,
-    height: f64,
+    /// With the labels of the vertical axis.
+    pub width: f64,
+    /// With the labels of the horizontal axis.
+    pub height: f64,
 }
 
 /// Over the whole page.
@@ -23,7 +25,8 @@ pub const WIDE: Size = Size { width: 1056.0, height: 300.0 };
 /// One of three in a row.
 pub const SMALL: Size = Size { width: 330.0, height: 190.0 };
 
-const LEFT: f64 = 52.0;
+/// From a chart's left edge to its vertical axis.
+pub const LEFT: f64 = 52.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 26.0;
@@ -38,6 +41,14 @@ pub struct Line<'a> {
     pub points: Points,
     /// Few points that each matter (evaluations): a dot on each, never smoothed.
     pub dots: bool,
+}
+
+/// The space between two curves.
+pub struct Band<'a> {
+    /// Colour class.
+    pub class: &'a str,
+    /// Where, the lower and the upper edge; all finite.
+    pub edges: Vec<(f64, f64, f64)>,
 }
 
 /// Maps data to SVG units.
@@ -56,10 +67,10 @@ impl Frame {
         self.size.height - BOTTOM - (y - self.y.0) / (self.y.1 - self.y.0) * (self.size.height - TOP - BOTTOM)
     }
 
-    /// The opening tag, the grid lines and the labels of both axes.
-    fn open(&self, label: &str) -> String {
+    /// The grid lines and the labels of both axes.
+    fn axes(&self) -> String {
         let Size { width, height } = self.size;
-        let mut svg = format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", escape(label));
+        let mut svg = String::new();
         for tick in ticks(self.y, if height > 250.0 { 6 } else { 5 }) {
             let (y, right) = (self.at_y(tick), width - RIGHT);
             write!(svg, "<path class=\"rule\" d=\"M{LEFT} {y:.1}H{right}\"/>").ok();
@@ -73,12 +84,34 @@ impl Frame {
     }
 }
 
+/// An SVG element around `inner`; `label` is for who cannot see it.
+fn element(size: Size, label: &str, inner: &str) -> String {
+    let Size { width, height } = size;
+    format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">{inner}</svg>", escape(label))
+}
+
 /// Curves over the updates; empty if there is no finite point.
 pub fn lines(lines: &[Line], size: Size) -> String {
-    let finite = || lines.iter().flat_map(|line| &line.points).filter(|(_, y)| y.is_finite());
-    let Some(frame) = frame(finite(), size) else { return String::new() };
+    let inner = panel(lines, &[], size, "update");
+    if inner.is_empty() {
+        return inner;
+    }
     let labels: Vec<_> = lines.iter().map(|line| line.label).collect();
-    let mut svg = frame.open(&format!("{} over updates", labels.join(", ")));
+    element(size, &format!("{} over updates", labels.join(", ")), &inner)
+}
+
+/// Curves above bands, to stand inside an SVG element; empty if there is no finite point. `over` is for the hover text.
+pub fn panel(lines: &[Line], bands: &[Band], size: Size, over: &str) -> String {
+    let edges = bands.iter().flat_map(|band| &band.edges).flat_map(|&(x, low, high)| [(x, low), (x, high)]);
+    let points = lines.iter().flat_map(|line| line.points.iter().copied());
+    let Some(frame) = frame(points.filter(|(_, y)| y.is_finite()).chain(edges), size) else { return String::new() };
+    let mut svg = frame.axes();
+    for Band { class, edges } in bands {
+        let upper: Points = edges.iter().map(|&(x, _, high)| (x, high)).collect();
+        let lower: Points = edges.iter().rev().map(|&(x, low, _)| (x, low)).collect();
+        let outline = path(&frame, &[upper, lower].concat());
+        write!(svg, "<path class=\"band {class}\" d=\"{outline}Z\"/>").ok();
+    }
     for Line { class, points, dots, .. } in lines {
         let points = binned(points);
         let smooth = !dots && points.len() >= SMOOTH_FROM;
@@ -88,17 +121,20 @@ pub fn lines(lines: &[Line], size: Size) -> String {
             write!(svg, "<path class=\"line {class}\" d=\"{}\"/>", path(&frame, &smoothed(&points))).ok();
         }
     }
+    // Many dots are smaller: the lines between them stay in sight.
+    let most = lines.iter().filter(|line| line.dots).map(|line| binned(&line.points).len()).max().unwrap_or(0);
+    let dot = ((size.width - LEFT - RIGHT) / most as f64 / 6.0).clamp(2.0, 4.0);
     // Dots last: above all lines, and the hover text belongs to them.
     for Line { label, class, points, dots } in lines {
-        let radius = if *dots { 4.0 } else { 7.0 };
+        let radius = if *dots { dot } else { 7.0 };
         let class = if *dots { format!("dot {class}") } else { "hover".into() };
         for (x, y) in binned(points).into_iter().filter(|(_, y)| y.is_finite()) {
             let (cx, cy) = (frame.at_x(x), frame.at_y(y));
-            write!(svg, "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius}\">").ok();
-            write!(svg, "<title>{}: {} (update {})</title></circle>", escape(label), short(y), x.round()).ok();
+            write!(svg, "<circle class=\"{class}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"{radius:.1}\">").ok();
+            write!(svg, "<title>{}: {} ({over} {})</title></circle>", escape(label), short(y), x.round()).ok();
         }
     }
-    svg + "</svg>"
+    svg
 }
 
 /// Columns of stacked parts over the updates, long runs averaged into fewer columns; empty if there is nothing.
@@ -128,7 +164,7 @@ pub fn stack(parts: &[Line], size: Size) -> String {
     }
 
     let frame = Frame { size, x: (first.0 - 0.5, last.1 + 0.5), y: (0.0, top * 1.04) };
-    let mut svg = frame.open("seconds of every phase over updates");
+    let mut svg = frame.axes();
     let full = (frame.at_x(last.1) - LEFT + 1.0) / columns.len() as f64;
     let gap = if full > 6.0 { 2.0 } else { 0.5 };
     for (from, to, means) in &columns {
@@ -145,12 +181,12 @@ pub fn stack(parts: &[Line], size: Size) -> String {
             write!(svg, "<title>{}: {} s ({which})</title></rect>", escape(part.label), short(*mean)).ok();
         }
     }
-    svg + "</svg>"
+    element(size, "seconds of every phase over updates", &svg)
 }
 
 /// Axes that hold all points with a little room above and below.
-fn frame<'a>(points: impl Iterator<Item = &'a (f64, f64)>, size: Size) -> Option<Frame> {
-    let points: Points = points.copied().collect();
+fn frame(points: impl Iterator<Item = (f64, f64)>, size: Size) -> Option<Frame> {
+    let points: Points = points.collect();
     let range = |values: Vec<f64>| {
         let low = values.iter().copied().reduce(f64::min)?;
         let high = values.iter().copied().reduce(f64::max)?;

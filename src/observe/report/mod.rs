@@ -1,10 +1,13 @@
-//! One page about a run: what it reached, its curves, its samples, its configuration.
+//! One page about a run: what it reached, its curves, its samples, its configuration. And a comparison of several.
 //!
-//! Reads the run folder and nothing else, and needs none of its files: what is missing or damaged is left out of the page.
+//! Reads the run folders and nothing else. The page needs none of their files: what is missing or damaged is left out.
 
 mod chart;
+mod compare;
 mod page;
 mod run;
+
+pub use compare::{Comparison, compare};
 
 use crate::error::{Error, Result};
 use std::fs;
@@ -18,10 +21,14 @@ pub fn write(run_dir: &Path) -> Result<PathBuf> {
         let message = "not a run folder; give the folder that a run wrote with --out".to_owned();
         return Err(Error::File { path: run_dir.to_path_buf(), message });
     }
-    let page = page::render(&run::Run::read(run_dir));
-    let path = run_dir.join("report.html");
-    let temporary = run_dir.join("report.html.tmp");
-    fs::write(&temporary, page).map_err(Error::io(&temporary))?;
+    replace(run_dir.join("report.html"), &page::render(&run::Run::read(run_dir)))
+}
+
+/// Writes a whole file in place of an earlier one: a reader never sees half of it.
+fn replace(path: PathBuf, text: &str) -> Result<PathBuf> {
+    let mut temporary = path.clone().into_os_string();
+    temporary.push(".tmp");
+    fs::write(&temporary, text).map_err(Error::io(&temporary))?;
     fs::rename(&temporary, &path).map_err(Error::io(&path))?;
     Ok(path)
 }

@@ -59,12 +59,12 @@ fn heads(run: &Run) -> String {
     }
     cards += &change("Exact reads", &points(&run.evaluations, "eval.exact"), percent);
 
-    let seconds = sum(&run.updates, "time.total") + sum(&run.evaluations, "time.eval");
+    let (images, training) = run.spent(u64::MAX);
+    let seconds = training + sum(&run.evaluations, "time.eval");
     if seconds > 0.0 {
-        let rate = sum(&run.updates, "time.total") / run.updates.len().max(1) as f64;
+        let rate = training / run.updates.len().max(1) as f64;
         cards += &head("Wall time", &in_words(seconds), &format!("{} s per update", short(rate)));
     }
-    let images = sum(&run.updates, "images");
     if images > 0.0 {
         cards += &head("Images sampled", &thousands(images), &format!("in {} updates", run.updates.len()));
     }

@@ -1,7 +1,7 @@
 //! What a run folder holds, as far as it can be read.
 
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -53,6 +53,27 @@ impl Run {
         }
         run.grids.sort();
         run
+    }
+
+    /// Images sampled and seconds trained until after `update`, without the evaluations.
+    pub fn spent(&self, update: u64) -> (f64, f64) {
+        // What belongs to an iteration stands in each of its updates: it counts once.
+        let mut counted = BTreeSet::new();
+        let (mut images, mut seconds) = (0.0, 0.0);
+        for record in self.updates.range(..=update).map(|(_, record)| record) {
+            let number = |name| record.get(name).and_then(Value::as_f64).unwrap_or(0.0);
+            if record.get("iteration").and_then(Value::as_u64).is_none_or(|iteration| counted.insert(iteration)) {
+                images += number("images");
+                seconds += number("time.total");
+            }
+        }
+        (images, seconds)
+    }
+
+    /// The names of the rewards it is trained on; the first is the main one.
+    pub fn rewards(&self) -> Vec<&str> {
+        let sections = self.config.get("reward").and_then(toml::Value::as_array).into_iter().flatten();
+        sections.filter_map(|section| section.get("name")?.as_str()).collect()
     }
 
     /// A value of the configuration as text.
