@@ -12,8 +12,8 @@ use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
 use flowrl_dist::reward::{Ocr, Reward};
-use flowrl_dist::rng::Purpose;
-use flowrl_dist::rollout::{Request, noise, sample};
+use flowrl_dist::rng::{Purpose, Stream};
+use flowrl_dist::rollout::{Request, Sampling, normals};
 use std::time::Instant;
 
 // As the program.
@@ -49,7 +49,7 @@ fn main() -> flowrl_dist::Result<()> {
     let prompts = PromptSet::eval("glyphs")?.prompts;
     let requests: Vec<Request> = prompts.iter().take(BATCH).map(|p| Request { prompt: p.clone(), image: 0 }).collect();
     let prompts = prompts[..BATCH].to_vec();
-    let x = noise(&pipeline, &requests, 1, Purpose::Evaluation, 0)?;
+    let x = normals(&pipeline, (0..BATCH as u64).map(|i| Stream::new(1, Purpose::Evaluation, [i, 0, 0, 0])))?;
     let conditioning = pipeline.encode(&prompts)?;
     let t = Tensor::full(0.5f32, BATCH, &Device::Cpu)?;
 
@@ -63,10 +63,17 @@ fn main() -> flowrl_dist::Result<()> {
         gradients.finish(true).map(drop)
     });
     let sampler = SamplerConfig::default();
-    measure("rollout, 10 steps", BATCH, "images", || {
-        sample(&pipeline, &params, &sampler, &conditioning, &x, BATCH).map(drop)
-    });
-    let images = pipeline.decode(&sample(&pipeline, &params, &sampler, &conditioning, &x, BATCH)?)?;
+    let sampling = Sampling {
+        pipeline: &pipeline,
+        params: &params,
+        sampler: &sampler,
+        micro_batch: BATCH,
+        seed: 1,
+        purpose: Purpose::Rollout,
+        iteration: 0,
+    };
+    measure("rollout, 10 steps", BATCH, "images", || sampling.run(&requests, &conditioning).map(drop));
+    let images = pipeline.decode(&sampling.run(&requests, &conditioning)?.x0)?;
     let ocr = Ocr::new(threads)?;
     measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
     let mut state = Sharded::new(&flat, &layout, &Solo)?;

@@ -267,7 +267,7 @@ fn data(config: &RunConfig) -> Check {
         ("data.eval", &config.data.eval, RunConfig::eval_prompts),
     ];
     for (key, source, read) in sets {
-        let embedded = source == "glyphs";
+        let embedded = PromptSet::is_embedded(source);
         if !embedded {
             file(key, Path::new(source))?;
         }

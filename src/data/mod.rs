@@ -38,6 +38,11 @@ impl PromptSet {
         })
     }
 
+    /// Whether a source is a prompt set of the embedded task, not a file.
+    pub fn is_embedded(source: &str) -> bool {
+        embedded(source).is_some()
+    }
+
     /// The prompts to evaluate: every held-out number in one colour pair; or those of a file.
     ///
     /// # Errors
