@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor};
 use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
-use flowrl_dist::engine::{self, Gradients};
+use flowrl_dist::engine::{self, Checkpointing, Gradients};
 use flowrl_dist::flow::SamplerConfig;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
@@ -56,12 +56,14 @@ fn main() -> flowrl_dist::Result<()> {
     measure("forward", BATCH, "samples", || {
         engine::velocity(&pipeline.model, &params, &x, &t, &conditioning).map(drop)
     });
-    measure("forward and backward", BATCH, "samples", || {
-        let (v, tape) = engine::forward(&pipeline.model, &params, &x, &t, &conditioning)?;
-        let mut gradients = Gradients::zeros(&layout, layout.total, &Device::Cpu)?;
-        engine::backward(&pipeline.model, &params, tape, &v, &mut gradients)?;
-        gradients.finish(true).map(drop)
-    });
+    for (name, checkpointing) in [("checkpointing each block", 1), ("checkpointing none", 0)] {
+        measure(&format!("forward and backward, {name}"), BATCH, "samples", || {
+            let (v, tape) = engine::forward(&pipeline.model, &params, &x, &t, &conditioning, Checkpointing(checkpointing))?;
+            let mut gradients = Gradients::zeros(&layout, layout.total, &Device::Cpu)?;
+            engine::backward(&pipeline.model, &params, tape, &v, &mut gradients)?;
+            gradients.finish(true).map(drop)
+        });
+    }
     let sampler = SamplerConfig::default();
     let sampling = Sampling {
         pipeline: &pipeline,

@@ -6,7 +6,7 @@
 use crate::comm::World;
 use crate::data::render::{HEIGHT, Style, WIDTH, render};
 use crate::data::{PromptSet, glyphs::GlyphPrompt};
-use crate::engine::{self, Gradients};
+use crate::engine::{self, Checkpointing, Gradients};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, share};
 use crate::flow::{SamplerConfig, interpolate};
@@ -31,6 +31,9 @@ pub struct PretrainConfig {
     pub data: String,
     /// Share of the examples that are shown without their text, so that guidance has something to lead away from.
     pub dropout: f64,
+    /// Weights to go on from; nothing: random ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
     /// Largest number of updates.
     pub steps: u64,
     /// Pictures of an update, over all ranks.
@@ -61,6 +64,7 @@ impl Default for PretrainConfig {
             seed: 1,
             data: "glyphs".into(),
             dropout: 0.0,
+            init: None,
             steps: 4000,
             batch: 64,
             micro_batch: 32,
@@ -107,8 +111,11 @@ pub fn pretrain(
     rewards: &[Box<dyn Reward>],
     progress: &mut Progress,
 ) -> Result<String> {
-    let model = ModelConfig { trainable: Trainable::Full, ..ModelConfig::default() };
-    let pipeline = Pipeline::random(&model, config.seed, &Device::Cpu)?;
+    let model = ModelConfig { trainable: Trainable::Full, path: config.init.clone(), ..ModelConfig::default() };
+    let pipeline = match &config.init {
+        Some(_) => Pipeline::load(&model, config.seed, &Device::Cpu)?,
+        None => Pipeline::random(&model, config.seed, &Device::Cpu)?,
+    };
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
     let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
     let mut params = pipeline.base.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
@@ -202,7 +209,8 @@ fn accumulate(
     let t = Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?;
     let prompts: Vec<_> = points.iter().map(|p| p.prompt.clone()).collect();
     let conditioning = without_text(pipeline, pipeline.encode(&prompts)?, points)?;
-    let (v, tape) = engine::forward(&pipeline.model, params, &interpolate(&x0, &eps, &t)?, &t, &conditioning)?;
+    let x_t = interpolate(&x0, &eps, &t)?;
+    let (v, tape) = engine::forward(&pipeline.model, params, &x_t, &t, &conditioning, Checkpointing(0))?;
     let difference = (v - (eps - x0)?)?; // [B, C, H, W]
     // The padding at the end counts for nothing.
     let weights: Vec<f32> = (0..points.len()).map(|i| if i < count { 1.0 } else { 0.0 }).collect();

@@ -6,6 +6,7 @@ mod validate;
 
 use crate::comm::Backend;
 use crate::data::PromptSet;
+use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::evaluate::EvalConfig;
 use crate::flow::{SamplerConfig, Solver};
@@ -197,13 +198,15 @@ pub struct ParallelConfig {
     pub backend: Backend,
     /// What they share out.
     pub shard: Shard,
+    /// Which of the model's stages run again in the backward pass instead of keeping their activations.
+    pub checkpoint_activations: Checkpointing,
     /// Seconds that a rank waits for a peer before the job ends.
     pub deadline_s: u64,
 }
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { backend: Backend::Auto, shard: Shard::Optimizer, deadline_s: 600 }
+        Self { backend: Backend::Auto, shard: Shard::Optimizer, checkpoint_activations: Checkpointing::EACH, deadline_s: 600 }
     }
 }
 

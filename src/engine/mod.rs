@@ -1,25 +1,54 @@
 //! Forward and backward, block by block.
 //!
-//! candle keeps the whole graph until the loss is dropped. Here the forward pass records nothing but the inputs of
-//! each stage, and the backward pass runs one stage again with its inputs and trainable parameters as fresh leaves,
-//! reads their gradients and drops the graph. So the memory is one stage's graph and the stages' inputs, a stage's
-//! parameters are needed only while it runs, and its gradients are final when its backward pass ends.
+//! candle keeps the whole graph until the loss is dropped. Here every stage is a graph of its own, whose leaves are the
+//! stage's inputs and trainable parameters. Of a checkpointed stage the forward pass records nothing but the inputs, and
+//! the backward pass runs it again, reads the leaves' gradients and drops the graph. So the memory is one stage's graph
+//! and the stages' inputs, a stage's parameters are needed only while it runs, and its gradients are final when its
+//! backward pass ends. A stage that is not checkpointed keeps its graph, which costs its memory and saves its second run.
 
 mod gradients;
 
 pub use gradients::Gradients;
 
 use crate::error::{Error, Result};
-use crate::model::{Model, Stage, ops};
+use crate::model::{Model, ops};
 use crate::params::{ParamSet, StageParams};
 use candle_core::{Tensor, Var};
+use serde::{Deserialize, Serialize};
 
-/// The stages' inputs, kept by [`forward`] for [`backward`].
-pub struct Tape(Vec<Vec<Tensor>>);
+/// Which stages run again in the backward pass instead of keeping their graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Checkpointing(
+    /// 0: none; 1: each; n: each n-th, counted from the first.
+    pub usize,
+);
+
+impl Checkpointing {
+    /// Each stage: the least memory.
+    pub const EACH: Self = Self(1);
+
+    fn of(self, stage: usize) -> bool {
+        self.0 > 0 && stage % self.0 == 0
+    }
+}
+
+/// What [`forward`] keeps of each stage for [`backward`].
+pub struct Tape(Vec<Recorded>);
+
+/// A stage's inputs, and the outputs with their graph if it keeps one.
+struct Recorded {
+    inputs: Vec<Tensor>,
+    outputs: Option<Vec<Tensor>>,
+}
 
 /// The velocity `[B, C, H, W]` at x_t `[B, C, H, W]`, t `[B]`, without a graph and keeping nothing.
 pub fn velocity(model: &Model, params: &ParamSet, x_t: &Tensor, t: &Tensor, conditioning: &[Tensor]) -> Result<Tensor> {
-    run(model, params, stem_inputs(x_t, t, conditioning), |_| ())
+    let mut inputs = stem_inputs(x_t, t, conditioning);
+    for (index, stage) in model.stages.iter().enumerate() {
+        inputs = stage.forward(&params.stage(index).detached(), &inputs)?;
+    }
+    velocity_of(inputs)
 }
 
 /// The velocity, and what the backward pass needs.
@@ -29,10 +58,24 @@ pub fn forward(
     x_t: &Tensor,
     t: &Tensor,
     conditioning: &[Tensor],
+    checkpointing: Checkpointing,
 ) -> Result<(Tensor, Tape)> {
-    let mut tape = Tape(Vec::with_capacity(model.stages.len()));
-    let velocity = run(model, params, stem_inputs(x_t, t, conditioning), |inputs| tape.0.push(inputs))?;
-    Ok((velocity, tape))
+    let mut tape = Vec::with_capacity(model.stages.len());
+    let mut inputs = stem_inputs(x_t, t, conditioning);
+    for (index, stage) in model.stages.iter().enumerate() {
+        let (recorded, outputs) = if checkpointing.of(index) {
+            let outputs = stage.forward(&params.stage(index).detached(), &inputs)?;
+            (Recorded { inputs, outputs: None }, outputs)
+        } else {
+            let inputs = leaves(inputs, index)?;
+            let outputs = stage.forward(params.stage(index), &inputs)?;
+            let values = outputs.iter().map(Tensor::detach).collect();
+            (Recorded { inputs, outputs: Some(outputs) }, values)
+        };
+        tape.push(recorded);
+        inputs = outputs;
+    }
+    Ok((velocity_of(inputs)?, Tape(tape)))
 }
 
 /// Adds to `gradients` those of the trainable parameters, given the gradient of the velocity `[B, C, H, W]`.
@@ -44,10 +87,17 @@ pub fn backward(
     gradients: &mut Gradients,
 ) -> Result<()> {
     let mut output_gradients = vec![Some(velocity_gradient.clone())];
-    for (index, inputs) in tape.0.into_iter().enumerate().rev() {
-        let stage = model.stages[index].as_ref();
-        let (input_gradients, parameter_gradients) =
-            vector_jacobian(stage, params.stage(index), inputs, &output_gradients, index > 0)?;
+    for (index, Recorded { inputs, outputs }) in tape.0.into_iter().enumerate().rev() {
+        let stage = params.stage(index);
+        let (inputs, outputs) = match outputs {
+            Some(outputs) => (inputs, outputs),
+            None => {
+                let inputs = leaves(inputs, index)?;
+                let outputs = model.stages[index].forward(stage, &inputs)?;
+                (inputs, outputs)
+            }
+        };
+        let (input_gradients, parameter_gradients) = vector_jacobian(stage, &inputs, outputs, &output_gradients)?;
         gradients.add(index, parameter_gradients)?;
         output_gradients = input_gradients;
     }
@@ -58,31 +108,29 @@ fn stem_inputs(x_t: &Tensor, t: &Tensor, conditioning: &[Tensor]) -> Vec<Tensor>
     [x_t, t].into_iter().chain(conditioning).map(Tensor::detach).collect()
 }
 
-fn run(model: &Model, params: &ParamSet, inputs: Vec<Tensor>, mut keep: impl FnMut(Vec<Tensor>)) -> Result<Tensor> {
-    let mut inputs = inputs;
-    for (index, stage) in model.stages.iter().enumerate() {
-        let outputs = stage.forward(&params.stage(index).detached(), &inputs)?;
-        keep(std::mem::replace(&mut inputs, outputs));
+fn velocity_of(mut outputs: Vec<Tensor>) -> Result<Tensor> {
+    outputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))
+}
+
+/// A stage's inputs as leaves of its graph; nobody wants the gradients of the first one's.
+fn leaves(inputs: Vec<Tensor>, stage: usize) -> Result<Vec<Tensor>> {
+    match stage {
+        0 => Ok(inputs),
+        _ => inputs.iter().map(|t| Ok(Var::from_tensor(t)?.into_inner())).collect(),
     }
-    inputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))
 }
 
 /// One gradient an input, and (slot, gradient) for each trainable parameter of the stage.
 type StageGradients = (Vec<Option<Tensor>>, Vec<(usize, Tensor)>);
 
-/// Gradients of `sum(outputs * output_gradients)` with respect to the inputs (if wanted) and trainable parameters.
+/// Gradients of `sum(outputs * output_gradients)` with respect to the inputs that are leaves and the trainable
+/// parameters. Takes the outputs: their graph ends here.
 fn vector_jacobian(
-    stage: &dyn Stage,
     params: &StageParams,
-    inputs: Vec<Tensor>,
+    inputs: &[Tensor],
+    outputs: Vec<Tensor>,
     output_gradients: &[Option<Tensor>],
-    wants_inputs: bool,
 ) -> Result<StageGradients> {
-    let inputs = match wants_inputs {
-        true => inputs.iter().map(|t| Ok(Var::from_tensor(t)?.into_inner())).collect::<Result<Vec<_>>>()?,
-        false => inputs,
-    };
-    let outputs = stage.forward(params, &inputs)?;
     let mut root: Option<Tensor> = None;
     for (output, gradient) in outputs.iter().zip(output_gradients) {
         if let (true, Some(gradient)) = (output.track_op(), gradient) {
@@ -95,7 +143,7 @@ fn vector_jacobian(
     }
     let Some(root) = root else { return Ok((vec![None; inputs.len()], Vec::new())) };
     let mut store = root.backward()?;
-    let input_gradients = inputs.iter().map(|t| if wants_inputs { store.remove(t) } else { None }).collect();
+    let input_gradients = inputs.iter().map(|t| if t.is_variable() { store.remove(t) } else { None }).collect();
     let parameter_gradients =
         params.iter().filter(|(_, t)| t.is_variable()).filter_map(|(slot, t)| Some((slot, store.remove(t)?))).collect();
     Ok((input_gradients, parameter_gradients))

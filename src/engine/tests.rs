@@ -52,9 +52,15 @@ fn monolithic(model: &Model, params: &ParamSet) -> Result<Tensor> {
     Ok(io.remove(0))
 }
 
-fn block_wise(model: &Model, params: &ParamSet, layout: &Layout, dv: &Tensor) -> Result<Tensor> {
+fn block_wise(
+    model: &Model,
+    params: &ParamSet,
+    layout: &Layout,
+    dv: &Tensor,
+    checkpointing: Checkpointing,
+) -> Result<Tensor> {
     let (x, t, conditioning) = inputs()?;
-    let (_, tape) = forward(model, params, &x, &t, &conditioning)?;
+    let (_, tape) = forward(model, params, &x, &t, &conditioning, checkpointing)?;
     let mut gradients = Gradients::zeros(layout, layout.total + 3, &Device::Cpu)?;
     backward(model, params, tape, dv, &mut gradients)?;
     gradients.finish(true)
@@ -66,7 +72,11 @@ fn check(lora: Option<&LoraConfig>, trainable: Trainable) -> Result<()> {
     let v = monolithic(&model, &params)?;
     let dv = noise(2, v.dims())?;
     let store = (&v * &dv)?.sum_all()?.backward()?;
-    let flat = block_wise(&model, &params, &layout, &dv)?.to_vec1::<f32>()?;
+    let flat = block_wise(&model, &params, &layout, &dv, Checkpointing::EACH)?.to_vec1::<f32>()?;
+    for other in [0, 2, 3] {
+        let other = block_wise(&model, &params, &layout, &dv, Checkpointing(other))?.to_vec1::<f32>()?;
+        assert!(other == flat, "checkpointing changes speed and memory, not a bit of a gradient");
+    }
     for e in &layout.entries {
         let (_, tensor) = params.stage(e.stage).iter().find(|(slot, _)| *slot == e.slot).expect("the parameter");
         let whole = store.get(tensor).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
@@ -89,7 +99,7 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
     let model = glyphs::model(&config(), None);
     let (params, layout) = random(&model, Trainable::Full)?;
     let dv = noise(2, &[2, 3, 12, 18])?;
-    let flat = block_wise(&model, &params, &layout, &dv)?;
+    let flat = block_wise(&model, &params, &layout, &dv, Checkpointing::EACH)?;
     // Along the gradient itself the change of f32 sums is large enough to be seen.
     let direction = flat.narrow(0, 0, layout.total)?;
     let norm2 = f64::from(direction.sqr()?.sum_all()?.to_scalar::<f32>()?);

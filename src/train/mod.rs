@@ -135,11 +135,12 @@ impl Trainer {
         }
         for batch in micro_batches(points.len(), self.config.batch.micro_batch) {
             let (point, conditioning) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
-            let (v, tape) =
-                engine::forward(&self.pipeline.model, &self.policies.policy, &point.x_t, &point.t, &conditioning)?;
+            let checkpointing = self.config.parallel.checkpoint_activations;
+            let (model, policy) = (&self.pipeline.model, &self.policies.policy);
+            let (v, tape) = engine::forward(model, policy, &point.x_t, &point.t, &conditioning, checkpointing)?;
             let others = self.others(&point, &conditioning, &v)?;
             let (terms, dv) = self.differentiate(&point, &v, &others, &weights(batch, global, device)?)?;
-            engine::backward(&self.pipeline.model, &self.policies.policy, tape, &dv, &mut gradients)?;
+            engine::backward(model, policy, tape, &dv, &mut gradients)?;
             for (name, values) in [("loss", &terms.loss), ("loss.policy", &terms.policy), ("loss.kl", &terms.kl)] {
                 let values = values.narrow(0, 0, batch.len)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 values.into_iter().for_each(|value| metrics.add_mean(name, value, 1.0));

@@ -68,6 +68,23 @@ fn with_advantage_flow_and_several_updates_an_iteration_too() {
 }
 
 #[test]
+fn with_guided_rollout_steps_too() {
+    check(&[
+        "method.name=flow-grpo",
+        "batch.updates_per_iteration=2",
+        "sampler.solver=sde",
+        "sampler.sde.window=2",
+        "sampler.sde.move_every=1",
+        "sampler.guidance=1.5",
+    ]);
+}
+
+#[test]
+fn with_advantage_weighted_matching_too() {
+    check(&["method.name=awm", "old_policy.rate=0.1"]);
+}
+
+#[test]
 fn threads_do_not_matter() {
     let _alone = alone();
     for threads in ["1", "3"] {
