@@ -32,6 +32,14 @@ pub enum Error {
         /// The system's word.
         source: std::io::Error,
     },
+    /// A checkpoint could not be written; the run is as it was, and so are the earlier checkpoints.
+    #[error("checkpoint {}: not saved: {message}", path.display())]
+    NotSaved {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// Which rank, and why.
+        message: String,
+    },
     /// A reward could not be computed.
     #[error("reward {name}: {message}")]
     Reward {
@@ -72,9 +80,12 @@ impl Error {
         match self {
             Error::Usage(_) | Error::Checkpoint { .. } | Error::File { .. } => EXIT_USAGE,
             Error::Peer(_) => EXIT_RESTART,
-            Error::Io { .. } | Error::Reward { .. } | Error::NotFinite(_) | Error::Tensor(_) | Error::Failed(_) => {
-                EXIT_FAILED
-            }
+            Error::Io { .. }
+            | Error::NotSaved { .. }
+            | Error::Reward { .. }
+            | Error::NotFinite(_)
+            | Error::Tensor(_)
+            | Error::Failed(_) => EXIT_FAILED,
         }
     }
 

@@ -40,6 +40,16 @@ impl Policies {
         Ok(Self { policy, old, reference, old_is_policy, layout: layout.clone() })
     }
 
+    /// Digest of the trained parameters of policy and old policy.
+    pub fn digest(&self, layout: &Layout) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        for set in [&self.policy, &self.old] {
+            let bytes: Vec<u8> = set.flatten(layout)?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
+            hasher.update(&bytes);
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// Gathers the policy after an update.
     pub fn refresh_policy(&mut self, state: &Sharded, world: &World) -> Result<()> {
         self.policy = self.policy.with_flat(&self.layout, &state.gather_policy(&*world.device)?)?;

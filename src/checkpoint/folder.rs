@@ -15,6 +15,7 @@ use std::str::FromStr;
 const WRITING: &str = ".writing-";
 const REPLACED: &str = ".replaced-";
 const DELETING: &str = ".deleting-";
+const BEST: &str = "BEST";
 
 /// A complete checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,19 +127,27 @@ fn named(path: &Path) -> Result<PathBuf> {
     Err(error(path, format!("is neither a checkpoint nor a run folder; {WANTED}")))
 }
 
-/// Deletes the oldest complete checkpoints of `root` until `keep_last` are left, and returns what it deleted.
+/// Deletes the oldest complete checkpoints of `root` until `keep_last` are left and the `best`, and returns what it
+/// deleted.
 ///
 /// The newest is never deleted, so 0 keeps one too. Called by one rank. A killed call leaves no checkpoint that looks
 /// whole and is not.
-pub fn prune(root: &Path, keep_last: usize) -> Result<Vec<PathBuf>> {
+pub fn prune(root: &Path, keep_last: usize, best: Option<u64>) -> Result<Vec<PathBuf>> {
     let all = list(root)?;
     let surplus = all.len().saturating_sub(keep_last.max(1));
     let mut deleted = Vec::with_capacity(surplus);
-    for found in all.into_iter().take(surplus) {
+    for found in all.into_iter().take(surplus).filter(|found| Some(found.update) != best) {
         discard(&found.path)?;
         deleted.push(found.path);
     }
     Ok(deleted)
+}
+
+/// Writes the name of the best checkpoint into `root`, for people and scripts; the run itself does not read it.
+pub fn set_best(root: &Path, update: u64) -> Result<()> {
+    let (path, temporary) = (root.join(BEST), root.join(format!("{WRITING}{BEST}")));
+    fs::write(&temporary, format!("{}\n", folder_name(update))).map_err(Error::io(&temporary))?;
+    fs::rename(&temporary, &path).map_err(Error::io(&path))
 }
 
 /// Removes from `root` what killed saves and deletions left behind. Called by rank 0, while no save is under way.
@@ -146,7 +155,8 @@ pub fn clear_unfinished(root: &Path) -> Result<()> {
     for name in names(root)? {
         let path = root.join(&name);
         if name.starts_with(WRITING) || name.starts_with(DELETING) {
-            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io(&path))?;
         } else if name.starts_with(REPLACED) {
             let original = root.join(original(&name));
             if is_complete(&original) {

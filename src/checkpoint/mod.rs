@@ -5,6 +5,7 @@
 //!     manifest.json                        what it holds, of what model, every shard with range, length and checksum
 //!     shard-00000-of-00008.safetensors     one f32 vector per name ("policy", "ema", ...) over the shard's range
 //!     COMPLETE                             the checksum of manifest.json, written last
+//! OUT/checkpoints/BEST                     the name of the checkpoint with the best evaluation, which is kept
 //! ```
 //! A save is written into `.writing-update_00000100-GENERATION`, made durable and renamed. Readers look at `update_*`
 //! folders with a `COMPLETE` only; all that a killed process can leave behind begins with a dot.
@@ -14,13 +15,15 @@ mod describe;
 mod folder;
 mod manifest;
 mod reader;
+mod saver;
 mod writer;
 
 pub use describe::{Description, describe};
-pub use folder::{Found, Resume, clear_unfinished, find, list, newest, prune};
+pub use folder::{Found, Resume, clear_unfinished, find, list, newest, prune, set_best};
 pub use manifest::{FORMAT, Identity, Manifest, ShardEntry, TrainState, digest};
 pub use reader::{Reader, open};
-pub use writer::{begin, commit, save, write_shard};
+pub use saver::{Saved, Saver};
+pub use writer::{begin, commit, write_shard};
 
 use crate::error::Error;
 use std::collections::BTreeMap;
@@ -34,6 +37,11 @@ pub struct Shard {
     pub range: Range<usize>,
     /// By name, each of `range.len()` elements.
     pub vectors: BTreeMap<String, Vec<f32>>,
+}
+
+/// The folder of the checkpoints of a run folder.
+pub fn root(out: &Path) -> std::path::PathBuf {
+    out.join("checkpoints")
 }
 
 fn error(path: impl AsRef<Path>, message: impl Into<String>) -> Error {

@@ -1,58 +1,18 @@
-//! Saving: every rank writes its shard, rank 0 makes the whole of it.
-//!
-//! [`begin`], [`write_shard`] and [`commit`] are work on files only and need no communicator, so that they can run on
-//! a thread of their own; [`save`] joins them by agreements of all ranks.
+//! The files of a checkpoint: every rank writes its shard, rank 0 makes the whole of it. No communicator: the ranks
+//! agree in [`super::Saver`].
 
 use super::folder::{clear_unfinished, discard, folder_name, replaced_name, sync_folder, writing_name};
 use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest, shard_name};
 use super::{Shard, error};
-use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::{Serialize, de::DeserializeOwned};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Elements converted, hashed and written at a time.
 const BLOCK: usize = 1 << 18;
-
-/// Saves a checkpoint into `root` (`OUT/checkpoints`) and returns its folder. Collective: every rank passes its own
-/// shard, in rank order without gap or overlap, and the same of everything else.
-///
-/// A checkpoint of the same update is replaced. `generation` differs between the lives of a run, so that a rank of
-/// an earlier life that is still writing cannot write into this one.
-///
-/// # Errors
-/// If anything fails on any rank, every rank returns the same error, which names that rank and the cause; then there is
-/// no new checkpoint, and the earlier ones are as they were.
-pub fn save(
-    root: &Path,
-    state: &TrainState,
-    identity: &Identity,
-    shard: &Shard,
-    comm: &dyn Communicator,
-    generation: u64,
-) -> Result<PathBuf> {
-    let (rank, ranks) = (comm.rank(), comm.world_size());
-    let path = root.join(folder_name(state.update));
-    let writing = root.join(writing_name(state.update, generation));
-
-    let begun = if rank == 0 { begin(root, state.update, generation).map(drop) } else { Ok(()) };
-    let saved = agree(comm, &path, begun)
-        .and_then(|_| agree(comm, &path, write_shard(&writing, rank, ranks, shard)))
-        .and_then(|shards| {
-            let done = if rank == 0 { commit(root, state, identity, shards, generation).map(drop) } else { Ok(()) };
-            agree(comm, &path, done)
-        });
-
-    if saved.is_err() && rank == 0 {
-        // Readers ignore what is left of it, and the next save clears it: no need for a second error.
-        let _ = fs::remove_dir_all(&writing);
-    }
-    saved.map(|_| path)
-}
 
 /// Makes the folder that the shards of this save are written into, and clears what killed saves have left. By rank 0.
 ///
@@ -130,20 +90,6 @@ pub fn commit(
         let _ = discard(&replaced);
     }
     Ok(path)
-}
-
-/// Every rank's value; or on every rank the same error, which names the first rank that failed and its cause.
-fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, mine: Result<T>) -> Result<Vec<T>> {
-    let mine = mine.map_err(|e| format!("on {}: {e}", gethostname::gethostname().to_string_lossy()));
-    let all: Vec<std::result::Result<T, String>> = exchange(comm, &mine)?; // [R]
-    let failed = all.iter().filter(|result| result.is_err()).count();
-    let others = if failed > 1 { format!(" (and {} more ranks)", failed - 1) } else { String::new() };
-    let refuse = |rank, cause| {
-        let remedy = "the earlier checkpoints are untouched: mend this and start again with --resume auto";
-        // Not a checkpoint that is wrong: the run failed (exit code 1), and may be started again.
-        Error::Failed(format!("checkpoint {}: not saved: rank {rank} {cause}{others}; {remedy}", path.display()))
-    };
-    all.into_iter().enumerate().map(|(rank, result)| result.map_err(|cause| refuse(rank, cause))).collect()
 }
 
 /// Writes a file and makes its content durable; its length in bytes and its checksum.

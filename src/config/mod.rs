@@ -83,8 +83,10 @@ pub struct RunSection {
     pub eval_every: u64,
     /// Updates between checkpoints; 0: only at the end.
     pub checkpoint_every: u64,
-    /// Checkpoints that are kept.
+    /// Newest checkpoints that are kept.
     pub keep_last: usize,
+    /// Whether the checkpoint with the best evaluation is kept too.
+    pub keep_best: bool,
 }
 
 impl Default for RunSection {
@@ -97,6 +99,7 @@ impl Default for RunSection {
             eval_every: 10,
             checkpoint_every: 10,
             keep_last: 3,
+            keep_best: true,
         }
     }
 }
@@ -200,13 +203,15 @@ pub struct ParallelConfig {
     pub shard: Shard,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
     pub checkpoint_activations: Checkpointing,
+    /// Iterations between comparisons of what must be equal on all ranks; 0: never.
+    pub check_every: u64,
     /// Seconds that a rank waits for a peer before the job ends.
     pub deadline_s: u64,
 }
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { backend: Backend::Auto, shard: Shard::Optimizer, checkpoint_activations: Checkpointing::EACH, deadline_s: 600 }
+        Self { backend: Backend::Auto, shard: Shard::Optimizer, checkpoint_activations: Checkpointing::EACH, check_every: 10, deadline_s: 600 }
     }
 }
 

@@ -16,10 +16,22 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Largest global norm of the gradient.
     pub clip: f64,
+    /// What happens when a reward, a sample, an advantage or a gradient is not finite.
+    pub not_finite: NotFinite,
+}
+
+/// What happens when a number that must be finite is not. The weights are left alone either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NotFinite {
+    /// The run ends.
+    Stop,
+    /// The update, or the iteration if it happens before its updates, is left out and counted.
+    Skip,
 }
 
 impl Default for OptimConfig {
     fn default() -> Self {
-        Self { lr: 3e-4, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 1e-4, clip: 1.0 }
+        Self { lr: 3e-4, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 1e-4, clip: 1.0, not_finite: NotFinite::Stop }
     }
 }

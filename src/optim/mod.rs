@@ -5,6 +5,6 @@ mod config;
 mod schedule;
 mod sharded;
 
-pub use config::OptimConfig;
+pub use config::{NotFinite, OptimConfig};
 pub use schedule::{OldPolicyDecay, OldPolicySchedule, ema_decay};
 pub use sharded::{Sharded, StepReport};

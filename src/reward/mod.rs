@@ -78,8 +78,8 @@ pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Rew
 /// Refuses scores that cannot be trained on.
 ///
 /// # Errors
-/// [`Error::Reward`] for a score that is not finite, an image no reward applies to (both name image and prompt), or
-/// a number of scores that is not the number of prompts.
+/// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image no reward applies to (both name
+/// image and prompt), or a number of scores that is not the number of prompts.
 pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
@@ -88,7 +88,7 @@ pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
         let place = || format!("image {image}, prompt {} {:?}", prompt.index, prompt.text);
         for Scores { name, scores, .. } in rewards {
             if let Some(score) = scores[image].filter(|score| !score.is_finite()) {
-                return Err(Error::Reward { name: name.clone(), message: format!("score {score} for {}", place()) });
+                return Err(Error::NotFinite(format!("reward {name}: score {score} for {}", place())));
             }
         }
         if rewards.iter().all(|reward| reward.scores[image].is_none()) {

@@ -4,11 +4,12 @@ mod clock;
 mod gather;
 mod points;
 mod run;
+mod saving;
 
 pub use run::{Outcome, train};
 
 use crate::advantage::group_advantages;
-use crate::comm::World;
+use crate::comm::{World, exchange};
 use crate::config::RunConfig;
 use crate::data::{Prompt, PromptSet};
 use crate::engine::{self, Gradients};
@@ -17,7 +18,7 @@ use crate::evaluate::share;
 use crate::flow::guide;
 use crate::objective::{Frozen, Objective, Point, Terms};
 use crate::observe::Metrics;
-use crate::optim::Sharded;
+use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
@@ -40,6 +41,8 @@ pub struct Trainer {
     layout: Layout,
     state: Sharded,
     policies: Policies,
+    /// Updates and iterations that were left out because something was not finite.
+    skipped: u64,
 }
 
 impl Trainer {
@@ -55,15 +58,14 @@ impl Trainer {
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
         let conditioning = self.pipeline.encode(&prompts)?;
         let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, &conditioning)?;
-        check_finite(&x0, &requests, iteration)?;
         clock.start("decode");
         let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
-        let scores = self.score(&images, &prompts)?;
+        let scores = check_finite(&x0, &requests, iteration).and_then(|()| self.score(&images, &prompts));
 
         // rewards -> advantages      (every rank computes all N from the same numbers, then keeps its own)
         clock.start("gather");
-        let gathered = self.gather(&scores, &prompts)?;
+        let gathered = self.gather(&agreed(scores, &self.world)?, &prompts)?;
         let all =
             group_advantages(&gathered.rewards, &gathered.groups, &self.config.advantage.resolve(&self.config.method))?;
         gathered.describe(&all, &mut shared);
@@ -79,7 +81,13 @@ impl Trainer {
             // gradients -> shard -> AdamW -> parameters
             clock.start("optimizer");
             let lr = self.config.optim.lr;
-            let report = self.state.step(&gradients, &self.config.optim, lr, &*self.world.device)?;
+            let report = match self.state.step(&gradients, &self.config.optim, lr, &*self.world.device) {
+                Err(Error::NotFinite(what)) if self.config.optim.not_finite == NotFinite::Skip => {
+                    self.skip(&what);
+                    continue;
+                }
+                report => report?,
+            };
             self.state.update_ema(self.config.ema.decay)?;
             self.policies.refresh_policy(&self.state, &self.world)?;
             metrics.set("grad_norm", report.norm);
@@ -90,6 +98,7 @@ impl Trainer {
         let eta = self.state.update_old(self.config.old_policy_decay())?;
         self.policies.refresh_old(&self.state, eta, &self.world)?;
         shared.set("old_policy.eta", eta);
+        shared.set("skipped", self.skipped as f64);
         clock.report(&mut shared);
         self.finish(iteration, updates, &shared)
     }
@@ -105,6 +114,31 @@ impl Trainer {
             purpose: Purpose::Rollout,
             iteration,
         }
+    }
+
+    /// Compares what must be the same on every rank, the policy and the old policy.
+    ///
+    /// # Errors
+    /// The ranks that differ from rank 0: memory, a device or the network gave wrong numbers.
+    fn check_replicas(&self) -> Result<()> {
+        let digests = exchange(&*self.world.host, &self.policies.digest(&self.layout)?)?;
+        let differing = (1..digests.len()).filter(|&rank| digests[rank] != digests[0]);
+        let differing: Vec<String> = differing.map(|rank| rank.to_string()).collect();
+        if differing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Failed(format!(
+            "update {}: the parameters of rank {} differ from rank 0's, which must be equal to the bit: a fault of memory, \
+             device or network; start again with --resume auto, on other nodes if it comes back",
+            self.state.update,
+            differing.join(", ")
+        )))
+    }
+
+    /// Counts what is left out because it is not finite; the same on every rank.
+    fn skip(&mut self, what: &str) {
+        self.skipped += 1;
+        tracing::warn!("left out ({} so far): {what}", self.skipped);
     }
 
     /// The images that this rank samples.
@@ -206,6 +240,18 @@ struct Others {
     frozen: Frozen,
     /// The policy's without a prompt, and the guidance, where the rollouts were guided; no gradient flows through it.
     negative: Option<(Tensor, f64)>,
+}
+
+/// This rank's value, if every rank has one: what is not finite on one rank is so on all, and all leave it out or stop.
+fn agreed<T>(mine: Result<T>, world: &World) -> Result<T> {
+    let what = match &mine {
+        Err(Error::NotFinite(what)) => Some(what.clone()),
+        _ => None,
+    };
+    match (exchange(&*world.host, &what)?.into_iter().flatten().next(), mine) {
+        (Some(what), Ok(_) | Err(Error::NotFinite(_))) => Err(Error::NotFinite(what)),
+        (_, mine) => mine,
+    }
 }
 
 /// Refuses samples that are not finite: the policy has diverged, and no reward could be computed.

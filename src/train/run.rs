@@ -2,7 +2,8 @@
 
 use super::Trainer;
 use super::points::Points;
-use crate::checkpoint::{self, Identity, Resume, Shard, TrainState};
+use super::saving::{Best, Scored};
+use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
@@ -11,7 +12,7 @@ use crate::evaluate::{Evaluation, Gallery};
 use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
-use crate::optim::Sharded;
+use crate::optim::{NotFinite, Sharded};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
@@ -39,8 +40,10 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     while !run.done() {
         run.iteration()?;
         let leaving = interrupt.agreed(world)?;
+        run.look_after_saving()?;
         if leaving {
             run.save()?; // before anything that takes long: what asked to leave may not wait
+            run.saved_at_last()?;
         }
         if run.due(config.run.eval_every) {
             run.evaluate()?;
@@ -62,20 +65,23 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
 }
 
 /// A run in progress.
-struct Run<'a> {
-    config: &'a RunConfig,
-    trainer: Trainer,
+pub(super) struct Run<'a> {
+    pub(super) config: &'a RunConfig,
+    pub(super) trainer: Trainer,
     eval_prompts: PromptSet,
     eval_rewards: Vec<Box<dyn Reward>>,
-    identity: Identity,
+    pub(super) saver: Saver,
+    pub(super) best: Best,
+    /// Why the last checkpoint is not there.
+    pub(super) unsaved: Option<Error>,
     /// Iterations done.
-    iteration: u64,
+    pub(super) iteration: u64,
     /// The update before the last iteration.
     before: u64,
-    /// New for each life of the run, the same on every rank.
-    generation: u64,
+    /// Iterations in a row without an update.
+    fruitless: u64,
     log: Option<MetricsLog>,
-    progress: Progress,
+    pub(super) progress: Progress,
     begun: Instant,
 }
 
@@ -98,13 +104,14 @@ impl<'a> Run<'a> {
             total: layout.total,
             seed: config.run.seed,
         };
-        let mut iteration = 0;
+        let (mut iteration, mut best, mut skipped) = (0, Best::default(), 0);
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
             for warning in reader.check_identity(&identity)? {
                 tracing::warn!("{warning}");
             }
-            iteration = reader.state().iteration;
+            (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
+            skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
             state.restore(reader.read(state.range())?.vectors, reader.state().update)?;
         }
         let update = state.update;
@@ -138,19 +145,24 @@ impl<'a> Run<'a> {
             layout,
             state,
             policies,
+            skipped,
         };
         let eval_rewards = reward::build(&evaluated(config), threads)?;
+        // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
+        let saver = Saver::new(&checkpoint::root(out), identity, generation);
         let begun = Instant::now();
         Ok(Self {
             config,
             trainer,
             eval_prompts,
             eval_rewards,
-            identity,
+            saver,
+            best,
+            unsaved: None,
             iteration,
             before: update,
-            generation,
+            fruitless: 0,
             log,
             progress,
             begun,
@@ -160,8 +172,25 @@ impl<'a> Run<'a> {
     fn iteration(&mut self) -> Result<()> {
         self.before = self.trainer.state.update;
         let progress = &mut self.progress;
-        let updates = self.trainer.iteration(self.iteration, &mut |name| progress.phase(name))?;
+        let updates = match self.trainer.iteration(self.iteration, &mut |name| progress.phase(name)) {
+            Err(Error::NotFinite(what)) if self.config.optim.not_finite == NotFinite::Skip => {
+                self.trainer.skip(&what);
+                Vec::new()
+            }
+            updates => updates?,
+        };
         self.iteration += 1;
+        self.fruitless = if updates.is_empty() { self.fruitless + 1 } else { 0 };
+        if self.fruitless == MOST_FRUITLESS {
+            return Err(Error::NotFinite(format!(
+                "{MOST_FRUITLESS} iterations in a row were left out because something was not finite: start again from an \
+                 earlier checkpoint with a smaller optim.lr"
+            )));
+        }
+        let every = self.config.parallel.check_every;
+        if every > 0 && self.iteration % every == 0 {
+            self.trainer.check_replicas()?;
+        }
         for (i, metrics) in updates.iter().enumerate() {
             let update = self.before + 1 + i as u64;
             if let Some(log) = &mut self.log {
@@ -190,7 +219,7 @@ impl<'a> Run<'a> {
         self.done() || (every > 0 && self.before / every < self.trainer.state.update / every)
     }
 
-    fn world(&self) -> &World {
+    pub(super) fn world(&self) -> &World {
         &self.trainer.world
     }
 
@@ -208,6 +237,7 @@ impl<'a> Run<'a> {
         let (mut metrics, gallery) = self.sampled(&ema, count, &self.eval_rewards)?;
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
+        self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
         if let Some(log) = &mut self.log {
             log.write(update, &metrics)?;
             let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, SCALE)?;
@@ -231,23 +261,9 @@ impl<'a> Run<'a> {
         evaluation.run(&self.trainer.pipeline, params, rewards, self.world())
     }
 
-    fn save(&mut self) -> Result<()> {
-        phase("checkpoint");
-        self.progress.aside("checkpoint");
-        let root = checkpoints(&self.config.run.out);
-        let state =
-            TrainState { update: self.trainer.state.update, iteration: self.iteration, extra: serde_json::Value::Null };
-        let shard = Shard { range: self.trainer.state.range(), vectors: self.trainer.state.vectors()? };
-        let path = checkpoint::save(&root, &state, &self.identity, &shard, &*self.world().host, self.generation)?;
-        tracing::debug!("saved {}", path.display());
-        if self.world().rank() == 0 {
-            checkpoint::prune(&root, self.config.run.keep_last)?;
-        }
-        Ok(())
-    }
-
-    /// The pictures before and after, the report, and the last line.
+    /// The last checkpoint, the pictures before and after, the report, and the last line.
     fn finish(mut self) -> Result<Outcome> {
+        self.saved_at_last()?;
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
         let reference = self.trainer.pipeline.base.clone();
@@ -276,6 +292,9 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The run ends after as many iterations in a row without an update.
+const MOST_FRUITLESS: u64 = 10;
+
 /// Tiles in a row of a grid, and how much small pictures are enlarged.
 const COLUMNS: usize = 6;
 const SCALE: u32 = 3;
@@ -283,14 +302,9 @@ const SCALE: u32 = 3;
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;
 
-/// The folder of a run's checkpoints.
-fn checkpoints(out: &Path) -> PathBuf {
-    out.join("checkpoints")
-}
-
 /// The checkpoint to continue from: found by rank 0, told to all.
 fn choose_checkpoint(config: &RunConfig, resume: &Resume, world: &World) -> Result<Option<PathBuf>> {
-    let root = checkpoints(&config.run.out);
+    let root = checkpoint::root(&config.run.out);
     let found =
         if world.rank() == 0 { look(&root, resume).map_err(|e| (e.exit_code(), e.to_string())) } else { Ok(None) };
     match exchange(&*world.host, &found)?.swap_remove(0) {

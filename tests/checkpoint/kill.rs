@@ -20,7 +20,7 @@ fn saves_until_killed() {
         // Every third save is of an update that is there already.
         update += u64::from(update == 0 || rand(3) != 0);
         saved(root, update, 2, TOTAL);
-        prune(root, 2).unwrap();
+        prune(root, 2, None).unwrap();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Ranks as threads, and checkpoints with known content.
 
 use candle_core::Tensor;
-use flowrl_dist::checkpoint::{Identity, Shard, TrainState, digest, save};
+use flowrl_dist::checkpoint::{Identity, Saver, Shard, TrainState, digest};
 use flowrl_dist::comm::{Communicator, ReduceOp};
 use flowrl_dist::{Error, Result};
 use std::cell::Cell;
@@ -94,6 +94,20 @@ pub fn identity(total: usize) -> Identity {
 
 pub fn state(update: u64) -> TrainState {
     TrainState { update, iteration: update / 2, extra: serde_json::json!({"samples": 1u64 << 60, "note": "ok"}) }
+}
+
+/// Saves and waits for it.
+pub fn save(
+    root: &Path,
+    state: &TrainState,
+    identity: &Identity,
+    shard: &Shard,
+    comm: &dyn Communicator,
+    generation: u64,
+) -> Result<PathBuf> {
+    let mut saver = Saver::new(root, identity.clone(), generation);
+    saver.begin(state, shard.clone(), comm)?;
+    Ok(saver.finish(comm)?.expect("a save was under way").path)
 }
 
 /// Saves with `ranks` threads; every rank's result.

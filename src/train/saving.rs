@@ -1,0 +1,130 @@
+//! The checkpoints of a run: written beside training, the last ones and the best one kept.
+
+use super::run::Run;
+use crate::checkpoint::{self, Saved, Shard, TrainState};
+use crate::comm::phase;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// An evaluation, by its main reward.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Scored {
+    pub update: u64,
+    pub reward: f64,
+}
+
+/// What the run knows of good checkpoints.
+#[derive(Debug, Default)]
+pub(super) struct Best {
+    /// The last evaluation.
+    pub evaluated: Option<Scored>,
+    /// The best of those that were saved.
+    pub saved: Option<Scored>,
+}
+
+impl Best {
+    /// The best of all after a save of `update`.
+    fn with(&self, update: u64) -> Option<Scored> {
+        let new = self.evaluated.filter(|e| e.update == update);
+        match (self.saved, new) {
+            (Some(old), Some(new)) if new.reward > old.reward => Some(new),
+            (old, new) => old.or(new),
+        }
+    }
+
+    /// What a checkpoint tells of it.
+    pub fn of_checkpoint(state: &TrainState) -> Self {
+        Self { evaluated: None, saved: serde_json::from_value(state.extra["best"].clone()).ok() }
+    }
+}
+
+impl Run<'_> {
+    /// Begins a checkpoint of this update; training goes on while it is written.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.await_saved()?;
+        phase("checkpoint");
+        self.progress.aside("checkpoint");
+        let update = self.trainer.state.update;
+        let extra = json!({ "best": self.best.with(update), "skipped": self.trainer.skipped });
+        let state = TrainState { update, iteration: self.iteration, extra };
+        let shard = Shard { range: self.trainer.state.range(), vectors: self.trainer.state.vectors()? };
+        let begun = self.saver.begin(&state, shard, &*self.trainer.world.host);
+        self.tolerate(begun.map(|()| None))
+    }
+
+    /// Completes a checkpoint that has been written meanwhile.
+    pub(super) fn look_after_saving(&mut self) -> Result<()> {
+        let saved = self.saver.poll(&*self.trainer.world.host);
+        self.tolerate(saved)
+    }
+
+    fn await_saved(&mut self) -> Result<()> {
+        phase("checkpoint");
+        let saved = self.saver.finish(&*self.trainer.world.host);
+        self.tolerate(saved)
+    }
+
+    /// Waits for the last checkpoint; now there is no later chance.
+    pub(super) fn saved_at_last(&mut self) -> Result<()> {
+        self.await_saved()?;
+        match self.unsaved.take() {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// A checkpoint that could not be written does not end the run: a later one may succeed.
+    fn tolerate(&mut self, saved: Result<Option<Saved>>) -> Result<()> {
+        match saved {
+            Ok(None) => Ok(()),
+            Ok(Some(saved)) => {
+                self.unsaved = None;
+                self.keep(&saved)
+            }
+            Err(e @ Error::NotSaved { .. }) => {
+                tracing::warn!("{e}; training goes on, and the next checkpoint may succeed");
+                self.unsaved = Some(e);
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn keep(&mut self, saved: &Saved) -> Result<()> {
+        tracing::debug!("saved {}", saved.path.display());
+        self.best.saved = Best::of_checkpoint(&saved.state).saved;
+        if self.world().rank() == 0 {
+            let root = checkpoint::root(&self.config.run.out);
+            let best = self.best.saved.map(|best| best.update);
+            if best == Some(saved.state.update) {
+                checkpoint::set_best(&root, saved.state.update)?;
+            }
+            checkpoint::prune(&root, self.config.run.keep_last, best.filter(|_| self.config.run.keep_best))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_the_best_of_what_was_both_evaluated_and_saved() {
+        let scored = |update, reward| Some(Scored { update, reward });
+        let mut best = Best::default();
+        assert_eq!(best.with(10), None);
+        best.evaluated = scored(10, 0.5);
+        assert_eq!(best.with(10), scored(10, 0.5));
+        assert_eq!(best.with(15), None, "this update was not evaluated");
+        best.saved = scored(10, 0.5);
+        best.evaluated = scored(20, 0.4);
+        assert_eq!(best.with(20), scored(10, 0.5));
+        best.evaluated = scored(30, 0.6);
+        assert_eq!(best.with(30), scored(30, 0.6));
+        let state = TrainState { update: 30, iteration: 30, extra: json!({ "best": best.with(30) }) };
+        assert_eq!(Best::of_checkpoint(&state).saved, scored(30, 0.6));
+        assert_eq!(Best::of_checkpoint(&TrainState { extra: serde_json::Value::Null, ..state }).saved, None);
+    }
+}
