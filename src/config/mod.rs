@@ -206,7 +206,12 @@ pub struct ParallelConfig {
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { backend: Backend::Auto, shard: Shard::Optimizer, checkpoint_activations: Checkpointing::EACH, deadline_s: 600 }
+        Self {
+            backend: Backend::Auto,
+            shard: Shard::Optimizer,
+            checkpoint_activations: Checkpointing::EACH,
+            deadline_s: 600,
+        }
     }
 }
 
