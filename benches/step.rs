@@ -58,7 +58,8 @@ fn main() -> flowrl_dist::Result<()> {
     });
     for (name, checkpointing) in [("checkpointing each block", 1), ("checkpointing none", 0)] {
         measure(&format!("forward and backward, {name}"), BATCH, "samples", || {
-            let (v, tape) = engine::forward(&pipeline.model, &params, &x, &t, &conditioning, Checkpointing(checkpointing))?;
+            let (v, tape) =
+                engine::forward(&pipeline.model, &params, &x, &t, &conditioning, Checkpointing(checkpointing))?;
             let mut gradients = Gradients::zeros(&layout, layout.total, &Device::Cpu)?;
             engine::backward(&pipeline.model, &params, tape, &v, &mut gradients)?;
             gradients.finish(true).map(drop)

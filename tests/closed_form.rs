@@ -5,48 +5,30 @@
 //! policy's velocity, so two gradients of the program's own loss give its minimiser. The golden numbers were computed
 //! apart from this program.
 
+mod mixture;
+
 use candle_core::{Device, Tensor, Var};
 use flowrl_dist::objective::{AdvantageConfig, Form, Frozen, Gamma, Method, MethodConfig, Objective, Point, Target};
+use mixture::{OLD, TILT, gaussian};
 
 type Result<T> = candle_core::Result<T>;
 
-const PI: [f64; 3] = [0.3, 0.5, 0.2];
-const MEAN: [f64; 3] = [-2.0, 0.5, 2.5];
-const VARIANCE: [f64; 3] = [0.25, 0.16, 0.36];
-const TILT: f64 = 0.5;
-
-fn gaussian(x: f64, mean: f64, variance: f64) -> f64 {
-    (-(x - mean) * (x - mean) / (2.0 * variance)).exp() / (2.0 * std::f64::consts::PI * variance).sqrt()
-}
-
 fn density(x0: f64) -> f64 {
-    (0..3).map(|i| PI[i] * gaussian(x0, MEAN[i], VARIANCE[i])).sum()
-}
-
-/// E exp(k x0).
-fn partition() -> f64 {
-    (0..3).map(|i| PI[i] * (TILT * MEAN[i] + TILT * TILT * VARIANCE[i] / 2.0).exp()).sum()
-}
-
-/// Mean and standard deviation of the old policy's law.
-fn moments() -> (f64, f64) {
-    let mean: f64 = (0..3).map(|i| PI[i] * MEAN[i]).sum();
-    let square: f64 = (0..3).map(|i| PI[i] * (VARIANCE[i] + MEAN[i] * MEAN[i])).sum();
-    (mean, (square - mean * mean).sqrt())
+    (0..3).map(|i| OLD.weight[i] * gaussian(x0, OLD.mean[i], OLD.variance[i])).sum()
 }
 
 fn exponential(x0: f64) -> f64 {
-    (TILT * x0).exp() / partition() - 1.0
+    (TILT * x0).exp() / OLD.tilted_weights().iter().sum::<f64>() - 1.0
 }
 
 fn linear(x0: f64) -> f64 {
-    let (mean, deviation) = moments();
-    ((x0 - mean) / deviation).clamp(-1.0, 1.0)
+    let (mean, variance) = OLD.moments();
+    ((x0 - mean) / variance.sqrt()).clamp(-1.0, 1.0)
 }
 
 fn linear_within_five(x0: f64) -> f64 {
-    let (mean, deviation) = moments();
-    ((x0 - mean) / deviation).clamp(-5.0, 5.0)
+    let (mean, variance) = OLD.moments();
+    ((x0 - mean) / variance.sqrt()).clamp(-5.0, 5.0)
 }
 
 /// The posterior of x0 at (t, x_t): places and weights that sum to 1.
@@ -55,19 +37,6 @@ fn posterior(t: f64, x_t: f64) -> (Vec<f64>, Vec<f64>) {
     let weights: Vec<f64> = places.iter().map(|&x0| density(x0) * gaussian(x_t, (1.0 - t) * x0, t * t)).collect();
     let sum: f64 = weights.iter().sum();
     (places, weights.into_iter().map(|w| w / sum).collect())
-}
-
-/// The mixture's velocity E[u | x_t], in closed form.
-fn velocity(t: f64, x_t: f64) -> f64 {
-    let parts: Vec<(f64, f64)> = (0..3)
-        .map(|i| {
-            let variance = (1.0 - t) * (1.0 - t) * VARIANCE[i] + t * t;
-            let centred = x_t - (1.0 - t) * MEAN[i];
-            let v = (t - (1.0 - t) * VARIANCE[i]) / variance * centred - MEAN[i];
-            (PI[i] * gaussian(x_t, (1.0 - t) * MEAN[i], variance), v)
-        })
-        .collect();
-    parts.iter().map(|(p, v)| p * v).sum::<f64>() / parts.iter().map(|(p, _)| p).sum::<f64>()
 }
 
 /// The velocity that minimises the posterior mean of the objective's loss.
@@ -85,7 +54,7 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
         x_t: constant(x_t)?,
         advantage: Tensor::from_vec(places.iter().map(|&x0| advantage(x0)).collect(), n, &Device::Cpu)?,
     };
-    let frozen = Frozen { old: Some(constant(velocity(t, x_t))?), reference: None };
+    let frozen = Frozen { old: Some(constant(OLD.velocity(t, x_t))?), reference: None };
     let weights = Tensor::from_vec(weights, n, &Device::Cpu)?;
     let gradient = |v: f64| -> Result<f64> {
         let v = Var::new(v, &Device::Cpu)?;
@@ -137,7 +106,7 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
         let close = |what: &str, got: f64, expected: f64| {
             assert!((got - expected).abs() < 1e-6, "{what} at t {t}, x_t {x_t}: {got}, not {expected}");
         };
-        close("v_old", velocity(t, x_t), v_old);
+        close("v_old", OLD.velocity(t, x_t), v_old);
         close("FlowAWR", minimiser(&flow_awr, exponential, t, x_t)?, awr);
         // The direction is exact, the step is longer by the density ratio h: not v*.
         close("v_old + h (v* - v_old)", v_old + h * (v_star - v_old), awr);
@@ -161,7 +130,7 @@ fn a_constant_advantage_changes_nothing() -> Result<()> {
     for objective in [objective(Method::FlowAwr, None), objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)))] {
         for x_t in [-1.5, 0.0, 1.5] {
             let got = minimiser(&objective, |_| 0.7, 0.5, x_t)?;
-            assert!((got - velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
+            assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
         }
     }
     Ok(())
@@ -173,7 +142,7 @@ fn a_constant_advantage_changes_nothing() -> Result<()> {
 fn advantage_flow_improves_the_reward_by_the_covariance() -> Result<()> {
     let places: Vec<f64> = (0..=36_000).map(|i| -9.0 + i as f64 * 5e-4).collect();
     let mean = |f: &dyn Fn(f64) -> f64| places.iter().map(|&x| f(x) * density(x) * 5e-4).sum::<f64>();
-    let (gamma, reward) = (1.1, moments().0);
+    let (gamma, reward) = (1.1, OLD.moments().0);
     let mean_a = mean(&linear);
     assert!((mean_a - 0.0083725).abs() < 1e-6);
     let improved = mean(&|x| x * (gamma + linear(x))) / (gamma + mean_a) - reward;

@@ -211,7 +211,13 @@ pub struct ParallelConfig {
 
 impl Default for ParallelConfig {
     fn default() -> Self {
-        Self { backend: Backend::Auto, shard: Shard::Optimizer, checkpoint_activations: Checkpointing::EACH, check_every: 10, deadline_s: 600 }
+        Self {
+            backend: Backend::Auto,
+            shard: Shard::Optimizer,
+            checkpoint_activations: Checkpointing::EACH,
+            check_every: 10,
+            deadline_s: 600,
+        }
     }
 }
 

@@ -122,22 +122,22 @@ fn method(config: &RunConfig) -> Check {
 fn curvature(config: &RunConfig) -> Check {
     let m = &config.method;
     let lowest = config.advantage.resolve(m).lowest();
-    if let (Method::FlowAwr, Some(form @ (Form::Exact | Form::Robust))) = (m.name, m.form) {
-        if lowest < -1.0 {
-            return Err(format!(
-                "method.form = {}: needs advantages of -1 or more, and this map goes down to {lowest}; set advantage.map = \
-                 \"softmax\" or method.form = \"released\"",
-                text(form)?
-            ));
-        }
+    if let (Method::FlowAwr, Some(form @ (Form::Exact | Form::Robust))) = (m.name, m.form)
+        && lowest < -1.0
+    {
+        return Err(format!(
+            "method.form = {}: needs advantages of -1 or more, and this map goes down to {lowest}; set advantage.map = \
+             \"softmax\" or method.form = \"released\"",
+            text(form)?
+        ));
     }
-    if let (Method::FlowAwr, Some(gamma), form) = (m.name, m.gamma, m.form) {
-        if form != Some(Form::Robust) {
-            return Err(format!(
-                "method.gamma = {}: belongs to FlowAWR's robust form; remove it or set method.form = \"robust\"",
-                text(gamma)?
-            ));
-        }
+    if let (Method::FlowAwr, Some(gamma), form) = (m.name, m.gamma, m.form)
+        && form != Some(Form::Robust)
+    {
+        return Err(format!(
+            "method.gamma = {}: belongs to FlowAWR's robust form; remove it or set method.form = \"robust\"",
+            text(gamma)?
+        ));
     }
     match m.gamma {
         Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= -lowest => Err(format!(

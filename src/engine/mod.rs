@@ -29,7 +29,7 @@ impl Checkpointing {
     pub const EACH: Self = Self(1);
 
     fn of(self, stage: usize) -> bool {
-        self.0 > 0 && stage % self.0 == 0
+        self.0 > 0 && stage.is_multiple_of(self.0)
     }
 }
 

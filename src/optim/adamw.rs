@@ -75,7 +75,8 @@ impl InplaceOp2 for Step {
     }
 }
 
-/// `destination = keep * destination + (1 - keep) * source`, in place.
+/// `destination = source + keep * (destination - source)`, in place: two equal vectors stay equal, which they would not
+/// with the rounded factors `keep` and `1 - keep`.
 pub(super) struct Lerp(pub f64);
 
 impl InplaceOp2 for Lerp {
@@ -89,9 +90,9 @@ impl InplaceOp2 for Lerp {
         else {
             candle_core::bail!("lerp: f32 and contiguous only");
         };
-        let (keep, take) = (self.0 as f32, (1.0 - self.0) as f32);
+        let keep = self.0 as f32;
         for (d, &s) in dst[d.0..d.1].iter_mut().zip(&src[s.0..s.1]) {
-            *d = keep * *d + take * s;
+            *d = s + keep * (*d - s);
         }
         Ok(())
     }
@@ -103,6 +104,25 @@ mod tests {
     use crate::rng::{Purpose, Stream};
     use candle_core::Var;
     use candle_nn::Optimizer;
+
+    /// Else the old policy's velocity differs from an equal policy's by rounding, and where nothing else is in the gradient
+    /// AdamW scales that up to whole steps.
+    #[test]
+    fn a_slow_copy_stays_equal_to_what_it_equals() -> Result<()> {
+        let values = Stream::new(1, Purpose::Parameters, [0; 4]).normals(1000);
+        let source = Tensor::from_vec(values, 1000, &Device::Cpu)?;
+        for keep in [0.0, 0.01, 0.3, 0.999] {
+            let copy = source.copy()?;
+            copy.inplace_op2(&source, &Lerp(keep))?;
+            assert_eq!(copy.to_vec1::<f32>()?, source.to_vec1::<f32>()?, "keep {keep}");
+            let apart = source.affine(3.0, 1.0)?;
+            apart.inplace_op2(&source, &Lerp(keep))?;
+            let expected = source.affine(1.0 + 2.0 * keep, keep)?;
+            let error = (apart - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(error < 2e-6, "keep {keep}: {error}");
+        }
+        Ok(())
+    }
 
     /// Against candle-nn's AdamW, an implementation by others, over 20 updates with clipped gradients.
     #[test]

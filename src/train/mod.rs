@@ -266,3 +266,6 @@ fn check_finite(x0: &Tensor, requests: &[Request], iteration: u64) -> Result<()>
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! The base model: a small network of the library's layers, fitted to the ring by rectified-flow regression.
+
+use crate::law::{SEED, draw};
+use candle_core::{Device, Tensor};
+use flowrl_dist::Result;
+use flowrl_dist::comm::Solo;
+use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::flow::interpolate;
+use flowrl_dist::model::{Linear, Model, Stage, TimeEmbedding, ops};
+use flowrl_dist::optim::{OptimConfig, Sharded};
+use flowrl_dist::params::{Init, Layout, ParamSet, Spec, SpecList, StageParams, Trainable};
+use flowrl_dist::pipeline::Pipeline;
+use flowrl_dist::rng::{Purpose, Stream};
+
+const WIDTH: usize = 96;
+
+/// (x_t `[B, 2, 1, 1]`, t `[B]`) -> `[B, WIDTH]`.
+struct Stem {
+    specs: Vec<Spec>,
+    point: Linear,
+    time: TimeEmbedding,
+}
+
+impl Stage for Stem {
+    fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let point = self.point.forward(params, &inputs[0].flatten_from(1)?)?;
+        Ok(vec![(point + self.time.forward(params, &inputs[1])?)?])
+    }
+}
+
+/// `[B, WIDTH]` -> velocity `[B, 2, 1, 1]`.
+struct Trunk {
+    specs: Vec<Spec>,
+    hidden: [Linear; 2],
+    out: Linear,
+}
+
+impl Stage for Trunk {
+    fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut h = ops::silu(&inputs[0])?;
+        for layer in &self.hidden {
+            h = ops::silu(&layer.forward(params, &h)?)?;
+        }
+        Ok(vec![self.out.forward(params, &h)?.reshape(((), 2, 1, 1))?])
+    }
+}
+
+fn model() -> Model {
+    let mut stem = SpecList::new("stem.", None);
+    let mut trunk = SpecList::new("trunk.", None);
+    let stem = Stem {
+        point: Linear::scaled(&mut stem, "point", 2, WIDTH),
+        time: TimeEmbedding::new(&mut stem, "time", 16, WIDTH),
+        specs: stem.finish(),
+    };
+    let trunk = Trunk {
+        hidden: ["hidden.0", "hidden.1"].map(|name| Linear::scaled(&mut trunk, name, WIDTH, WIDTH)),
+        out: Linear::new(&mut trunk, "out", WIDTH, 2, Init::Zeros),
+        specs: trunk.finish(),
+    };
+    Model { stages: vec![Box::new(stem), Box::new(trunk)], latent: (2, 1, 1) }
+}
+
+pub fn layout(pipeline: &Pipeline) -> Layout {
+    Layout::new(&pipeline.model.specs(), Trainable::Full)
+}
+
+/// The base model, without conditioning.
+pub fn pretrained() -> Result<Pipeline> {
+    const STEPS: u64 = 2000;
+    const BATCH: usize = 256;
+    let model = model();
+    let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
+    let mut pipeline = Pipeline { model, base, base_digest: "ring".into(), device: Device::Cpu };
+    let layout = layout(&pipeline);
+    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &Solo)?;
+    let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
+    for step in 0..STEPS {
+        let policy = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
+        let stream = |index| Stream::new(SEED, Purpose::Pretrain, [step, 1, 0, index]);
+        let x0 = draw(step, BATCH)?;
+        let eps = Tensor::from_vec(stream(0).normals(2 * BATCH), x0.shape(), &Device::Cpu)?;
+        let t =
+            Tensor::from_vec((0..BATCH as u32).map(|i| stream(1).uniform(i) as f32).collect(), BATCH, &Device::Cpu)?;
+        let (v, tape) =
+            engine::forward(&pipeline.model, &policy, &interpolate(&x0, &eps, &t)?, &t, &[], Checkpointing(0))?;
+        let gradient = ((v - (eps - x0)?)? * (1.0 / BATCH as f64))?; // of sum (v - u)^2 / (2 BATCH)
+        let mut gradients = Gradients::zeros(&layout, state.padded_len(), &Device::Cpu)?;
+        engine::backward(&pipeline.model, &policy, tape, &gradient, &mut gradients)?;
+        let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
+        state.step(&gradients.finish(true)?, &config, lr, &Solo)?;
+    }
+    pipeline.base = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
+    Ok(pipeline)
+}
