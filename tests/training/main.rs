@@ -12,3 +12,4 @@ mod ranks;
 mod resume;
 mod rollouts;
 mod runs;
+mod saving;
