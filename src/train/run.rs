@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
             )));
         }
         let every = self.config.parallel.check_every;
-        if every > 0 && self.iteration % every == 0 {
+        if self.iteration.is_multiple_of(every) {
             self.trainer.check_replicas()?;
         }
         for (i, metrics) in updates.iter().enumerate() {

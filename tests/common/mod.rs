@@ -132,11 +132,26 @@ impl Job {
 
     /// Sends a signal to one rank of a run under mpirun.
     pub fn signal_rank(&self, name: &str, rank: usize) {
+        let ranks = self.processes_of(rank);
+        assert_eq!(ranks.len(), 1, "processes of rank {rank}: {ranks:?}");
+        send(name, &ranks[0]);
+    }
+
+    /// Whether a rank of a run under mpirun lives.
+    pub fn has_rank(&self, rank: usize) -> bool {
+        self.processes_of(rank).len() == 1
+    }
+
+    /// Whether what was started has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    fn processes_of(&self, rank: usize) -> Vec<String> {
         let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
         let mut ranks = processes(&self.token.0);
         ranks.retain(|pid| has_variable(&PathBuf::from("/proc").join(pid), &variable));
-        assert_eq!(ranks.len(), 1, "processes of rank {rank}: {ranks:?}");
-        send(name, &ranks[0]);
+        ranks
     }
 
     /// Waits for the end. After `timeout` the run is killed and the test fails with its output.

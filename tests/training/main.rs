@@ -13,3 +13,4 @@ mod resume;
 mod rollouts;
 mod runs;
 mod saving;
+mod stress;

@@ -86,6 +86,13 @@ impl Training {
         text.contains(&format!("{{\"update\":{update},"))
     }
 
+    /// The newest update whose metrics are written.
+    pub fn newest_logged(&self) -> u64 {
+        let text = std::fs::read_to_string(self.path("metrics.jsonl")).unwrap_or_default();
+        let update = |line: &str| serde_json::from_str::<Value>(line).ok()?["update"].as_u64();
+        text.lines().filter_map(update).max().unwrap_or(0)
+    }
+
     /// What the run has come to: its metrics and the newest checkpoint.
     pub fn record(&self) -> Record {
         let newest = checkpoint::newest(&self.path("checkpoints")).unwrap().unwrap();
