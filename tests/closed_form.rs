@@ -8,7 +8,9 @@
 mod mixture;
 
 use candle_core::{Device, Tensor, Var};
+use flowrl_dist::advantage::{AdvantageMap, Scores, group_advantages};
 use flowrl_dist::objective::{AdvantageConfig, Form, Frozen, Gamma, Method, MethodConfig, Objective, Point, Target};
+use flowrl_dist::rng::{Purpose, Stream};
 use mixture::{OLD, TILT, gaussian};
 
 type Result<T> = candle_core::Result<T>;
@@ -132,6 +134,50 @@ fn a_constant_advantage_changes_nothing() -> Result<()> {
             let got = minimiser(&objective, |_| 0.7, 0.5, x_t)?;
             assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
         }
+    }
+    // DiffusionNFT's constant that says nothing is r = 1/2.
+    for x_t in [-1.5, 0.0, 1.5] {
+        let got = minimiser(&diffusion_nft(0.1), |_| 0.0, 0.5, x_t)?;
+        assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "DiffusionNFT at {x_t}: {got}");
+    }
+    Ok(())
+}
+
+/// Groups of 24 in the place of the law's own normaliser bias FlowAWR's minimiser by O(1/K), as was computed apart from
+/// this program; where the tilt puts much mass, by far more than the error of these samples.
+#[test]
+fn groups_in_the_place_of_the_law_have_their_known_bias() -> flowrl_dist::Result<()> {
+    const K: usize = 24;
+    const GROUPS: usize = 20_000;
+    let x0: Vec<f64> = (0..K * GROUPS)
+        .map(|i| {
+            let stream = Stream::new(3, Purpose::Parameters, [i as u64, 0, 0, 0]);
+            let part = match stream.uniform(100) {
+                u if u < OLD.weight[0] => 0,
+                u if u < OLD.weight[0] + OLD.weight[1] => 1,
+                _ => 2,
+            };
+            OLD.mean[part] + OLD.variance[part].sqrt() * f64::from(stream.normals(1)[0])
+        })
+        .collect();
+    let groups: Vec<usize> = (0..x0.len()).map(|i| i / K).collect();
+    let rewards = [Scores { name: "x0".into(), weight: 1.0, scores: x0.iter().copied().map(Some).collect() }];
+    // a / temperature = k x0 + constant: the map's scale is the deviation of all rewards.
+    let (_, variance) = OLD.moments();
+    let map = AdvantageMap { temperature: 1.0 / (TILT * variance.sqrt()), ..AdvantageMap::FLOW_AWR_PAPER };
+    let advantages = group_advantages(&rewards, &groups, &map)?.values;
+    let (t, law) = (0.5, [1.270196, -0.951985, -3.022620]);
+    for ((x_t, expected), law) in [(-1.5, 1.2657), (0.0, -0.9514), (1.5, -2.8678)].into_iter().zip(law) {
+        let v_old = OLD.velocity(t, x_t);
+        let (mut sum, mut total) = (0.0, 0.0);
+        for (x0, a) in x0.iter().zip(&advantages) {
+            let weight = gaussian(x_t, (1.0 - t) * x0, t * t);
+            sum += weight * a * ((x_t - x0) / t - v_old);
+            total += weight;
+        }
+        let got = v_old + sum / total;
+        eprintln!("at {x_t}: {got:.4}, expected {expected}, with the law's normaliser {law}");
+        assert!((got - expected).abs() < 0.02, "at {x_t}: {got}, not {expected}");
     }
     Ok(())
 }
