@@ -49,7 +49,8 @@ pub struct Plan {
     pub state_bytes: usize,
     /// Bytes of the gradient sum on each rank.
     pub gradient_bytes: usize,
-    /// Bytes that a rank sends for an update: reduce-scatter of gradients and all-gather of parameters.
+    /// Bytes that a rank sends for an update: reduce-scatter of gradients, all-reduce of their norm, all-gather of
+    /// parameters.
     pub update_bytes: usize,
     /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
     pub old_policy_bytes: usize,
@@ -105,6 +106,7 @@ impl Plan {
         // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather.
         let gather = (ranks - 1) * shard * 4;
         let ring = 2 * gather;
+        let norm = 2 * (ranks - 1) * 8;
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
             ranks,
@@ -126,7 +128,7 @@ impl Plan {
             weight_bytes: 4 * (base + adapters + 2 * layout.total),
             state_bytes: 5 * 4 * shard,
             gradient_bytes: 4 * shard * ranks,
-            update_bytes: ring,
+            update_bytes: ring + norm,
             old_policy_bytes: gather,
             unaccumulated_bytes: ring * backward_passes.div_ceil(b.updates_per_iteration),
         })
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!((plan.images, plan.images_per_rank), (15, (3, 4)));
         assert_eq!(plan.points, [3 * 3 * 4, 3 * 2 * 4]);
         assert!(plan.shard * 4 >= plan.trainable && (plan.shard - 1) * 4 < plan.trainable);
-        assert_eq!(plan.update_bytes, 2 * 3 * plan.shard * 4);
+        assert_eq!(plan.update_bytes, 2 * 3 * plan.shard * 4 + 2 * 3 * 8);
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl Policies {
     pub fn digest(&self, layout: &Layout) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for set in [&self.policy, &self.old] {
-            let bytes: Vec<u8> = set.flatten(layout)?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
+            let bytes: Vec<u8> =
+                set.flatten(layout)?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
             hasher.update(&bytes);
         }
         Ok(hasher.finalize().to_hex().to_string())

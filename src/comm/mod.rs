@@ -4,6 +4,7 @@
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
 mod cores;
+mod counted;
 mod launcher;
 mod message;
 #[cfg(feature = "mpi")]

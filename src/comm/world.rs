@@ -1,8 +1,10 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::counted::Counted;
 use super::launcher::{self, Transport};
 use super::{Communicator, Solo, exchange, watch};
 use crate::error::{Error, Result};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,14 +42,21 @@ pub struct World {
     pub host: Rc<dyn Communicator>,
     place: Place,
     transport: String,
+    sent: Rc<Cell<u64>>,
 }
 
 impl World {
+    /// Two planes over one communicator.
+    fn new(comm: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
+        let sent = Rc::new(Cell::new(0));
+        let device = Rc::new(Counted::new(comm.clone(), sent.clone()));
+        Self { device, host: comm, place, transport, sent }
+    }
+
     /// One rank alone.
     pub fn solo() -> Self {
-        let comm = Rc::new(Solo);
         let place = Place { hostname: hostname(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-        Self { device: comm.clone(), host: comm, place, transport: "alone".into() }
+        Self::new(Rc::new(Solo), place, "alone".into())
     }
 
     /// The world that the launcher started this process in. Once in a process, because MPI starts once.
@@ -64,7 +73,7 @@ impl World {
             Transport::Mpi => {
                 let (comm, library) = join_mpi(deadline)?;
                 let place = place(&*comm, hostname(), launcher::local(&variables))?;
-                Ok(Self { device: comm.clone(), host: comm, place, transport: format!("over MPI ({library})") })
+                Ok(Self::new(comm, place, format!("over MPI ({library})")))
             }
         }
     }
@@ -73,7 +82,7 @@ impl World {
     pub(super) fn of_threads(comm: Rc<dyn Communicator>) -> Self {
         let (local_rank, ranks_on_host) = (comm.rank(), comm.world_size());
         let place = Place { hostname: hostname(), local_rank, ranks_on_host, hosts: 1 };
-        Self { device: comm.clone(), host: comm, place, transport: "as threads".into() }
+        Self::new(comm, place, "as threads".into())
     }
 
     /// This rank, `0..world_size`.
@@ -84,6 +93,11 @@ impl World {
     /// Number of ranks R.
     pub fn world_size(&self) -> usize {
         self.host.world_size()
+    }
+
+    /// Bytes that this rank has sent on the device plane, counted as the least that its collectives can do with.
+    pub fn sent(&self) -> u64 {
+        self.sent.get()
     }
 
     /// This rank among those of its host, `0..ranks_on_host`.

@@ -80,6 +80,7 @@ impl Trainer {
             let gradients = self.gradients(iteration, update, &rollouts, &mut metrics)?;
             // gradients -> shard -> AdamW -> parameters
             clock.start("optimizer");
+            let sent = self.world.sent();
             let lr = self.config.optim.lr;
             let report = match self.state.step(&gradients, &self.config.optim, lr, &*self.world.device) {
                 Err(Error::NotFinite(what)) if self.config.optim.not_finite == NotFinite::Skip => {
@@ -90,13 +91,16 @@ impl Trainer {
             };
             self.state.update_ema(self.config.ema.decay)?;
             self.policies.refresh_policy(&self.state, &self.world)?;
+            metrics.set("sent.update", (self.world.sent() - sent) as f64);
             metrics.set("grad_norm", report.norm);
             metrics.set("lr", lr);
             updates.push(metrics);
         }
         clock.start("old_policy");
+        let sent = self.world.sent();
         let eta = self.state.update_old(self.config.old_policy_decay())?;
         self.policies.refresh_old(&self.state, eta, &self.world)?;
+        shared.set("sent.old_policy", (self.world.sent() - sent) as f64);
         shared.set("old_policy.eta", eta);
         shared.set("skipped", self.skipped as f64);
         clock.report(&mut shared);

@@ -6,8 +6,8 @@ mod kill;
 mod ranks;
 
 use flowrl_dist::checkpoint::{
-    Found, Resume, Saver, Shard, TrainState, begin, clear_unfinished, commit, describe, digest, find, list, newest, open,
-    prune, set_best, write_shard,
+    Found, Resume, Saver, Shard, TrainState, begin, clear_unfinished, commit, describe, digest, find, list, newest,
+    open, prune, set_best, write_shard,
 };
 use flowrl_dist::comm::Solo;
 use ranks::{VECTORS, content, identity, owned, save, save_with, saved, state};

@@ -58,6 +58,16 @@ impl Training {
         command
     }
 
+    /// What `plan` says of it on `ranks` ranks.
+    pub fn plan(&self, ranks: usize) -> Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+        command.args(["plan", "--json", "--ranks", &ranks.to_string()]);
+        self.settings.iter().for_each(|setting| {
+            command.args(["--set", setting]);
+        });
+        serde_json::from_slice(&command.output().unwrap().stdout).unwrap()
+    }
+
     /// Runs on `ranks` ranks until update `updates`.
     pub fn run(&self, ranks: usize, updates: u64) -> Output {
         Job::start(&mut self.command(ranks, updates)).finish(TIMEOUT).success()

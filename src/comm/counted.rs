@@ -1,0 +1,87 @@
+//! What a rank sends.
+
+use super::{Communicator, ReduceOp};
+use crate::error::Result;
+use candle_core::Tensor;
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// A communicator that counts the bytes this rank sends in its collectives, by the ring algorithms, which are the least
+/// possible: `(R - 1) S` elements for an all-gather or a reduce-scatter of shards of S, twice that, with
+/// `S = ceil(N / R)`, for an all-reduce of N, and N for a broadcast. Transports may send more.
+pub(super) struct Counted {
+    inner: Rc<dyn Communicator>,
+    bytes: Rc<Cell<u64>>,
+}
+
+impl Counted {
+    pub fn new(inner: Rc<dyn Communicator>, bytes: Rc<Cell<u64>>) -> Self {
+        Self { inner, bytes }
+    }
+
+    fn count(&self, elements: usize, tensor: &Tensor) {
+        let bytes = (elements * tensor.dtype().size_in_bytes()) as u64;
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    fn peers(&self) -> usize {
+        self.world_size() - 1
+    }
+}
+
+impl Communicator for Counted {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+    fn world_size(&self) -> usize {
+        self.inner.world_size()
+    }
+    fn barrier(&self) -> Result<()> {
+        self.inner.barrier()
+    }
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+        self.count(tensor.elem_count() * usize::from(self.peers() > 0), tensor);
+        self.inner.broadcast(tensor, root)
+    }
+    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        self.count(2 * self.peers() * tensor.elem_count().div_ceil(self.world_size()), tensor);
+        self.inner.all_reduce(tensor, op)
+    }
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.count(self.peers() * tensor.elem_count(), tensor);
+        self.inner.all_gather(tensor)
+    }
+    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        self.count(self.peers() * (tensor.elem_count() / self.world_size()), tensor);
+        self.inner.reduce_scatter(tensor, op)
+    }
+    fn abort(&self, code: i32) -> ! {
+        self.inner.abort(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::comm::{ReduceOp, ThreadGroup};
+    use candle_core::{DType, Device, Tensor};
+
+    #[test]
+    fn bytes_are_those_of_the_ring_algorithms() {
+        let sent = ThreadGroup::run(4, |world| {
+            let mut all = vec![world.sent()];
+            let (six, eight) =
+                (Tensor::zeros(6, DType::F32, &Device::Cpu)?, Tensor::zeros(8, DType::BF16, &Device::Cpu)?);
+            world.device.all_gather(&six)?;
+            all.push(world.sent());
+            world.device.reduce_scatter(&eight, ReduceOp::Sum)?;
+            all.push(world.sent());
+            world.device.all_reduce(&six, ReduceOp::Sum)?;
+            all.push(world.sent());
+            world.host.all_gather(&six)?;
+            all.push(world.sent());
+            Ok(all)
+        });
+        let expected = [0, 3 * 6 * 4, 72 + 3 * 2 * 2, 84 + 2 * 3 * 2 * 4, 132];
+        sent.expect("four ranks").into_iter().for_each(|sent| assert_eq!(sent, expected));
+    }
+}
