@@ -1,0 +1,78 @@
+//! Bandwidth of saving and loading beside `dd` on the same disk: `cargo bench --bench checkpoint -- FOLDER MIB`
+//! (default: the current folder, 512 MiB of state).
+//!
+//! In turns, so that a change of the disk's mood meets both; the medians and their ratio are printed, nothing is asserted.
+
+use flowrl_dist::checkpoint::{self, Identity, Saver, Shard, TrainState};
+use flowrl_dist::comm::Solo;
+use flowrl_dist::error::Result;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+const REPETITIONS: usize = 5;
+const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
+
+fn seconds(work: impl FnOnce() -> Result<()>) -> f64 {
+    let since = Instant::now();
+    work().expect("the measured work");
+    since.elapsed().as_secs_f64()
+}
+
+fn dd(arguments: &[String]) -> Result<()> {
+    let output = Command::new("dd").args(arguments).output().expect("dd");
+    assert!(output.status.success(), "dd {arguments:?}");
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let folder = arguments.first().map_or(".", String::as_str);
+    let mib: usize = arguments.get(1).map_or(512, |mib| mib.parse().expect("a number of MiB"));
+    let total = mib * (1 << 20) / 4 / VECTORS.len();
+    let values: Vec<f32> = (0..total).map(|i| (i as f32).sin()).collect();
+    let shard = Shard { range: 0..total, vectors: VECTORS.map(|name| (name.to_owned(), values.clone())).into() };
+    let identity = Identity {
+        config_digest: String::new(),
+        base_digest: String::new(),
+        layout_digest: String::new(),
+        total,
+        seed: 0,
+    };
+    let place = tempfile::tempdir_in(folder).map_err(flowrl_dist::Error::io(folder))?;
+    let root = place.path().join("checkpoints");
+    let file = place.path().join("dd");
+    let (mut save, mut stall, mut write, mut load, mut read) = (vec![], vec![], vec![], vec![], vec![]);
+    for repetition in 0..REPETITIONS as u64 {
+        let state = TrainState { update: repetition, iteration: repetition, extra: serde_json::Value::Null };
+        let mut saver = Saver::new(&root, identity.clone(), repetition);
+        let copy = shard.clone();
+        let since = Instant::now();
+        saver.begin(&state, copy, &Solo)?;
+        stall.push(since.elapsed().as_secs_f64());
+        saver.finish(&Solo)?;
+        save.push(since.elapsed().as_secs_f64());
+        let out = format!("of={}", file.display());
+        let count = format!("count={mib}");
+        write.push(seconds(|| dd(&["if=/dev/zero".into(), out, "bs=1M".into(), count, "conv=fsync".into()])));
+        let newest = checkpoint::newest(&root)?.expect("a checkpoint").path;
+        load.push(seconds(|| checkpoint::open(&newest)?.read(0..total).map(drop)));
+        read.push(seconds(|| dd(&[format!("if={}", file.display()), "of=/dev/null".into(), "bs=1M".into()])));
+        checkpoint::prune(Path::new(&root), 1, None)?;
+    }
+    let rate = |seconds: Vec<f64>| mib as f64 / median(seconds);
+    let (save, write, load, read) = (rate(save), rate(write), rate(load), rate(read));
+    eprintln!("{mib} MiB, medians of {REPETITIONS}");
+    eprintln!("save  {save:7.0} MiB/s   dd with fsync  {write:7.0} MiB/s   ratio {:.2}", save / write);
+    eprintln!(
+        "load  {load:7.0} MiB/s   dd             {read:7.0} MiB/s   ratio {:.2} (both from the page cache)",
+        load / read
+    );
+    eprintln!("training waits {:.1} ms for a save to begin", 1e3 * median(stall));
+    Ok(())
+}
