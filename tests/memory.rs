@@ -1,11 +1,10 @@
 //! What block-wise gradients save: peak heap above the weights, beside one graph of the whole model.
 
-use candle_core::{DType, Device, Tensor};
+mod blocks;
+
+use blocks::{block_wise, inputs, monolithic, trained};
 use flowrl_dist::Result;
-use flowrl_dist::engine::{self, Checkpointing, Gradients};
-use flowrl_dist::model::{Model, glyphs};
-use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
-use flowrl_dist::rng::{Purpose, Stream};
+use flowrl_dist::params::Trainable;
 use std::alloc::{GlobalAlloc, Layout as Size, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -42,73 +41,11 @@ fn peak(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     Ok((PEAK.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 20))
 }
 
-/// 12 blocks, 384 wide, 256 image tokens and 7 of the condition.
-fn model(lora: Option<&LoraConfig>) -> Model {
-    let config = glyphs::Config {
-        width: 384,
-        heads: 6,
-        depth: 12,
-        patch: 6,
-        picture: (96, 96),
-        characters: 5,
-        alphabet: 37,
-        colours: 8,
-    };
-    glyphs::model(&config, lora)
-}
-
-const BATCH: usize = 4;
-
-struct Inputs {
-    x: Tensor,
-    t: Tensor,
-    conditioning: Vec<Tensor>,
-}
-
-fn inputs() -> Result<Inputs> {
-    let device = &Device::Cpu;
-    let normals = Stream::new(1, Purpose::Pretrain, [0; 4]).normals(BATCH * 3 * 96 * 96);
-    Ok(Inputs {
-        x: Tensor::from_vec(normals, (BATCH, 3, 96, 96), device)?,
-        t: Tensor::new(&[0.2f32, 0.4, 0.6, 0.8], device)?,
-        conditioning: vec![
-            Tensor::ones((BATCH, 5), DType::U32, device)?,
-            Tensor::ones((BATCH, 2), DType::U32, device)?,
-        ],
-    })
-}
-
-/// The whole model as one graph, as candle would have it.
-fn monolithic(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<()> {
-    let mut io = vec![inputs.x.clone(), inputs.t.clone()];
-    io.extend(inputs.conditioning.iter().cloned());
-    for (index, stage) in model.stages.iter().enumerate() {
-        io = stage.forward(params.stage(index), &io)?;
-    }
-    let gradients = (&io[0] * &inputs.x)?.sum_all()?.backward()?;
-    drop(gradients);
-    Ok(())
-}
-
-fn block_wise(model: &Model, params: &ParamSet, layout: &Layout, inputs: &Inputs, each: usize) -> Result<()> {
-    let Inputs { x, t, conditioning } = inputs;
-    let (_, tape) = engine::forward(model, params, x, t, conditioning, Checkpointing(each))?;
-    let mut gradients = Gradients::zeros(layout, layout.total, &Device::Cpu)?;
-    engine::backward(model, params, tape, x, &mut gradients)?;
-    drop(gradients.finish(false)?);
-    Ok(())
-}
-
 #[test]
 fn block_wise_gradients_take_a_quarter_of_the_memory() -> Result<()> {
     let inputs = inputs()?;
-    for (trainable, lora) in [(Trainable::Full, None), (Trainable::Lora, Some(LoraConfig::default()))] {
-        let model = model(lora.as_ref());
-        let specs = model.specs();
-        let layout = Layout::new(&specs, trainable);
-        let set = ParamSet::init(&specs, 1, &Device::Cpu)?;
-        let params = set.with_flat(&layout, &set.flatten(&layout)?)?;
-        drop(set);
+    for trainable in [Trainable::Full, Trainable::Lora] {
+        let (model, layout, params) = trained(trainable)?;
         let whole = peak(|| monolithic(&model, &params, &inputs))?;
         let [none, second, each] = [0, 2, 1].map(|n| peak(|| block_wise(&model, &params, &layout, &inputs, n)));
         let (none, second, each) = (none?, second?, each?);

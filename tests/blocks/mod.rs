@@ -1,0 +1,77 @@
+//! The model that the engine is measured on, as one graph and block by block.
+
+use candle_core::{DType, Device, Tensor};
+use flowrl_dist::Result;
+use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::model::{Model, glyphs};
+use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
+use flowrl_dist::rng::{Purpose, Stream};
+
+/// 12 blocks, 384 wide, 256 image tokens and 7 of the condition.
+pub fn model(lora: Option<&LoraConfig>) -> Model {
+    let config = glyphs::Config {
+        width: 384,
+        heads: 6,
+        depth: 12,
+        patch: 6,
+        picture: (96, 96),
+        characters: 5,
+        alphabet: 37,
+        colours: 8,
+    };
+    glyphs::model(&config, lora)
+}
+
+/// Samples of a micro-batch.
+pub const BATCH: usize = 4;
+
+pub struct Inputs {
+    x: Tensor,
+    t: Tensor,
+    conditioning: Vec<Tensor>,
+}
+
+pub fn inputs() -> Result<Inputs> {
+    let device = &Device::Cpu;
+    let normals = Stream::new(1, Purpose::Pretrain, [0; 4]).normals(BATCH * 3 * 96 * 96);
+    Ok(Inputs {
+        x: Tensor::from_vec(normals, (BATCH, 3, 96, 96), device)?,
+        t: Tensor::new(&[0.2f32, 0.4, 0.6, 0.8], device)?,
+        conditioning: vec![
+            Tensor::ones((BATCH, 5), DType::U32, device)?,
+            Tensor::ones((BATCH, 2), DType::U32, device)?,
+        ],
+    })
+}
+
+/// The whole model as one graph, as candle would have it.
+pub fn monolithic(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<()> {
+    let mut io = vec![inputs.x.clone(), inputs.t.clone()];
+    io.extend(inputs.conditioning.iter().cloned());
+    for (index, stage) in model.stages.iter().enumerate() {
+        io = stage.forward(params.stage(index), &io)?;
+    }
+    let gradients = (&io[0] * &inputs.x)?.sum_all()?.backward()?;
+    drop(gradients);
+    Ok(())
+}
+
+pub fn block_wise(model: &Model, params: &ParamSet, layout: &Layout, inputs: &Inputs, each: usize) -> Result<()> {
+    let Inputs { x, t, conditioning } = inputs;
+    let (_, tape) = engine::forward(model, params, x, t, conditioning, Checkpointing(each))?;
+    let mut gradients = Gradients::zeros(layout, layout.total, &Device::Cpu)?;
+    engine::backward(model, params, tape, x, &mut gradients)?;
+    drop(gradients.finish(false)?);
+    Ok(())
+}
+
+/// The model with what of it is trained, and random parameters.
+pub fn trained(trainable: Trainable) -> Result<(Model, Layout, ParamSet)> {
+    let lora = (trainable == Trainable::Lora).then(LoraConfig::default);
+    let model = model(lora.as_ref());
+    let specs = model.specs();
+    let layout = Layout::new(&specs, trainable);
+    let set = ParamSet::init(&specs, 1, &Device::Cpu)?;
+    let params = set.with_flat(&layout, &set.flatten(&layout)?)?;
+    Ok((model, layout, params))
+}
