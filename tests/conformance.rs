@@ -11,6 +11,10 @@ fn solo_conforms() {
 #[test]
 fn threads_conform() {
     for ranks in [1, 2, 3, 4] {
-        ThreadGroup::run(ranks, |world| conformance(&*world.host)).unwrap();
+        ThreadGroup::run(ranks, |world| {
+            conformance(&*world.host)?;
+            conformance(&*world.device)
+        })
+        .unwrap();
     }
 }

@@ -7,7 +7,7 @@ mod common;
 use common::{ROLE, workers};
 use flowrl_dist::Result;
 use flowrl_dist::comm::testing::conformance;
-use flowrl_dist::comm::{Backend, Mpi, World};
+use flowrl_dist::comm::{Backend, MpiSession, World};
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -37,7 +37,7 @@ fn whole() -> Result<()> {
 
 /// With limits on the elements of a call far below the lengths of the suite.
 fn chunked() -> Result<()> {
-    let comm = Mpi::init(DEADLINE)?;
+    let (_session, comm) = MpiSession::begin(DEADLINE)?;
     for elements in [1, 5, 8, 1000] {
         conformance(&comm.with_chunk(elements))?;
     }

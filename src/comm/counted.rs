@@ -1,6 +1,6 @@
 //! What a rank sends.
 
-use super::{Communicator, ReduceOp};
+use super::{Call, Communicator, Pending};
 use crate::error::Result;
 use candle_core::Tensor;
 use std::cell::Cell;
@@ -19,13 +19,16 @@ impl Counted {
         Self { inner, bytes }
     }
 
-    fn count(&self, elements: usize, tensor: &Tensor) {
-        let bytes = (elements * tensor.dtype().size_in_bytes()) as u64;
-        self.bytes.set(self.bytes.get() + bytes);
-    }
-
-    fn peers(&self) -> usize {
-        self.world_size() - 1
+    fn count(&self, call: Call, tensor: &Tensor) {
+        let (peers, elements) = (self.world_size() - 1, tensor.elem_count());
+        let sent = match call {
+            Call::Barrier => 0,
+            Call::Broadcast { .. } => elements * peers.min(1),
+            Call::AllReduce(_) => 2 * peers * elements.div_ceil(peers + 1),
+            Call::AllGather => peers * elements,
+            Call::ReduceScatter(_) => peers * (elements / (peers + 1)),
+        };
+        self.bytes.set(self.bytes.get() + (sent * tensor.dtype().size_in_bytes()) as u64);
     }
 }
 
@@ -36,24 +39,13 @@ impl Communicator for Counted {
     fn world_size(&self) -> usize {
         self.inner.world_size()
     }
-    fn barrier(&self) -> Result<()> {
-        self.inner.barrier()
+    fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor> {
+        self.count(call, tensor);
+        self.inner.call(call, tensor)
     }
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
-        self.count(tensor.elem_count() * usize::from(self.peers() > 0), tensor);
-        self.inner.broadcast(tensor, root)
-    }
-    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
-        self.count(2 * self.peers() * tensor.elem_count().div_ceil(self.world_size()), tensor);
-        self.inner.all_reduce(tensor, op)
-    }
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        self.count(self.peers() * tensor.elem_count(), tensor);
-        self.inner.all_gather(tensor)
-    }
-    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
-        self.count(self.peers() * (tensor.elem_count() / self.world_size()), tensor);
-        self.inner.reduce_scatter(tensor, op)
+    fn begin(&self, call: Call, tensor: &Tensor) -> Result<Pending> {
+        self.count(call, tensor);
+        self.inner.begin(call, tensor)
     }
     fn abort(&self, code: i32) -> ! {
         self.inner.abort(code)

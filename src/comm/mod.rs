@@ -3,6 +3,8 @@
 //! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
+mod background;
+mod call;
 mod cores;
 mod counted;
 mod launcher;
@@ -17,17 +19,18 @@ mod transport;
 mod watch;
 mod world;
 
+pub use self::call::{Call, Pending};
 pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::exchange;
 #[cfg(feature = "mpi")]
-pub use self::mpi::Mpi;
+pub use self::mpi::{Mpi, Session as MpiSession};
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;
 pub use self::world::{Backend, Place, World};
 
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 /// This rank by the launcher's word, before any transport is there; 0 where it tells nothing.
 pub fn launched_rank() -> usize {
@@ -59,16 +62,34 @@ pub trait Communicator {
     fn rank(&self) -> usize;
     /// Number of ranks R.
     fn world_size(&self) -> usize;
-    /// Returns when every rank has called it.
-    fn barrier(&self) -> Result<()>;
-    /// The tensor of rank `root`, `[S]` on every rank (the others pass one of the same length and type).
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor>;
-    /// Elementwise over ranks, `[S] -> [S]`.
-    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor>;
-    /// All ranks' tensors one after the other, `[S] -> [R*S]`.
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor>;
-    /// This rank's part of the elementwise reduction, `[R*S] -> [S]`.
-    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor>;
+    /// The result of a collective call.
+    fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor>;
     /// Ends all ranks at once, the process with `code`.
     fn abort(&self, code: i32) -> !;
+
+    /// Begins a call, whose result is waited for later; the tensor may change meanwhile. Calls end in the order of their
+    /// beginning. Where a communicator cannot work beside its caller, the call has ended when this returns.
+    fn begin(&self, call: Call, tensor: &Tensor) -> Result<Pending> {
+        Ok(Pending::ready(self.call(call, tensor)?))
+    }
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<()> {
+        self.call(Call::Barrier, &Tensor::zeros(0, DType::U8, &Device::Cpu)?).map(drop)
+    }
+    /// The tensor of rank `root`, `[S]` on every rank (the others pass one of the same length and type).
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+        self.call(Call::Broadcast { root }, tensor)
+    }
+    /// Elementwise over ranks, `[S] -> [S]`.
+    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        self.call(Call::AllReduce(op), tensor)
+    }
+    /// All ranks' tensors one after the other, `[S] -> [R*S]`.
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        self.call(Call::AllGather, tensor)
+    }
+    /// This rank's part of the elementwise reduction, `[R*S] -> [S]`.
+    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        self.call(Call::ReduceScatter(op), tensor)
+    }
 }

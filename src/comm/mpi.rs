@@ -2,7 +2,8 @@
 //!
 //! Errors inside MPI end the job (its default handler): the safe wrappers give no return codes to look at.
 
-use super::transport::{Call, Element, Transport};
+use super::Call;
+use super::transport::{Element, Transport};
 use super::{ReduceOp, watch};
 use crate::error::{Error, Result};
 use ::mpi::collective::SystemOperation;
@@ -10,7 +11,6 @@ use ::mpi::environment::{self, Universe};
 use ::mpi::topology::SimpleCommunicator;
 use ::mpi::traits::{Communicator as _, CommunicatorCollectives as _, Root as _};
 use ::mpi::{Threading, ffi};
-use std::rc::Rc;
 use std::time::Duration;
 
 /// Elements of one MPI call: counts are i32 and some libraries count bytes in them as well.
@@ -19,23 +19,26 @@ const CHUNK: usize = 1 << 26;
 /// MPI_Abort is given this long before the process ends itself.
 const ABORT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The communicator of a run that a launcher of MPI started.
+/// A communicator of a run that a launcher of MPI started.
 pub struct Mpi {
-    session: Rc<Session>,
+    world: SimpleCommunicator,
     chunk: usize,
 }
 
-/// MPI from its initialisation to its end.
-struct Session {
-    world: SimpleCommunicator,
+/// MPI from its initialisation to its end, which must come after that of its communicators.
+pub struct Session {
     universe: Option<Universe>,
 }
 
-impl Mpi {
+// SAFETY: a communicator is a handle that any thread may use, because MPI was asked for MPI_THREAD_MULTIPLE; the session,
+// which only the thread that began it may end, is not part of it.
+unsafe impl Send for Mpi {}
+
+impl Session {
     /// Initialises MPI, once in a process. From then on a panic on any thread of any rank ends the whole job (exit
     /// code 101), and so does a collective that lasts longer than `deadline` (exit code 75); the end of MPI, when the
-    /// last handle is dropped, counts as a collective.
-    pub fn init(deadline: Duration) -> Result<Self> {
+    /// session is dropped, counts as a collective.
+    pub fn begin(deadline: Duration) -> Result<(Self, Mpi)> {
         let host = gethostname::gethostname().to_string_lossy().into_owned();
         watch::name_self(None, &host);
         watch::arm(deadline, abort)?;
@@ -46,12 +49,20 @@ impl Mpi {
         drop(starting);
         let world = universe.world();
         watch::name_self(Some(world.rank() as usize), &host);
-        Ok(Self { session: Rc::new(Session { world, universe: Some(universe) }), chunk: CHUNK })
+        Ok((Self { universe: Some(universe) }, Mpi { world, chunk: CHUNK }))
+    }
+}
+
+impl Mpi {
+    /// The same ranks again, for another thread: collectives of the two do not meet. Collective.
+    pub fn duplicate(&self) -> Self {
+        let _waiting = watch::collective("duplicate");
+        Self { world: self.world.duplicate(), chunk: self.chunk }
     }
 
-    /// The same ranks with at most `elements` in one MPI call.
+    /// The same ranks again with at most `elements` in one MPI call.
     pub fn with_chunk(&self, elements: usize) -> Self {
-        Self { session: self.session.clone(), chunk: elements.max(1) }
+        Self { chunk: elements.max(1), ..self.duplicate() }
     }
 
     /// Name and version of the library: "Open MPI 4.1.4".
@@ -61,7 +72,7 @@ impl Mpi {
 
     /// `[S]` of every rank to `[R*S]`.
     fn gather<T: Element>(&self, send: &[T]) -> Vec<T> {
-        let (world, ranks, length) = (&self.session.world, self.world_size(), send.len());
+        let (world, ranks, length) = (&self.world, self.world_size(), send.len());
         let mut all = vec![T::default(); ranks * length];
         let width = (self.chunk / ranks).max(1);
         if length <= width {
@@ -82,7 +93,7 @@ impl Mpi {
 
     /// `[R*S]` of every rank to this rank's `[S]` of their reduction.
     fn scatter<T: Element>(&self, send: &[T], op: SystemOperation) -> Vec<T> {
-        let (world, ranks, length) = (&self.session.world, self.world_size(), send.len() / self.world_size());
+        let (world, ranks, length) = (&self.world, self.world_size(), send.len() / self.world_size());
         let mut mine = vec![T::default(); length];
         let width = (self.chunk / ranks).max(1);
         if length <= width {
@@ -104,20 +115,20 @@ impl Mpi {
 
 impl Transport for Mpi {
     fn rank(&self) -> usize {
-        self.session.world.rank() as usize
+        self.world.rank() as usize
     }
 
     fn world_size(&self) -> usize {
-        self.session.world.size() as usize
+        self.world.size() as usize
     }
 
-    fn call<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>> {
+    fn collective<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>> {
         if send.is_empty() && call != Call::Barrier {
             // Nothing to say, on every rank alike; Open MPI refuses the two empty vectors' equal addresses.
             return Ok(Vec::new());
         }
         let _waiting = watch::collective(call.name());
-        let world = &self.session.world;
+        let world = &self.world;
         let result = match call {
             Call::Barrier => {
                 world.barrier();
@@ -165,7 +176,7 @@ fn operation(op: ReduceOp) -> SystemOperation {
 }
 
 /// Ends all ranks. May be called on any thread at any time.
-fn abort(code: i32) -> ! {
+pub(super) fn abort(code: i32) -> ! {
     if environment::is_initialized() && !environment::is_finalized() {
         // A net for the case that MPI itself is what hangs; without the thread MPI_Abort still has its chance.
         let _ = std::thread::Builder::new().spawn(move || {

@@ -1,6 +1,6 @@
 //! The one suite that every communicator passes, whatever it is made of: run by the tests of each transport.
 
-use super::{Communicator, ReduceOp, exchange};
+use super::{Call, Communicator, ReduceOp, exchange};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use half::bf16;
@@ -29,6 +29,7 @@ pub fn conformance(comm: &dyn Communicator) -> Result<()> {
     same_bits(comm)?;
     not_a_number(comm)?;
     results_are_owned(comm)?;
+    begun(comm)?;
     messages(comm)?;
     mistakes(comm)?;
     comm.barrier()
@@ -123,6 +124,27 @@ fn results_are_owned(comm: &dyn Communicator) -> Result<()> {
     }
     let part = tensor(values(0, 0..20), DType::F32)?.narrow(0, 3, 9)?;
     expect("broadcast of a part", &comm.broadcast(&part, 0)?, DType::F32, values(0, 3..12))
+}
+
+/// Calls that are begun keep their order and their results, however late and in whatever order these are waited for, and
+/// whatever becomes of their tensors.
+fn begun(comm: &dyn Communicator) -> Result<()> {
+    let (rank, ranks) = (comm.rank(), comm.world_size());
+    let variable = candle_core::Var::from_tensor(&tensor(values(rank, 0..ranks * 5), DType::F32)?)?;
+    let scattered = comm.begin(Call::ReduceScatter(ReduceOp::Sum), &variable)?;
+    let gathered = comm.begin(Call::AllGather, &variable)?;
+    variable.set(&Tensor::zeros(ranks * 5, DType::F32, &Device::Cpu)?)?;
+    comm.barrier()?;
+    let zeros = comm.begin(Call::AllReduce(ReduceOp::Max), &variable)?;
+    expect("all_reduce begun", &zeros.wait()?, DType::F32, vec![0.0; ranks * 5])?;
+    let all = (0..ranks).flat_map(|rank| values(rank, 0..ranks * 5)).collect();
+    expect("all_gather begun", &gathered.wait()?, DType::F32, all)?;
+    let factor = (1..=ranks).sum::<usize>() as f64;
+    let mine = values(0, rank * 5..(rank + 1) * 5).into_iter().map(|v| v * factor).collect();
+    expect("reduce_scatter begun", &scattered.wait()?, DType::F32, mine)?;
+    // One that nobody waits for does not hold up the others.
+    drop(comm.begin(Call::AllGather, &variable)?);
+    comm.barrier()
 }
 
 /// Messages of different lengths.

@@ -1,6 +1,8 @@
 //! Ranks as threads of one process: for tests.
 
-use super::transport::{Call, Element, Transport};
+use super::Call;
+use super::background::Background;
+use super::transport::{Element, Transport};
 use super::world::World;
 use crate::error::{Error, Result};
 use std::any::Any;
@@ -20,14 +22,14 @@ impl ThreadGroup {
     /// Where a rank fails, ends or panics, the collectives of the others end in [`Error::Peer`]; a panic goes on in the
     /// caller, and of several errors the one that is no consequence of another is returned.
     pub fn run<T: Send>(ranks: usize, body: impl Fn(World) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let shared = Arc::new(Shared::new(ranks));
+        let planes = [Arc::new(Shared::new(ranks)), Arc::new(Shared::new(ranks))];
         let outcomes = std::thread::scope(|scope| {
             let start = |rank| {
-                let (shared, body) = (shared.clone(), &body);
+                let ([device, host], body) = (planes.clone().map(|shared| Thread { rank, shared }), &body);
                 scope.spawn(move || {
-                    let thread = Thread { rank, shared };
-                    let _leaving = Leaving(thread.clone());
-                    body(World::of_threads(Rc::new(thread)))
+                    let _leaving = [Leaving(device.clone()), Leaving(host.clone())];
+                    let device = Background::new(Box::new(device), give_up)?;
+                    body(World::of_threads(Rc::new(device), Rc::new(host)))
                 })
             };
             let handles = (0..ranks).map(start).collect::<Vec<_>>();
@@ -45,6 +47,11 @@ impl ThreadGroup {
         }
         consequence.map_or(Ok(values), Err)
     }
+}
+
+/// Ends the thread of the caller, as [`Transport::abort`] of a thread does.
+fn give_up(code: i32) -> ! {
+    panic!("a rank aborts with code {code}")
 }
 
 /// One rank's end of the group.
@@ -131,7 +138,7 @@ impl Transport for Thread {
         self.shared.lock().slots.len()
     }
 
-    fn call<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>> {
+    fn collective<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>> {
         let slots = self.shared.swap(self.rank, call, send)?;
         let slices = slots
             .iter()

@@ -1,62 +1,11 @@
 //! What the transports through host memory share: tensors become slices, and the results tensors again.
 
-use super::{Communicator, ReduceOp};
+use super::{Call, Communicator, ReduceOp};
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Storage, Tensor, WithDType};
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
-
-/// One collective call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Call {
-    Barrier,
-    Broadcast { root: usize },
-    AllReduce(ReduceOp),
-    AllGather,
-    ReduceScatter(ReduceOp),
-}
-
-impl Call {
-    /// The name in messages.
-    pub fn name(self) -> &'static str {
-        match self {
-            Call::Barrier => "barrier",
-            Call::Broadcast { .. } => "broadcast",
-            Call::AllReduce(_) => "all_reduce",
-            Call::AllGather => "all_gather",
-            Call::ReduceScatter(_) => "reduce_scatter",
-        }
-    }
-
-    /// How values are joined, where they are.
-    fn op(self) -> Option<ReduceOp> {
-        match self {
-            Call::AllReduce(op) | Call::ReduceScatter(op) => Some(op),
-            Call::Barrier | Call::Broadcast { .. } | Call::AllGather => None,
-        }
-    }
-
-    /// Refuses what would end differently on different transports: a bug of the caller.
-    pub fn check(self, tensor: &Tensor, world_size: usize) -> Result<()> {
-        let failed = |what: String| Err(Error::Failed(format!("{}: {what}", self.name())));
-        if tensor.dims().len() != 1 {
-            return failed(format!("the tensor must have one dimension, not {:?}", tensor.dims()));
-        }
-        if !matches!(tensor.dtype(), DType::F32 | DType::BF16 | DType::F64 | DType::U32 | DType::U8) {
-            return failed(format!("the tensor must be of f32, bf16, f64, u32 or u8, not {}", tensor.dtype().as_str()));
-        }
-        match self {
-            Call::Broadcast { root } if root >= world_size => {
-                failed(format!("root is rank {root}, but there are {world_size} ranks"))
-            }
-            Call::ReduceScatter(_) if !tensor.elem_count().is_multiple_of(world_size) => {
-                failed(format!("length {} is not a multiple of {world_size} ranks", tensor.elem_count()))
-            }
-            _ => Ok(()),
-        }
-    }
-}
 
 /// What a transport needs to know of a type: the MPI library must know it too, where there is one.
 #[cfg(feature = "mpi")]
@@ -97,7 +46,7 @@ pub(super) trait Transport {
     /// Number of ranks.
     fn world_size(&self) -> usize;
     /// The collective's result; `send` has the same length on every rank.
-    fn call<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>>;
+    fn collective<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>>;
     /// Ends all ranks.
     fn abort(&self, code: i32) -> !;
 }
@@ -109,20 +58,8 @@ impl<C: Transport> Communicator for C {
     fn world_size(&self) -> usize {
         Transport::world_size(self)
     }
-    fn barrier(&self) -> Result<()> {
-        self.call::<u8>(Call::Barrier, &[]).map(|_| ())
-    }
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
-        run(self, Call::Broadcast { root }, tensor)
-    }
-    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
-        run(self, Call::AllReduce(op), tensor)
-    }
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        run(self, Call::AllGather, tensor)
-    }
-    fn reduce_scatter(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
-        run(self, Call::ReduceScatter(op), tensor)
+    fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor> {
+        run(self, call, tensor)
     }
     fn abort(&self, code: i32) -> ! {
         Transport::abort(self, code)
@@ -137,22 +74,22 @@ fn run<C: Transport>(comm: &C, call: Call, tensor: &Tensor) -> Result<Tensor> {
         // Reduced in f32 and rounded once.
         (DType::BF16, Some(_)) => run(comm, call, &host.to_dtype(DType::F32)?)?.to_dtype(DType::BF16)?,
         (DType::BF16, None) => on_slice(&host, |values: &[bf16]| {
-            Ok(comm.call(call, values.reinterpret_cast())?.reinterpret_into::<bf16>())
+            Ok(comm.collective(call, values.reinterpret_cast())?.reinterpret_into::<bf16>())
         })?,
         // MPI's maximum of a NaN and a number depends on their order, so ranks could disagree on a step that only some
         // of them see fail: integer keys have one order, with NaN on top.
         (DType::F32, Some(ReduceOp::Max)) => on_slice(&host, |values: &[f32]| {
             let keys = values.iter().map(|&v| key32(v)).collect::<Vec<_>>();
-            Ok(comm.call(call, &keys)?.into_iter().map(value32).collect())
+            Ok(comm.collective(call, &keys)?.into_iter().map(value32).collect())
         })?,
         (DType::F64, Some(ReduceOp::Max)) => on_slice(&host, |values: &[f64]| {
             let keys = values.iter().map(|&v| key64(v)).collect::<Vec<_>>();
-            Ok(comm.call(call, &keys)?.into_iter().map(value64).collect())
+            Ok(comm.collective(call, &keys)?.into_iter().map(value64).collect())
         })?,
-        (DType::F32, _) => on_slice(&host, |values: &[f32]| comm.call(call, values))?,
-        (DType::F64, _) => on_slice(&host, |values: &[f64]| comm.call(call, values))?,
-        (DType::U32, _) => on_slice(&host, |values: &[u32]| comm.call(call, values))?,
-        (DType::U8, _) => on_slice(&host, |values: &[u8]| comm.call(call, values))?,
+        (DType::F32, _) => on_slice(&host, |values: &[f32]| comm.collective(call, values))?,
+        (DType::F64, _) => on_slice(&host, |values: &[f64]| comm.collective(call, values))?,
+        (DType::U32, _) => on_slice(&host, |values: &[u32]| comm.collective(call, values))?,
+        (DType::U8, _) => on_slice(&host, |values: &[u8]| comm.collective(call, values))?,
         (other, _) => return Err(Error::Failed(format!("{}: no way to send {}", call.name(), other.as_str()))),
     };
     Ok(result.to_device(tensor.device())?)

@@ -30,13 +30,21 @@ struct Scene {
     who: String,
     rank: usize,
     phase: &'static str,
+    /// The collective that began last.
     collective: &'static str,
     number: u64,
-    since: Option<Instant>,
+    /// Those that have begun and not ended, on whatever thread, oldest first: name, number, beginning.
+    waiting: Vec<(&'static str, u64, Instant)>,
 }
 
-static SCENE: Mutex<Scene> =
-    Mutex::new(Scene { who: String::new(), rank: 0, phase: "start", collective: "none", number: 0, since: None });
+static SCENE: Mutex<Scene> = Mutex::new(Scene {
+    who: String::new(),
+    rank: 0,
+    phase: "start",
+    collective: "none",
+    number: 0,
+    waiting: Vec::new(),
+});
 
 fn scene() -> MutexGuard<'static, Scene> {
     SCENE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -57,7 +65,8 @@ pub(super) fn signed(message: &str) -> String {
 
 impl Scene {
     fn last(&self) -> String {
-        let Scene { collective, number, phase, .. } = self;
+        let Scene { collective, number, phase, waiting, .. } = self;
+        let (collective, number) = waiting.first().map_or((*collective, *number), |&(name, number, _)| (name, number));
         match number {
             0 => format!("no collective yet, in phase {phase}"),
             _ => format!("last collective: {collective} #{number} in phase {phase}"),
@@ -76,11 +85,11 @@ pub(super) fn name_self(rank: Option<usize>, host: &str) {
 }
 
 /// A collective that has begun and not ended.
-pub(super) struct Waiting(());
+pub(super) struct Waiting(u64);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        scene().since = None;
+        scene().waiting.retain(|&(_, number, _)| number != self.0);
     }
 }
 
@@ -89,8 +98,9 @@ pub(super) fn collective(name: &'static str) -> Waiting {
     let mut scene = scene();
     scene.collective = name;
     scene.number += 1;
-    scene.since = Some(Instant::now());
-    Waiting(())
+    let number = scene.number;
+    scene.waiting.push((name, number, Instant::now()));
+    Waiting(number)
 }
 
 /// From now on a panic or a collective older than `deadline` prints its scene and calls `abort`.
@@ -134,7 +144,7 @@ fn watch(deadline: Duration, abort: fn(i32) -> !) {
         std::thread::sleep(tick);
         let late = {
             let scene = scene();
-            scene.since.is_some_and(|since| since.elapsed() > deadline).then(|| scene.last())
+            scene.waiting.first().is_some_and(|(_, _, since)| since.elapsed() > deadline).then(|| scene.last())
         };
         if let Some(late) = late {
             let seconds = deadline.as_secs_f64();

@@ -1,5 +1,6 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::background::Background;
 use super::counted::Counted;
 use super::launcher::{self, Transport};
 use super::{Communicator, Solo, exchange, watch};
@@ -43,20 +44,22 @@ pub struct World {
     place: Place,
     transport: String,
     sent: Rc<Cell<u64>>,
+    /// What must outlive the planes: dropped last, because declared last.
+    _session: Option<Rc<dyn std::any::Any>>,
 }
 
 impl World {
-    /// Two planes over one communicator.
-    fn new(comm: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
+    /// The device plane is counted.
+    fn new(device: Rc<dyn Communicator>, host: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
         let sent = Rc::new(Cell::new(0));
-        let device = Rc::new(Counted::new(comm.clone(), sent.clone()));
-        Self { device, host: comm, place, transport, sent }
+        let device = Rc::new(Counted::new(device, sent.clone()));
+        Self { device, host, place, transport, sent, _session: None }
     }
 
     /// One rank alone.
     pub fn solo() -> Self {
         let place = Place { hostname: hostname(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-        Self::new(Rc::new(Solo), place, "alone".into())
+        Self::new(Rc::new(Solo), Rc::new(Solo), place, "alone".into())
     }
 
     /// The world that the launcher started this process in. Once in a process, because MPI starts once.
@@ -70,19 +73,15 @@ impl World {
         let variables = launcher::environment();
         match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
             Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => {
-                let (comm, library) = join_mpi(deadline)?;
-                let place = place(&*comm, hostname(), launcher::local(&variables))?;
-                Ok(Self::new(comm, place, format!("over MPI ({library})")))
-            }
+            Transport::Mpi => join_mpi(deadline, |host| place(host, hostname(), launcher::local(&variables))),
         }
     }
 
     /// One thread of a group.
-    pub(super) fn of_threads(comm: Rc<dyn Communicator>) -> Self {
-        let (local_rank, ranks_on_host) = (comm.rank(), comm.world_size());
+    pub(super) fn of_threads(device: Rc<dyn Communicator>, host: Rc<dyn Communicator>) -> Self {
+        let (local_rank, ranks_on_host) = (host.rank(), host.world_size());
         let place = Place { hostname: hostname(), local_rank, ranks_on_host, hosts: 1 };
-        Self::new(comm, place, "as threads".into())
+        Self::new(device, host, place, "as threads".into())
     }
 
     /// This rank, `0..world_size`.
@@ -135,15 +134,20 @@ impl World {
     }
 }
 
-/// The communicator and the name of its library.
+/// The world of MPI: the device plane on a thread of its own.
 #[cfg(feature = "mpi")]
-fn join_mpi(deadline: Duration) -> Result<(Rc<dyn Communicator>, String)> {
-    Ok((Rc::new(super::Mpi::init(deadline)?), super::Mpi::library()))
+fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
+    let (session, host) = super::mpi::Session::begin(deadline)?;
+    let place = place(&host)?;
+    let device = Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
+    let transport = format!("over MPI ({})", super::Mpi::library());
+    let world = World::new(Rc::new(device), Rc::new(host), place, transport);
+    Ok(World { _session: Some(Rc::new(session)), ..world })
 }
 
 /// Not reached: `launcher::choose` refuses first.
 #[cfg(not(feature = "mpi"))]
-fn join_mpi(_: Duration) -> Result<(Rc<dyn Communicator>, String)> {
+fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
 }
 

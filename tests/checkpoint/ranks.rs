@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use flowrl_dist::checkpoint::{Identity, Saver, Shard, TrainState, digest};
-use flowrl_dist::comm::{Communicator, ReduceOp};
+use flowrl_dist::comm::{Call, Communicator};
 use flowrl_dist::{Error, Result};
 use std::cell::Cell;
 use std::ops::Range;
@@ -30,11 +30,10 @@ impl Communicator for Rank {
     fn world_size(&self) -> usize {
         self.slots.len()
     }
-    fn barrier(&self) -> Result<()> {
-        self.meet.wait();
-        Ok(())
-    }
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+    fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor> {
+        if call != Call::AllGather {
+            return Err(Error::Failed(format!("saving does not need {call:?}")));
+        }
         if let Some(((rank, call, act), root)) = &self.sabotage
             && (*rank, *call) == (self.rank, self.calls.get())
         {
@@ -46,15 +45,6 @@ impl Communicator for Rank {
         let all: Vec<Tensor> = self.slots.iter().map(|slot| slot.lock().unwrap().clone().unwrap()).collect();
         self.meet.wait();
         Ok(Tensor::cat(&all, 0)?)
-    }
-    fn broadcast(&self, _: &Tensor, _: usize) -> Result<Tensor> {
-        Err(Error::Failed("saving does not broadcast".into()))
-    }
-    fn all_reduce(&self, _: &Tensor, _: ReduceOp) -> Result<Tensor> {
-        Err(Error::Failed("saving does not reduce".into()))
-    }
-    fn reduce_scatter(&self, _: &Tensor, _: ReduceOp) -> Result<Tensor> {
-        Err(Error::Failed("saving does not reduce".into()))
     }
     fn abort(&self, code: i32) -> ! {
         panic!("abort with code {code}")
