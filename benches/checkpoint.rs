@@ -36,7 +36,9 @@ fn main() -> Result<()> {
     let mib: usize = arguments.get(1).map_or(512, |mib| mib.parse().expect("a number of MiB"));
     let total = mib * (1 << 20) / 4 / VECTORS.len();
     let values: Vec<f32> = (0..total).map(|i| (i as f32).sin()).collect();
-    let shard = Shard { range: 0..total, vectors: VECTORS.map(|name| (name.to_owned(), values.clone())).into() };
+    let whole = 0..total;
+    let shard =
+        Shard { ranges: vec![whole.clone()], vectors: VECTORS.map(|name| (name.to_owned(), values.clone())).into() };
     let identity = Identity {
         config_digest: String::new(),
         base_digest: String::new(),
@@ -61,7 +63,7 @@ fn main() -> Result<()> {
         let count = format!("count={mib}");
         write.push(seconds(|| dd(&["if=/dev/zero".into(), out, "bs=1M".into(), count, "conv=fsync".into()])));
         let newest = checkpoint::newest(&root)?.expect("a checkpoint").path;
-        load.push(seconds(|| checkpoint::open(&newest)?.read(0..total).map(drop)));
+        load.push(seconds(|| checkpoint::open(&newest)?.read(std::slice::from_ref(&whole)).map(drop)));
         read.push(seconds(|| dd(&[format!("if={}", file.display()), "of=/dev/null".into(), "bs=1M".into()])));
         checkpoint::prune(Path::new(&root), 1, None)?;
     }

@@ -6,7 +6,7 @@
 use candle_core::{Device, Tensor};
 use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
-use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::SamplerConfig;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
@@ -14,6 +14,7 @@ use flowrl_dist::pipeline::{ModelConfig, Pipeline};
 use flowrl_dist::reward::{Ocr, Reward};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::rollout::{Request, Sampling, normals};
+use flowrl_dist::shard::{Gradients, Partition, Sharding};
 use std::time::Instant;
 
 // As the program.
@@ -60,9 +61,8 @@ fn main() -> flowrl_dist::Result<()> {
         measure(&format!("forward and backward, {name}"), BATCH, "samples", || {
             let (v, tape) =
                 engine::forward(&pipeline.model, &params, &x, &t, &conditioning, Checkpointing(checkpointing))?;
-            let mut gradients = Gradients::zeros(&layout, layout.total, &Device::Cpu)?;
-            engine::backward(&pipeline.model, &params, tape, &v, &mut gradients)?;
-            gradients.finish(true).map(drop)
+            let mut gradients = Gradients::zeros(&layout, &Partition::new(&layout, 1), &Device::Cpu)?;
+            engine::backward(&pipeline.model, &params, tape, &v, |stage, of_stage| gradients.add(stage, of_stage))
         });
     }
     let sampler = SamplerConfig::default();
@@ -79,7 +79,7 @@ fn main() -> flowrl_dist::Result<()> {
     let images = pipeline.decode(&sampling.run(&requests, &conditioning)?.x0)?;
     let ocr = Ocr::new(threads)?;
     measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
-    let mut state = Sharded::new(&flat, &layout, &Solo)?;
+    let mut state = Sharded::new(&flat, &layout, Sharding::None, &Solo)?;
     measure("clip and AdamW", layout.total, "parameters", || {
         state.step(&flat, &OptimConfig::default(), 1e-6, &Solo).map(drop)
     });

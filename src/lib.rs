@@ -55,6 +55,7 @@ pub mod pretrain;
 pub mod reward;
 pub mod rng;
 pub mod rollout;
+pub mod shard;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::params::{Layout, Role};
 use crate::pipeline;
+use crate::shard::Partition;
 use serde::Serialize;
 use std::fmt;
 
@@ -50,7 +51,7 @@ pub struct Plan {
     /// Bytes of the gradient sum on each rank.
     pub gradient_bytes: usize,
     /// Bytes that a rank sends for an update: reduce-scatter of gradients, all-reduce of their norm, all-gather of
-    /// parameters.
+    /// parameters; or one all-reduce of the gradients, where nothing is shared out.
     pub update_bytes: usize,
     /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
     pub old_policy_bytes: usize,
@@ -97,16 +98,19 @@ impl Plan {
                 .sum()
         };
         let (base, adapters) = (count(Role::Base), count(Role::Adapter));
-        let shard = layout.total.div_ceil(ranks);
+        let partition = Partition::new(&layout, config.parallel.shard.parts(ranks));
+        let shard = partition.shard_len();
         let sizes = (0..ranks).map(|r| share(images, r, ranks).len());
         let largest = sizes.clone().max().unwrap_or(0);
         let points: Vec<usize> = (0..b.updates_per_iteration)
             .map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps)
             .collect();
-        // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather.
-        let gather = (ranks - 1) * shard * 4;
-        let ring = 2 * gather;
-        let norm = 2 * (ranks - 1) * 8;
+        // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather, or both for an
+        // all-reduce where every rank holds everything.
+        let pieces = |parts: usize| Partition::new(&layout, parts).shard_len();
+        let once = (ranks - 1) * pieces(ranks) * 4;
+        let (gather, norm) = if partition.parts() == ranks { (once, 2 * (ranks - 1) * 8) } else { (0, 0) };
+        let ring = 2 * once;
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
             ranks,
@@ -127,7 +131,7 @@ impl Plan {
             shard,
             weight_bytes: 4 * (base + adapters + 2 * layout.total),
             state_bytes: 5 * 4 * shard,
-            gradient_bytes: 4 * shard * ranks,
+            gradient_bytes: 4 * partition.padded_len(),
             update_bytes: ring + norm,
             old_policy_bytes: gather,
             unaccumulated_bytes: ring * backward_passes.div_ceil(b.updates_per_iteration),
@@ -211,7 +215,10 @@ mod tests {
         let plan = Plan::new(&config, 4, 100).expect("a plan");
         assert_eq!((plan.images, plan.images_per_rank), (15, (3, 4)));
         assert_eq!(plan.points, [3 * 3 * 4, 3 * 2 * 4]);
-        assert!(plan.shard * 4 >= plan.trainable && (plan.shard - 1) * 4 < plan.trainable);
+        assert!(
+            plan.shard * 4 >= plan.trainable && (plan.shard - 8) * 4 < plan.trainable,
+            "one element a stage at most"
+        );
         assert_eq!(plan.update_bytes, 2 * 3 * plan.shard * 4 + 2 * 3 * 8);
     }
 

@@ -6,7 +6,7 @@
 use crate::comm::World;
 use crate::data::render::{HEIGHT, Style, WIDTH, render};
 use crate::data::{PromptSet, glyphs::GlyphPrompt};
-use crate::engine::{self, Checkpointing, Gradients};
+use crate::engine::{self, Checkpointing};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, share};
 use crate::flow::{SamplerConfig, interpolate};
@@ -17,6 +17,7 @@ use crate::pipeline::{ModelConfig, Pipeline};
 use crate::reward::Reward;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::micro_batches;
+use crate::shard::{Gradients, Reduction, Sharding};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -117,7 +118,7 @@ pub fn pretrain(
         None => Pipeline::random(&model, config.seed, &Device::Cpu)?,
     };
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
+    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::Optimizer, &*world.device)?;
     let mut params = pipeline.base.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
     let prompts = PromptSet::train(&config.data)?.prompts;
     let chosen = Stream::new(config.seed, Purpose::Pretrain, [u64::MAX, 0, 0, 0]).permutation(prompts.len());
@@ -125,7 +126,7 @@ pub fn pretrain(
 
     for step in 1..=config.steps {
         let mut metrics = Metrics::default();
-        let mut gradients = Gradients::zeros(&layout, state.padded_len(), &pipeline.device)?;
+        let mut gradients = Gradients::zeros(&layout, state.partition(), &pipeline.device)?;
         let mine = share(config.batch, world.rank(), world.world_size());
         for batch in micro_batches(mine.len(), config.micro_batch) {
             let points: Vec<Point> =
@@ -134,8 +135,8 @@ pub fn pretrain(
             metrics.add_mean("loss", loss, batch.len as f64);
         }
         let lr = config.optim.lr * (step as f64 / config.warmup.max(1) as f64).min(1.0);
-        let gradients = gradients.finish(!mine.is_empty())?;
-        let report = state.step(&gradients, &config.optim, lr, &*world.device)?;
+        let gradient = Reduction::new(gradients, state.partition(), &*world.device).finish()?; // [S]
+        let report = state.step(&gradient, &config.optim, lr, &*world.device)?;
         state.update_ema_fixed(config.ema.min((1.0 + step as f64) / (10.0 + step as f64)))?;
         params = params.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
         metrics.set("grad_norm", report.norm);
@@ -217,7 +218,8 @@ fn accumulate(
     let weights = Tensor::from_vec(weights, (points.len(), 1, 1, 1), &pipeline.device)?;
     let difference = difference.broadcast_mul(&weights)?;
     let dims = (3 * HEIGHT * WIDTH) as f64;
-    engine::backward(&pipeline.model, params, tape, &(&difference * (2.0 / (dims * global as f64)))?, gradients)?;
+    let dv = (&difference * (2.0 / (dims * global as f64)))?;
+    engine::backward(&pipeline.model, params, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
     Ok(f64::from(difference.sqr()?.sum_all()?.to_scalar::<f32>()?) / (dims * count as f64))
 }
 

@@ -56,7 +56,8 @@ impl fmt::Display for Description {
         }
         writeln!(f, "\n{:<34} {:>24} {:>14}  blake3", "shard", "elements", "bytes")?;
         for shard in shards {
-            let elements = format!("{}..{}", shard.range.start, shard.range.end);
+            let count: usize = shard.ranges.iter().map(std::ops::Range::len).sum();
+            let elements = format!("{count} in {} ranges", shard.ranges.len());
             let checksum = shard.blake3.get(..16).unwrap_or(&shard.blake3);
             writeln!(f, "{:<34} {elements:>24} {:>14}  {checksum}", shard.file, shard.bytes)?;
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Number of the format that this program writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const COMPLETE: &str = "COMPLETE";
 
@@ -40,9 +40,9 @@ pub struct Identity {
 pub struct ShardEntry {
     /// File name in the checkpoint's folder.
     pub file: String,
-    /// Elements of the flat parameters.
-    pub range: Range<usize>,
-    /// Names of the vectors over that range.
+    /// Elements of the flat parameters, in increasing order.
+    pub ranges: Vec<Range<usize>>,
+    /// Names of the vectors over these ranges.
     pub vectors: Vec<String>,
     /// Length of the file in bytes.
     pub bytes: u64,
@@ -63,7 +63,7 @@ pub struct Manifest {
     pub state: TrainState,
     /// The model and the run.
     pub identity: Identity,
-    /// The shards, in the order of their ranges, which cover `0..identity.total` without gap or overlap.
+    /// The shards of all ranks in rank order, whose ranges cover `0..identity.total` without gap or overlap.
     pub shards: Vec<ShardEntry>,
 }
 
@@ -117,21 +117,25 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        let mut end = 0;
+        let mut ranges: Vec<(usize, usize, usize)> = Vec::new();
         for (index, shard) in self.shards.iter().enumerate() {
-            let Range { start, end: shard_end } = shard.range;
+            ranges.extend(shard.ranges.iter().map(|range| (range.start, range.end, index)));
             if shard.file != shard_name(index, self.shards.len()) {
                 return Err(format!("shard {index} has the unexpected file name {:?}", shard.file));
-            }
-            if start != end || shard_end < start {
-                return Err(format!(
-                    "shard {index} holds elements {start}..{shard_end}, but its range must begin at {end}"
-                ));
             }
             if shard.vectors != self.vectors() {
                 return Err(format!("shard {index} holds {:?}, but shard 0 {:?}", shard.vectors, self.vectors()));
             }
-            end = shard_end;
+        }
+        ranges.sort_unstable();
+        let mut end = 0;
+        for (start, range_end, index) in ranges {
+            if start != end || range_end <= start {
+                return Err(format!(
+                    "shard {index} holds elements {start}..{range_end}, where a range must begin at {end}"
+                ));
+            }
+            end = range_end;
         }
         if end != self.identity.total {
             return Err(format!("the shards end at element {end}, the model has {}", self.identity.total));

@@ -1,9 +1,9 @@
-//! Checkpoints: sharded by parameter range, whole or not there, readable at any number of ranks.
+//! Checkpoints: sharded by parameter ranges, whole or not there, readable at any number of ranks.
 //!
 //! ```text
 //! OUT/checkpoints/update_00000100/
-//!     manifest.json                        what it holds, of what model, every shard with range, length and checksum
-//!     shard-00000-of-00008.safetensors     one f32 vector per name ("policy", "ema", ...) over the shard's range
+//!     manifest.json                        what it holds, of what model, every shard with ranges, length and checksum
+//!     shard-00000-of-00008.safetensors     one f32 vector per name ("policy", "ema", ...) over its ranges
 //!     COMPLETE                             the checksum of manifest.json, written last
 //! OUT/checkpoints/BEST                     the name of the checkpoint with the best evaluation, which is kept
 //! ```
@@ -30,13 +30,25 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// One range of the flat trainable parameters and every vector over it.
+/// Ranges of the flat trainable parameters and every vector over them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shard {
-    /// Elements `[start, end)` of the unpadded flat parameters; `total..total` for a rank that owns nothing.
-    pub range: Range<usize>,
-    /// By name, each of `range.len()` elements.
+    /// Elements `[start, end)` of the unpadded flat parameters, in increasing order; none for a rank that owns nothing.
+    pub ranges: Vec<Range<usize>>,
+    /// By name, each of [`Shard::len`] elements, range after range.
     pub vectors: BTreeMap<String, Vec<f32>>,
+}
+
+impl Shard {
+    /// Elements of each vector.
+    pub fn len(&self) -> usize {
+        self.ranges.iter().map(Range::len).sum()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// The folder of the checkpoints of a run folder.

@@ -107,40 +107,43 @@ impl Reader {
         self.verify_shards(&self.manifest.shards.iter().collect::<Vec<_>>())
     }
 
-    /// Every vector over `range`, from the shards that hold it, whose checksums are compared first.
+    /// Every vector over `ranges`, from the shards that hold them, whose checksums are compared first.
     ///
     /// # Errors
-    /// The range ends after the last element, or a shard is damaged.
-    pub fn read(&self, range: Range<usize>) -> Result<Shard> {
+    /// A range ends after the last element, or a shard is damaged.
+    pub fn read(&self, ranges: &[Range<usize>]) -> Result<Shard> {
         let names: Vec<&str> = self.manifest.vectors().iter().map(String::as_str).collect();
-        self.read_vectors(&names, range)
+        self.read_vectors(&names, ranges)
     }
 
-    /// The vectors `names` over `range`, for who needs one of them only.
+    /// The vectors `names` over `ranges`, for who needs some of them only.
     ///
     /// # Errors
     /// As [`Reader::read`], or there is no vector of that name.
-    pub fn read_vectors(&self, names: &[&str], range: Range<usize>) -> Result<Shard> {
+    pub fn read_vectors(&self, names: &[&str], ranges: &[Range<usize>]) -> Result<Shard> {
         let total = self.manifest.identity.total;
-        if range.start > range.end || range.end > total {
+        if let Some(range) = ranges.iter().find(|range| range.start > range.end || range.end > total) {
             return Err(error(&self.path, format!("has elements 0..{total}, there is no {range:?}")));
         }
         if let Some(name) = names.iter().find(|name| !self.manifest.vectors().iter().any(|held| held == *name)) {
             return Err(error(&self.path, format!("has no vector {name:?}, it has {:?}", self.manifest.vectors())));
         }
-        let overlap = |shard: &ShardEntry| shard.range.start.max(range.start)..shard.range.end.min(range.end);
-        let touched: Vec<_> = self.manifest.shards.iter().filter(|shard| !overlap(shard).is_empty()).collect();
-        self.verify_shards(&touched)?;
+        let touched: Vec<(&ShardEntry, Vec<Move>)> = self
+            .manifest
+            .shards
+            .iter()
+            .map(|shard| (shard, moves(&shard.ranges, ranges)))
+            .filter(|(_, moves)| !moves.is_empty())
+            .collect();
+        self.verify_shards(&touched.iter().map(|(shard, _)| *shard).collect::<Vec<_>>())?;
 
-        let mut vectors: BTreeMap<_, _> =
-            names.iter().map(|name| (name.to_string(), Vec::with_capacity(range.len()))).collect();
-        for shard in touched {
-            let overlap = overlap(shard);
-            let within = overlap.start - shard.range.start..overlap.end - shard.range.start;
-            append(&self.path.join(&shard.file), &within, &mut vectors)
+        let len = ranges.iter().map(Range::len).sum();
+        let mut vectors: BTreeMap<_, _> = names.iter().map(|name| (name.to_string(), vec![0.0; len])).collect();
+        for (shard, moves) in touched {
+            fill(&self.path.join(&shard.file), &moves, &mut vectors)
                 .map_err(|e| damaged(&self.path, &shard.file, &format!("cannot be read: {e}")))?;
         }
-        Ok(Shard { range, vectors })
+        Ok(Shard { ranges: ranges.to_vec(), vectors })
     }
 
     fn verify_shards(&self, shards: &[&ShardEntry]) -> Result<()> {
@@ -170,8 +173,35 @@ impl Reader {
     }
 }
 
-/// Appends elements `within` of every vector in the shard file.
-fn append(path: &Path, within: &Range<usize>, vectors: &mut BTreeMap<String, Vec<f32>>) -> io::Result<()> {
+/// Elements that a vector of a file and a vector that is read have in common.
+struct Move {
+    /// First element in the file's vector.
+    from: usize,
+    /// First element in the vector that is read.
+    to: usize,
+    len: usize,
+}
+
+/// What ranges that are `held` one after another have for ranges that are `wanted` one after another.
+fn moves(held: &[Range<usize>], wanted: &[Range<usize>]) -> Vec<Move> {
+    let mut moves = Vec::new();
+    let mut from = 0;
+    for held in held {
+        let mut to = 0;
+        for wanted in wanted {
+            let (start, end) = (held.start.max(wanted.start), held.end.min(wanted.end));
+            if start < end {
+                moves.push(Move { from: from + start - held.start, to: to + start - wanted.start, len: end - start });
+            }
+            to += wanted.len();
+        }
+        from += held.len();
+    }
+    moves
+}
+
+/// Reads what the shard file has for the vectors.
+fn fill(path: &Path, moves: &[Move], vectors: &mut BTreeMap<String, Vec<f32>>) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
@@ -180,17 +210,18 @@ fn append(path: &Path, within: &Range<usize>, vectors: &mut BTreeMap<String, Vec
     (&mut file).take(data_start - 8).read_to_end(&mut json)?;
     let metadata: Metadata = serde_json::from_slice(&json)?;
 
-    let mut block = vec![0; 4 * BLOCK.min(within.len())];
+    let mut block = vec![0; 4 * BLOCK];
     for (name, out) in vectors {
         let Some(info) = metadata.info(name).filter(|info| info.dtype == Dtype::F32 && info.shape.len() == 1) else {
             return Err(io::Error::other(format!("there is no f32 vector {name:?} in it")));
         };
-        file.seek(SeekFrom::Start(data_start + (info.data_offsets.0 + 4 * within.start) as u64))?;
-        let end = out.len() + within.len();
-        while out.len() < end {
-            let part = &mut block[..4 * BLOCK.min(end - out.len())];
-            file.read_exact(part)?;
-            out.extend(part.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)));
+        for Move { from, to, len } in moves {
+            file.seek(SeekFrom::Start(data_start + (info.data_offsets.0 + 4 * from) as u64))?;
+            for out in out[*to..to + len].chunks_mut(BLOCK) {
+                let part = &mut block[..4 * out.len()];
+                file.read_exact(part)?;
+                out.iter_mut().zip(part.as_chunks().0).for_each(|(x, &bytes)| *x = f32::from_le_bytes(bytes));
+            }
         }
     }
     Ok(())

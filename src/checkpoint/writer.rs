@@ -29,12 +29,12 @@ pub fn begin(root: &Path, update: u64, generation: u64) -> Result<PathBuf> {
 /// Writes shard `index` of `count` into the folder made by [`begin`], durably.
 ///
 /// # Errors
-/// A vector is not as long as the range, or the file cannot be written.
+/// A vector is not as long as the ranges, or the file cannot be written.
 pub fn write_shard(writing: &Path, index: usize, count: usize, shard: &Shard) -> Result<ShardEntry> {
-    let (range, file) = (shard.range.clone(), shard_name(index, count));
+    let (len, file) = (shard.len(), shard_name(index, count));
     let path = writing.join(&file);
-    if let Some((name, vector)) = shard.vectors.iter().find(|(_, vector)| range.len() != vector.len()) {
-        return Err(error(path, format!("{name:?} has {} elements for the range {range:?}", vector.len())));
+    if let Some((name, vector)) = shard.vectors.iter().find(|(_, vector)| len != vector.len()) {
+        return Err(error(path, format!("{name:?} has {} elements for ranges of {len}", vector.len())));
     }
     let header = header(shard).map_err(|e| error(&path, format!("the header cannot be made: {e}")))?;
     let (bytes, blake3) = write_synced(&path, |out| {
@@ -47,7 +47,13 @@ pub fn write_shard(writing: &Path, index: usize, count: usize, shard: &Shard) ->
         }
         Ok(())
     })?;
-    Ok(ShardEntry { file, range, vectors: shard.vectors.keys().cloned().collect(), bytes, blake3 })
+    Ok(ShardEntry {
+        file,
+        ranges: shard.ranges.clone(),
+        vectors: shard.vectors.keys().cloned().collect(),
+        bytes,
+        blake3,
+    })
 }
 
 /// Makes the written shards, one per rank in rank order, a checkpoint and returns its folder. By rank 0, after every
@@ -130,10 +136,10 @@ impl Write for Hashed {
 
 /// The safetensors header: its length in 8 bytes, then JSON, padded to a multiple of 8.
 fn header(shard: &Shard) -> std::result::Result<Vec<u8>, Box<dyn std::error::Error>> {
-    let bytes = 4 * shard.range.len();
+    let bytes = 4 * shard.len();
     let tensors = shard.vectors.keys().enumerate().map(|(i, name)| {
         let data_offsets = (i * bytes, (i + 1) * bytes);
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: vec![shard.range.len()], data_offsets })
+        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: vec![shard.len()], data_offsets })
     });
     let mut json = serde_json::to_vec(&Metadata::new(None, tensors.collect())?)?;
     json.resize(json.len().next_multiple_of(8), b' ');

@@ -15,6 +15,7 @@ use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
 use crate::reward::RewardConfig;
+use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
@@ -185,14 +186,6 @@ impl Default for EmaConfig {
     }
 }
 
-/// What the ranks share out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Shard {
-    /// Master parameters, moments, old policy and EMA.
-    Optimizer,
-}
-
 /// `[parallel]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -200,7 +193,7 @@ pub struct ParallelConfig {
     /// How the ranks find each other.
     pub backend: Backend,
     /// What they share out.
-    pub shard: Shard,
+    pub shard: Sharding,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
     pub checkpoint_activations: Checkpointing,
     /// Iterations between comparisons of what must be equal on all ranks; 0: never.
@@ -213,7 +206,7 @@ impl Default for ParallelConfig {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
-            shard: Shard::Optimizer,
+            shard: Sharding::Optimizer,
             checkpoint_activations: Checkpointing::EACH,
             check_every: 10,
             deadline_s: 600,

@@ -6,10 +6,6 @@
 //! and the stages' inputs, a stage's parameters are needed only while it runs, and its gradients are final when its
 //! backward pass ends. A stage that is not checkpointed keeps its graph, which costs its memory and saves its second run.
 
-mod gradients;
-
-pub use gradients::Gradients;
-
 use crate::error::{Error, Result};
 use crate::model::{Model, ops};
 use crate::params::{ParamSet, StageParams};
@@ -78,13 +74,14 @@ pub fn forward(
     Ok((velocity_of(inputs)?, Tape(tape)))
 }
 
-/// Adds to `gradients` those of the trainable parameters, given the gradient of the velocity `[B, C, H, W]`.
+/// Gives `take` the gradients of each stage's trainable parameters, by slot, from the last stage to the first, given the
+/// gradient of the velocity `[B, C, H, W]`.
 pub fn backward(
     model: &Model,
     params: &ParamSet,
     tape: Tape,
     velocity_gradient: &Tensor,
-    gradients: &mut Gradients,
+    mut take: impl FnMut(usize, Vec<(usize, Tensor)>) -> Result<()>,
 ) -> Result<()> {
     let mut output_gradients = vec![Some(velocity_gradient.clone())];
     for (index, Recorded { inputs, outputs }) in tape.0.into_iter().enumerate().rev() {
@@ -98,7 +95,7 @@ pub fn backward(
             }
         };
         let (input_gradients, parameter_gradients) = vector_jacobian(stage, &inputs, outputs, &output_gradients)?;
-        gradients.add(index, parameter_gradients)?;
+        take(index, parameter_gradients)?;
         output_gradients = input_gradients;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! AdamW in one pass over memory.
 
 use super::OptimConfig;
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor};
 
 /// The master parameters and their moments: one f32 tensor `[3 S]` of parameters, first and second moments, so that an
 /// update reads and writes each number once.
@@ -27,9 +27,8 @@ impl AdamW {
     }
 
     /// The state of a checkpoint.
-    pub fn restore(parts: [Vec<f32>; 3], device: &Device) -> Result<Self> {
-        let len = parts[0].len();
-        Ok(Self { state: Tensor::from_vec(parts.concat(), 3 * len, device)?, len })
+    pub fn restore(parts: &[Tensor; 3]) -> Result<Self> {
+        Ok(Self { state: Tensor::cat(parts, 0)?, len: parts[0].elem_count() })
     }
 
     /// Parameters (0), first moments (1) or second moments (2), `[S]`, sharing memory with the state.
@@ -102,6 +101,7 @@ impl InplaceOp2 for Lerp {
 mod tests {
     use super::*;
     use crate::rng::{Purpose, Stream};
+    use candle_core::Device;
     use candle_core::Var;
     use candle_nn::Optimizer;
 

@@ -2,23 +2,27 @@
 
 use super::adamw::{AdamW, Lerp};
 use super::{OldPolicyDecay, OptimConfig, ema_decay};
+use crate::checkpoint::Shard;
 use crate::comm::{Communicator, ReduceOp};
 use crate::error::{Error, Result};
 use crate::params::Layout;
+use crate::shard::{Partition, Sharding, gather};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// This rank's shard: fp32 master parameters, AdamW's moments, the old policy and the EMA, each `[S]`.
-///
-/// Rank r holds elements `r S .. (r + 1) S` of the flat vector padded to `R S`.
+/// This rank's shard: fp32 master parameters, AdamW's moments, the old policy and the EMA, each `[S]`; or all of them on
+/// every rank, where nothing is shared out.
 pub struct Sharded {
     adamw: AdamW,
     old: Tensor,
     ema: Tensor,
-    total: usize,
+    /// Which part of which partition this rank holds.
+    partition: Partition,
+    part: usize,
+    /// Which part this rank saves: those of all ranks are the whole, shared out or not.
+    saved: Partition,
     rank: usize,
-    world_size: usize,
     /// Updates taken so far.
     pub update: u64,
 }
@@ -37,52 +41,45 @@ const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
 
 impl Sharded {
     /// Starts from the flat parameters `[total]`, the same on every rank.
-    pub fn new(flat: &Tensor, layout: &Layout, comm: &dyn Communicator) -> Result<Self> {
-        let (rank, world_size) = (comm.rank(), comm.world_size());
-        let shard = layout.total.div_ceil(world_size);
-        let padding = Tensor::zeros(shard * world_size - layout.total, DType::F32, flat.device())?;
-        let mine = Tensor::cat(&[flat, &padding], 0)?.narrow(0, rank * shard, shard)?;
+    pub fn new(flat: &Tensor, layout: &Layout, sharding: Sharding, comm: &dyn Communicator) -> Result<Self> {
+        let (rank, ranks) = (comm.rank(), comm.world_size());
+        let partition = Partition::new(layout, sharding.parts(ranks));
+        let part = rank % partition.parts();
+        let mine = partition.cut(flat, part)?;
         Ok(Self {
             adamw: AdamW::new(&mine)?,
             old: mine.force_contiguous()?,
             ema: mine.force_contiguous()?,
-            total: layout.total,
+            partition,
+            part,
+            saved: Partition::new(layout, ranks),
             rank,
-            world_size,
             update: 0,
         })
     }
 
-    /// Length S of a shard.
-    pub fn shard_len(&self) -> usize {
-        self.total.div_ceil(self.world_size)
+    /// How the parameters are shared out.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
     }
 
-    /// Length R S of the padded flat vector.
-    pub fn padded_len(&self) -> usize {
-        self.shard_len() * self.world_size
-    }
-
-    /// The part of the unpadded flat vector that this rank holds.
-    pub fn range(&self) -> Range<usize> {
-        let shard = self.shard_len();
-        (self.rank * shard).min(self.total)..((self.rank + 1) * shard).min(self.total)
-    }
-
-    /// Reduces the gradients `[R S]` over the ranks, clips their global norm and takes one AdamW step on the shard.
+    /// Clips the global norm of the gradient, this rank's shard `[S]` of the sum over ranks ([`crate::shard::Reduction`]),
+    /// and takes one AdamW step.
     ///
     /// # Errors
     /// [`Error::NotFinite`] on every rank alike if any gradient is not finite; nothing was changed then.
     pub fn step(
         &mut self,
-        gradients: &Tensor,
+        gradient: &Tensor,
         config: &OptimConfig,
         lr: f64,
         comm: &dyn Communicator,
     ) -> Result<StepReport> {
-        let gradient = comm.reduce_scatter(gradients, ReduceOp::Sum)?; // [S]
-        let square = gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.reshape(1)?;
-        let norm = comm.all_reduce(&square, ReduceOp::Sum)?.to_vec1::<f64>()?[0].sqrt();
+        let mut square = gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.reshape(1)?;
+        if self.partition.parts() > 1 {
+            square = comm.all_reduce(&square, ReduceOp::Sum)?;
+        }
+        let norm = square.to_vec1::<f64>()?[0].sqrt();
         if !norm.is_finite() {
             return Err(Error::NotFinite(format!(
                 "update {}: the gradient's norm is {norm}; the weights were left alone",
@@ -92,7 +89,7 @@ impl Sharded {
         // As torch.nn.utils.clip_grad_norm_.
         let scale = (config.clip / (norm + 1e-6)).min(1.0);
         self.update += 1;
-        self.adamw.step(&gradient, scale, lr, self.update, config)?;
+        self.adamw.step(gradient, scale, lr, self.update, config)?;
         Ok(StepReport { norm, scale })
     }
 
@@ -113,48 +110,54 @@ impl Sharded {
         Ok(eta)
     }
 
-    /// All ranks' master parameters, `[R S]`.
+    /// The master parameters of all ranks, `[total]`.
     pub fn gather_policy(&self, comm: &dyn Communicator) -> Result<Tensor> {
-        comm.all_gather(&self.adamw.part(0)?)
+        gather(&self.partition, &self.adamw.part(0)?, comm)
     }
 
-    /// All ranks' old policy, `[R S]`.
+    /// The old policy of all ranks, `[total]`.
     pub fn gather_old(&self, comm: &dyn Communicator) -> Result<Tensor> {
-        comm.all_gather(&self.old)
+        gather(&self.partition, &self.old, comm)
     }
 
-    /// All ranks' EMA, `[R S]`.
+    /// The EMA of all ranks, `[total]`.
     pub fn gather_ema(&self, comm: &dyn Communicator) -> Result<Tensor> {
-        comm.all_gather(&self.ema)
+        gather(&self.partition, &self.ema, comm)
     }
 
-    /// The state by name, without padding: what a checkpoint holds of this rank.
-    pub fn vectors(&self) -> Result<BTreeMap<String, Vec<f32>>> {
-        let len = self.range().len();
+    /// What this rank saves: its ranges of the flat vector, and the state by name over them, without padding.
+    pub fn snapshot(&self) -> Result<Shard> {
         let tensors =
             [self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()];
-        let pairs = VECTORS.iter().zip(tensors);
-        pairs.map(|(name, t)| Ok((name.to_string(), t.narrow(0, 0, len)?.to_vec1::<f32>()?))).collect()
+        let own = |vector: Tensor| match self.partition == self.saved {
+            true => self.saved.strip(&vector, self.rank),
+            false => self.saved.strip(&self.saved.cut(&vector, self.rank)?, self.rank),
+        };
+        let pairs = VECTORS.iter().zip(tensors).map(|(name, vector)| Ok((name.to_string(), own(vector)?)));
+        Ok(Shard { ranges: self.saved.owned(self.rank), vectors: pairs.collect::<Result<_>>()? })
     }
 
-    /// Takes the state of a checkpoint, this rank's range of it.
+    /// The ranges of the flat vector that this rank holds.
+    pub fn held(&self) -> Vec<Range<usize>> {
+        self.partition.owned(self.part)
+    }
+
+    /// Takes the state of a checkpoint over the ranges that this rank holds.
     pub fn restore(&mut self, mut vectors: BTreeMap<String, Vec<f32>>, update: u64) -> Result<()> {
-        let (len, padded) = (self.range().len(), self.shard_len());
-        let mut take = |name: &str| -> Result<Vec<f32>> {
-            let mut v = vectors
+        let len: usize = self.held().iter().map(Range::len).sum();
+        let device = self.old.device().clone();
+        let mut take = |name: &str| -> Result<Tensor> {
+            let v = vectors
                 .remove(name)
                 .ok_or_else(|| Error::Failed(format!("the checkpoint has no vector named {name}")))?;
             if v.len() != len {
                 return Err(Error::Failed(format!("the checkpoint's {name} has {} elements, not {len}", v.len())));
             }
-            v.resize(padded, 0.0);
-            Ok(v)
+            self.partition.fill(&v, self.part, &device)
         };
         let parts = [take(VECTORS[0])?, take(VECTORS[1])?, take(VECTORS[2])?];
-        let device = self.old.device().clone();
-        self.old = Tensor::from_vec(take(VECTORS[3])?, padded, &device)?;
-        self.ema = Tensor::from_vec(take(VECTORS[4])?, padded, &device)?;
-        self.adamw = AdamW::restore(parts, &device)?;
+        (self.old, self.ema) = (take(VECTORS[3])?, take(VECTORS[4])?);
+        self.adamw = AdamW::restore(&parts)?;
         self.update = update;
         Ok(())
     }

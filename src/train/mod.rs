@@ -12,7 +12,7 @@ use crate::advantage::group_advantages;
 use crate::comm::{World, exchange};
 use crate::config::RunConfig;
 use crate::data::{Prompt, PromptSet};
-use crate::engine::{self, Gradients};
+use crate::engine;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::flow::guide;
@@ -25,6 +25,7 @@ use crate::policy::Policies;
 use crate::reward::Reward;
 use crate::rng::Purpose;
 use crate::rollout::{Request, Samples, Sampling, guided, micro_batches};
+use crate::shard::{Gradients, Reduction};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
 use points::{Points, Rollouts, weights};
@@ -77,12 +78,14 @@ impl Trainer {
             // (x0, eps, t) -> velocities -> loss -> gradients
             clock.start("train");
             let mut metrics = Metrics::default();
-            let gradients = self.gradients(iteration, update, &rollouts, &mut metrics)?;
+            let sent = self.world.sent();
+            let reduction = self.gradients(iteration, update, &rollouts, &mut metrics)?;
+            clock.start("reduce");
+            let gradient = reduction.finish()?; // [S]
             // gradients -> shard -> AdamW -> parameters
             clock.start("optimizer");
-            let sent = self.world.sent();
             let lr = self.config.optim.lr;
-            let report = match self.state.step(&gradients, &self.config.optim, lr, &*self.world.device) {
+            let report = match self.state.step(&gradient, &self.config.optim, lr, &*self.world.device) {
                 Err(Error::NotFinite(what)) if self.config.optim.not_finite == NotFinite::Skip => {
                     self.skip(&what);
                     continue;
@@ -162,29 +165,42 @@ impl Trainer {
         share(batch.prompts * batch.images_per_prompt, self.world.rank(), self.world.world_size())
     }
 
-    /// This rank's sum of gradients for an update, `[R S]`: local over all micro-batches and timesteps, reduced once.
-    fn gradients(&self, iteration: u64, update: usize, rollouts: &Rollouts, metrics: &mut Metrics) -> Result<Tensor> {
+    /// The gradients of an update: summed here over all micro-batches and timesteps, and then over the ranks, each stage
+    /// as soon as the last micro-batch is through it.
+    fn gradients(
+        &self,
+        iteration: u64,
+        update: usize,
+        rollouts: &Rollouts,
+        metrics: &mut Metrics,
+    ) -> Result<Reduction<'_>> {
         let device = &self.pipeline.device;
         let points = self.points.of_update(iteration, update, &rollouts.requests);
         let global = self.points.global_count(update);
-        let mut gradients = Gradients::zeros(&self.layout, self.state.padded_len(), device)?;
+        let partition = self.state.partition();
+        let gradients = Gradients::zeros(&self.layout, partition, device)?;
+        let mut reduction = Reduction::new(gradients, partition, &*self.world.device);
         for name in ["loss", "loss.policy", "loss.kl"] {
             metrics.add_mean(name, 0.0, 0.0); // known on every rank, even without points
         }
         for batch in micro_batches(points.len(), self.config.batch.micro_batch) {
+            let last = batch.start + batch.len == points.len();
             let (point, conditioning) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
             let checkpointing = self.config.parallel.checkpoint_activations;
             let (model, policy) = (&self.pipeline.model, &self.policies.policy);
             let (v, tape) = engine::forward(model, policy, &point.x_t, &point.t, &conditioning, checkpointing)?;
             let others = self.others(&point, &conditioning, &v)?;
             let (terms, dv) = self.differentiate(&point, &v, &others, &weights(batch, global, device)?)?;
-            engine::backward(model, policy, tape, &dv, &mut gradients)?;
+            engine::backward(model, policy, tape, &dv, |stage, gradients| {
+                reduction.add(stage, gradients)?;
+                if last { reduction.begin(stage) } else { Ok(()) }
+            })?;
             for (name, values) in [("loss", &terms.loss), ("loss.policy", &terms.policy), ("loss.kl", &terms.kl)] {
                 let values = values.narrow(0, 0, batch.len)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 values.into_iter().for_each(|value| metrics.add_mean(name, value, 1.0));
             }
         }
-        gradients.finish(!points.is_empty())
+        Ok(reduction)
     }
 
     /// The velocities that the objective needs beside the policy's `v`.

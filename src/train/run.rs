@@ -96,7 +96,8 @@ impl<'a> Run<'a> {
         let device = Device::Cpu;
         let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-        let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
+        let flat = pipeline.base.flatten(&layout)?;
+        let mut state = Sharded::new(&flat, &layout, config.parallel.shard, &*world.device)?;
         let identity = Identity {
             config_digest: config.digest()?,
             base_digest: pipeline.base_digest.clone(),
@@ -112,7 +113,7 @@ impl<'a> Run<'a> {
             }
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
-            state.restore(reader.read(state.range())?.vectors, reader.state().update)?;
+            state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
         let update = state.update;
         let old_is_policy = config.old_policy_decay().eta(update) == 0.0;

@@ -1,7 +1,7 @@
 //! The checkpoints of a run: written beside training, the last ones and the best one kept.
 
 use super::run::Run;
-use crate::checkpoint::{self, Saved, Shard, TrainState};
+use crate::checkpoint::{self, Saved, TrainState};
 use crate::comm::phase;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -48,7 +48,7 @@ impl Run<'_> {
         let update = self.trainer.state.update;
         let extra = json!({ "best": self.best.with(update), "skipped": self.trainer.skipped });
         let state = TrainState { update, iteration: self.iteration, extra };
-        let shard = Shard { range: self.trainer.state.range(), vectors: self.trainer.state.vectors()? };
+        let shard = self.trainer.state.snapshot()?;
         let begun = self.saver.begin(&state, shard, &*self.trainer.world.host);
         self.tolerate(begun.map(|()| None))
     }

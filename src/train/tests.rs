@@ -34,7 +34,7 @@ fn trainer(world: &World, not_finite: &str) -> Result<(Trainer, Rc<Cell<bool>>)>
     let config = RunConfig::load(None, &set.map(String::from))?;
     let pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-    let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
+    let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
     let old_is_policy = OldPolicySchedule::Linear.decay().eta(0) == 0.0;
     let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
     let fault = Rc::new(Cell::new(false));
@@ -55,7 +55,7 @@ fn trainer(world: &World, not_finite: &str) -> Result<(Trainer, Rc<Cell<bool>>)>
 }
 
 fn bits(trainer: &Trainer) -> Result<Vec<u32>> {
-    Ok(trainer.state.vectors()?.into_values().flatten().map(f32::to_bits).collect())
+    Ok(trainer.state.snapshot()?.vectors.into_values().flatten().map(f32::to_bits).collect())
 }
 
 /// The trained parameters with NaN in the place of all.

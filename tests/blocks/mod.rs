@@ -2,10 +2,11 @@
 
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
-use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::{Model, glyphs};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
+use flowrl_dist::shard::{Gradients, Partition};
 
 /// 12 blocks, 384 wide, 256 image tokens and 7 of the condition.
 pub fn model(lora: Option<&LoraConfig>) -> Model {
@@ -59,10 +60,8 @@ pub fn monolithic(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<(
 pub fn block_wise(model: &Model, params: &ParamSet, layout: &Layout, inputs: &Inputs, each: usize) -> Result<()> {
     let Inputs { x, t, conditioning } = inputs;
     let (_, tape) = engine::forward(model, params, x, t, conditioning, Checkpointing(each))?;
-    let mut gradients = Gradients::zeros(layout, layout.total, &Device::Cpu)?;
-    engine::backward(model, params, tape, x, &mut gradients)?;
-    drop(gradients.finish(false)?);
-    Ok(())
+    let mut gradients = Gradients::zeros(layout, &Partition::new(layout, 1), &Device::Cpu)?;
+    engine::backward(model, params, tape, x, |stage, of_stage| gradients.add(stage, of_stage))
 }
 
 /// The model with what of it is trained, and random parameters.

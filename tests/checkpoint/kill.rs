@@ -1,6 +1,6 @@
 //! Killed at any instant, a run leaves its newest complete checkpoint whole.
 
-use crate::ranks::{content, saved};
+use crate::ranks::{content, read, saved};
 use flowrl_dist::checkpoint::{newest, open, prune};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -52,7 +52,7 @@ fn a_kill_at_any_instant_leaves_the_newest_whole() {
         last = found.update;
         let reader = open(&found.path).unwrap();
         reader.verify().unwrap();
-        assert_eq!(reader.read(0..TOTAL).unwrap(), content(last, 0..TOTAL), "kill {kill}");
+        assert_eq!(read(&reader, 0..TOTAL).unwrap(), content(last, 0..TOTAL), "kill {kill}");
     }
     assert!(cut_short > 0, "no kill has hit a save: the test proves nothing");
 }

@@ -1,7 +1,7 @@
 //! Ranks as threads, and checkpoints with known content.
 
 use candle_core::Tensor;
-use flowrl_dist::checkpoint::{Identity, Saver, Shard, TrainState, digest};
+use flowrl_dist::checkpoint::{Identity, Reader, Saver, Shard, TrainState, digest};
 use flowrl_dist::comm::{Call, Communicator};
 use flowrl_dist::{Error, Result};
 use std::cell::Cell;
@@ -51,14 +51,30 @@ impl Communicator for Rank {
     }
 }
 
-/// The elements of rank `rank`: S = ceil(total / R) each, the last ranks fewer or none.
-pub fn owned(rank: usize, ranks: usize, total: usize) -> Range<usize> {
-    let s = total.div_ceil(ranks);
-    (rank * s).min(total)..((rank + 1) * s).min(total)
+/// The elements of rank `rank`: its part of the first two thirds and its part of the rest, as of two stages; the last ranks
+/// may have fewer or none.
+pub fn owned(rank: usize, ranks: usize, total: usize) -> Vec<Range<usize>> {
+    let part = |stage: Range<usize>| {
+        let s = stage.len().div_ceil(ranks);
+        let at = |rank: usize| (stage.start + rank * s).min(stage.end);
+        at(rank)..at(rank + 1)
+    };
+    let cut = total * 2 / 3;
+    [part(0..cut), part(cut..total)].into_iter().filter(|range| !range.is_empty()).collect()
+}
+
+/// What a checkpoint after `update` holds over one range.
+pub fn content(update: u64, range: Range<usize>) -> Shard {
+    content_of(update, vec![range])
+}
+
+/// One range of a checkpoint.
+pub fn read(reader: &Reader, range: Range<usize>) -> Result<Shard> {
+    reader.read(std::slice::from_ref(&range))
 }
 
 /// The value of element `i` of every vector after `update`, odd bit patterns among them.
-pub fn content(update: u64, range: Range<usize>) -> Shard {
+pub fn content_of(update: u64, ranges: Vec<Range<usize>>) -> Shard {
     let value = |v: usize, i: usize| match i % 5 {
         3 => f32::MIN_POSITIVE / 4.0 * (i + 1) as f32,
         4 => -0.0,
@@ -67,9 +83,9 @@ pub fn content(update: u64, range: Range<usize>) -> Shard {
     let vectors = VECTORS
         .iter()
         .enumerate()
-        .map(|(v, name)| (name.to_string(), range.clone().map(|i| value(v, i)).collect()))
+        .map(|(v, name)| (name.to_string(), ranges.iter().cloned().flatten().map(|i| value(v, i)).collect()))
         .collect();
-    Shard { range, vectors }
+    Shard { ranges, vectors }
 }
 
 pub fn identity(total: usize) -> Identity {
@@ -117,7 +133,7 @@ pub fn save_with(
                 scope.spawn(move || {
                     let sabotage = sabotage.map(|sabotage| (sabotage, root.to_path_buf()));
                     let comm = Rank { rank, slots, meet, calls: Cell::new(0), sabotage };
-                    let shard = content(update, owned(rank, ranks, total));
+                    let shard = content_of(update, owned(rank, ranks, total));
                     save(root, &state(update), &identity(total), &shard, &comm, 7)
                 })
             })

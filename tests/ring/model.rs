@@ -4,13 +4,14 @@ use crate::law::{SEED, draw};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::comm::Solo;
-use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::{Linear, Model, Stage, TimeEmbedding, ops};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Init, Layout, ParamSet, Spec, SpecList, StageParams, Trainable};
 use flowrl_dist::pipeline::Pipeline;
 use flowrl_dist::rng::{Purpose, Stream};
+use flowrl_dist::shard::{Gradients, Reduction, Sharding};
 
 const WIDTH: usize = 96;
 
@@ -81,7 +82,7 @@ pub fn pretrained() -> Result<Pipeline> {
     let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
     let mut pipeline = Pipeline { model, base, base_digest: "ring".into(), device: Device::Cpu };
     let layout = layout(&pipeline);
-    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &Solo)?;
+    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &Solo)?;
     let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
     for step in 0..STEPS {
         let policy = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
@@ -93,10 +94,11 @@ pub fn pretrained() -> Result<Pipeline> {
         let (v, tape) =
             engine::forward(&pipeline.model, &policy, &interpolate(&x0, &eps, &t)?, &t, &[], Checkpointing(0))?;
         let gradient = ((v - (eps - x0)?)? * (1.0 / BATCH as f64))?; // of sum (v - u)^2 / (2 BATCH)
-        let mut gradients = Gradients::zeros(&layout, state.padded_len(), &Device::Cpu)?;
-        engine::backward(&pipeline.model, &policy, tape, &gradient, &mut gradients)?;
+        let mut gradients = Gradients::zeros(&layout, state.partition(), &Device::Cpu)?;
+        engine::backward(&pipeline.model, &policy, tape, &gradient, |stage, of| gradients.add(stage, of))?;
+        let gradient = Reduction::new(gradients, state.partition(), &Solo).finish()?;
         let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
-        state.step(&gradients.finish(true)?, &config, lr, &Solo)?;
+        state.step(&gradient, &config, lr, &Solo)?;
     }
     pipeline.base = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
     Ok(pipeline)

@@ -7,7 +7,7 @@ use flowrl_dist::Result;
 use flowrl_dist::advantage::{AdvantageMap, Scores, group_advantages};
 use flowrl_dist::comm::World;
 use flowrl_dist::data::Prompt;
-use flowrl_dist::engine::{self, Checkpointing, Gradients};
+use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::sde::SdeConfig;
 use flowrl_dist::flow::{SamplerConfig, Solver, interpolate};
 use flowrl_dist::objective::{AdvantageConfig, Frozen, MethodConfig, Objective, Point, Target};
@@ -17,6 +17,7 @@ use flowrl_dist::pipeline::Pipeline;
 use flowrl_dist::policy::Policies;
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::rollout::{Request, Samples, Sampling, Trajectory, normals};
+use flowrl_dist::shard::{Gradients, Reduction, Sharding};
 
 /// Groups, all of the same empty prompt.
 const PROMPTS: usize = 8;
@@ -80,7 +81,7 @@ impl<'a> Run<'a> {
     pub fn new(pipeline: &'a Pipeline, method: &MethodConfig, lr: f64) -> Result<Self> {
         let map = AdvantageConfig::default().resolve(method);
         let (world, layout) = (World::solo(), layout(pipeline));
-        let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, &*world.device)?;
+        let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &*world.device)?;
         let policies = Policies::new(pipeline, Trainable::Full, &layout, &state, true, &world)?;
         let optim = OptimConfig { lr, weight_decay: 0.0, ..OptimConfig::default() };
         Ok(Self { pipeline, objective: Objective::new(method, &map), map, optim, layout, state, policies, world })
@@ -151,9 +152,9 @@ impl<'a> Run<'a> {
         let v = Var::from_tensor(&v)?;
         let mut store = self.objective.terms(point, &v, &frozen)?.loss.mean_all()?.backward()?;
         let dv = store.remove(v.as_tensor()).expect("the objective gives the velocity a gradient");
-        let mut gradients = Gradients::zeros(&self.layout, self.state.padded_len(), &Device::Cpu)?;
-        engine::backward(model, policy, tape, &dv, &mut gradients)?;
-        gradients.finish(true)
+        let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &Device::Cpu)?;
+        engine::backward(model, policy, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
+        Reduction::new(gradients, self.state.partition(), &*self.world.device).finish()
     }
 
     /// What samples of the policy look like.

@@ -5,12 +5,13 @@ use crate::runs::{TIMEOUT, Training, alone};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Error;
 use flowrl_dist::advantage::Scores;
-use flowrl_dist::comm::{Communicator, ThreadGroup};
+use flowrl_dist::comm::{Communicator, ReduceOp, ThreadGroup};
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::error::EXIT_FAILED;
-use flowrl_dist::optim::{OptimConfig, Sharded};
+use flowrl_dist::optim::{OptimConfig, Sharded, StepReport};
 use flowrl_dist::params::{Init, Layout, SpecList, Trainable};
 use flowrl_dist::reward::check_scores;
+use flowrl_dist::shard::Sharding;
 
 fn layout() -> Layout {
     let mut specs = SpecList::new("", None);
@@ -23,30 +24,35 @@ fn gradient(values: [f32; 7]) -> Tensor {
     Tensor::new(&values, &Device::Cpu).unwrap().pad_with_zeros(0, 0, 1).unwrap()
 }
 
+/// One update with this rank's gradients.
+fn step(state: &mut Sharded, gradients: &Tensor, comm: &dyn Communicator) -> flowrl_dist::Result<StepReport> {
+    let gradient = comm.reduce_scatter(gradients, ReduceOp::Sum)?;
+    state.step(&gradient, &OptimConfig::default(), 0.1, comm)
+}
+
 fn bits(state: &Sharded) -> Vec<Vec<u32>> {
-    state.vectors().unwrap().into_values().map(|v| v.into_iter().map(f32::to_bits).collect()).collect()
+    state.snapshot().unwrap().vectors.into_values().map(|v| v.into_iter().map(f32::to_bits).collect()).collect()
 }
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_on_any_rank() {
-    let config = OptimConfig::default();
     let fine = gradient([1.0, -1.0, 0.5, 0.0, 2.0, 1.0, 3.0]);
     // Rank 1's gradient alone, or only the sum of both ranks', is not finite, in the shard of rank 0.
     for bad in [[f32::NAN; 2], [f32::INFINITY; 2], [f32::NEG_INFINITY, 1.0], [f32::MAX, f32::MAX]] {
         ThreadGroup::run(2, |world| {
             let comm: &dyn Communicator = &*world.device;
             let flat = Tensor::new(&[1f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &Device::Cpu)?;
-            let mut state = Sharded::new(&flat, &layout(), comm)?;
-            state.step(&fine, &config, 0.1, comm)?;
+            let mut state = Sharded::new(&flat, &layout(), Sharding::Optimizer, comm)?;
+            step(&mut state, &fine, comm)?;
             let before = bits(&state);
             let mine = if world.rank() == 1 || bad[0] == f32::MAX { [bad[0], bad[1]] } else { [0.0; 2] };
             let gradient = gradient([1.0, mine[0], 0.0, mine[1], 0.0, 0.0, 0.0]);
-            match state.step(&gradient, &config, 0.1, comm) {
+            match step(&mut state, &gradient, comm) {
                 Err(Error::NotFinite(message)) => assert!(message.starts_with("update 2: "), "{message}"),
                 other => panic!("rank {}, {bad:?}: {other:?}", world.rank()),
             }
             assert_eq!((bits(&state), state.update), (before.clone(), 1));
-            state.step(&fine, &config, 0.1, comm)?;
+            step(&mut state, &fine, comm)?;
             assert_ne!(bits(&state), before);
             Ok(())
         })

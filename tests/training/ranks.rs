@@ -81,6 +81,13 @@ fn with_advantage_flow_and_several_updates_an_iteration_too() {
 }
 
 #[test]
+fn without_sharing_out_anything_too() {
+    check(&["parallel.shard=none"]);
+    let _alone = alone();
+    assert_same_run(&unbroken(2), &finished(&["parallel.shard=none"], 2), "none and optimizer");
+}
+
+#[test]
 fn with_guided_rollout_steps_too() {
     check(&[
         "method.name=flow-grpo",

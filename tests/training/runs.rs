@@ -107,7 +107,8 @@ impl Training {
     pub fn record(&self) -> Record {
         let newest = checkpoint::newest(&self.path("checkpoints")).unwrap().unwrap();
         let reader = checkpoint::open(&newest.path).unwrap();
-        let shard = reader.read(0..reader.manifest().identity.total).unwrap();
+        let whole = 0..reader.manifest().identity.total;
+        let shard = reader.read(std::slice::from_ref(&whole)).unwrap();
         let state = (reader.state().update, reader.state().iteration);
         Record { metrics: metrics(&self.path("metrics.jsonl")), vectors: shard.vectors, state }
     }

@@ -1,44 +1,61 @@
 //! The sum of gradients over micro-batches, flat and in f32.
 
+use super::Partition;
 use crate::error::{Error, Result};
-use crate::params::Layout;
+use crate::params::{Entry, Layout};
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout as Strides, Tensor};
 
-/// Gradients of the trainable parameters, summed in f32 in the flat vector's order.
+/// Gradients of the trainable parameters, summed in f32 in the order of the padded vector ([`super`]).
 pub struct Gradients {
     layout: Layout,
+    /// Where each entry of the layout begins.
+    places: Vec<usize>,
     sum: Tensor,
     seen: Vec<bool>,
+    /// Whether a backward pass added to it.
+    touched: bool,
 }
 
 impl Gradients {
-    /// Zeros. `padded` is the length of the flat vector with its padding, `layout.total` or more.
-    pub fn zeros(layout: &Layout, padded: usize, device: &Device) -> Result<Self> {
-        let sum = Tensor::zeros(padded, DType::F32, device)?;
-        Ok(Self { layout: layout.clone(), sum, seen: vec![false; layout.entries.len()] })
+    /// Zeros.
+    pub fn zeros(layout: &Layout, partition: &Partition, device: &Device) -> Result<Self> {
+        let place = |e: &Entry| partition.padded(e.stage).start + e.offset - partition.flat(e.stage).start;
+        Ok(Self {
+            layout: layout.clone(),
+            places: layout.entries.iter().map(place).collect(),
+            sum: Tensor::zeros(partition.padded_len(), DType::F32, device)?,
+            seen: vec![false; layout.entries.len()],
+            touched: false,
+        })
     }
 
     /// Adds gradients of one stage's parameters, by slot.
     pub fn add(&mut self, stage: usize, gradients: Vec<(usize, Tensor)>) -> Result<()> {
+        self.touched = true;
         for (slot, gradient) in gradients {
             let place = self.layout.entries.iter().position(|e| e.stage == stage && e.slot == slot);
             let place =
                 place.ok_or_else(|| Error::Failed(format!("stage {stage} has no trainable parameter {slot}")))?;
             let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
-            self.sum.inplace_op2(&gradient, &AddAt(self.layout.entries[place].offset))?;
+            self.sum.inplace_op2(&gradient, &AddAt(self.places[place]))?;
             self.seen[place] = true;
         }
         Ok(())
     }
 
-    /// The sum `[padded]`. `touched` says whether this rank ran any backward pass: if so, a trainable parameter that
-    /// got no gradient is an error that names it (candle cuts graphs silently), if not, the zeros are right.
-    pub fn finish(self, touched: bool) -> Result<Tensor> {
-        if let (true, Some(missing)) = (touched, self.seen.iter().position(|s| !s)) {
+    /// The sum so far, `[padded]`.
+    pub fn sum(&self) -> &Tensor {
+        &self.sum
+    }
+
+    /// If this rank ran any backward pass, a trainable parameter that got no gradient is an error that names it (candle
+    /// cuts graphs silently); if not, the zeros are right.
+    pub fn check(&self) -> Result<()> {
+        if let (true, Some(missing)) = (self.touched, self.seen.iter().position(|s| !s)) {
             let name = &self.layout.entries[missing].name;
             return Err(Error::Failed(format!("trainable parameter {name} got no gradient: its graph is cut")));
         }
-        Ok(self.sum)
+        Ok(())
     }
 }
 

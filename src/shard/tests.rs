@@ -1,0 +1,76 @@
+//! Parts make the whole, whatever divides.
+
+use super::*;
+use crate::comm::{Communicator, ThreadGroup};
+use crate::params::{Init, SpecList, Trainable};
+
+/// Stages of 7, 0, 4 and 1 parameters.
+fn layout() -> Layout {
+    let stages = [&[3, 4][..], &[], &[4], &[1]].map(|lengths| {
+        let mut specs = SpecList::new("", None);
+        for (i, &len) in lengths.iter().enumerate() {
+            specs.base(&format!("w{i}"), &[len], Init::Ones);
+        }
+        specs.finish()
+    });
+    Layout::new(&stages.each_ref().map(Vec::as_slice), Trainable::Full)
+}
+
+fn count(n: usize) -> Result<Tensor> {
+    Ok(Tensor::arange(0f32, n as f32, &Device::Cpu)?)
+}
+
+#[test]
+fn parts_cover_the_whole_once_and_come_back() -> Result<()> {
+    for parts in [1, 2, 3, 4, 8, 13] {
+        let partition = Partition::new(&layout(), parts);
+        assert_eq!((partition.total(), partition.stages()), (12, 4));
+        let expected: usize = [7usize, 0, 4, 1].iter().map(|n| n.div_ceil(parts)).sum();
+        assert_eq!((partition.shard_len(), partition.padded_len()), (expected, parts * expected));
+        let mut seen: Vec<usize> = (0..parts).flat_map(|part| partition.owned(part)).flatten().collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..12).collect::<Vec<_>>(), "{parts} parts");
+        for part in 0..parts {
+            let shard = partition.cut(&count(12)?, part)?;
+            assert_eq!(shard.dims(), [expected]);
+            let owned: Vec<f32> = partition.owned(part).into_iter().flatten().map(|i| i as f32).collect();
+            assert_eq!(partition.strip(&shard, part)?, owned);
+            let again = partition.fill(&owned, part, &Device::Cpu)?;
+            assert_eq!(again.to_vec1::<f32>()?, shard.to_vec1::<f32>()?);
+        }
+    }
+    Ok(())
+}
+
+/// Every rank adds other gradients, one of them none; begun early or not, the shards hold the sum.
+#[test]
+fn gathered_and_reduced_shards_are_those_of_the_whole() -> Result<()> {
+    for ranks in [1, 2, 3] {
+        for sharding in [Sharding::None, Sharding::Optimizer] {
+            ThreadGroup::run(ranks, |world| {
+                let comm: &dyn Communicator = &*world.device;
+                let (layout, rank) = (layout(), world.rank());
+                let partition = Partition::new(&layout, sharding.parts(ranks));
+                let index = rank % partition.parts();
+                let whole = gather(&partition, &partition.cut(&count(12)?, index)?, comm)?;
+                assert_eq!(whole.to_vec1::<f32>()?, count(12)?.to_vec1::<f32>()?);
+
+                let gradients = Gradients::zeros(&layout, &partition, &Device::Cpu)?;
+                let mut reduction = Reduction::new(gradients, &partition, comm);
+                for e in layout.entries.iter().rev().filter(|_| rank != 1) {
+                    let values: Vec<f32> = (e.offset..e.offset + e.len).map(|i| (i * (rank + 1)) as f32).collect();
+                    reduction.add(e.stage, vec![(e.slot, Tensor::from_vec(values, e.len, &Device::Cpu)?)])?;
+                    if rank == 0 && e.slot == 0 {
+                        reduction.begin(e.stage)?;
+                    }
+                }
+                let shard = reduction.finish()?;
+                let factor = (0..ranks).filter(|&r| r != 1).map(|r| r + 1).sum::<usize>() as f64;
+                let expected = partition.cut(&(count(12)? * factor)?, index)?;
+                assert_eq!(shard.to_vec1::<f32>()?, expected.to_vec1::<f32>()?);
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
