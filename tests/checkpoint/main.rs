@@ -377,7 +377,8 @@ fn the_description_says_all() {
     let path = saved(dir.path(), 5, 4, TOTAL);
     let description = describe(&path).unwrap();
     let table = description.to_string();
-    for wanted in ["update       5", "1003", "4 ranks", "shard-00003-of-00004.safetensors", "250 in 2 ranges", "policy"] {
+    for wanted in ["update       5", "1003", "4 ranks", "shard-00003-of-00004.safetensors", "250 in 2 ranges", "policy"]
+    {
         assert!(table.contains(wanted), "{wanted} is not in\n{table}");
     }
     let json = serde_json::to_value(&description).unwrap();
