@@ -38,7 +38,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
         run.evaluate()?;
     }
     while !run.done() {
-        run.iteration()?;
+        run.iteration().map_err(|e| run.ended_by(e))?;
         let leaving = interrupt.agreed(world)?;
         run.look_after_saving()?;
         if leaving {

@@ -65,6 +65,16 @@ impl Run<'_> {
         self.tolerate(saved)
     }
 
+    /// What ends the run, after the checkpoint that is being written, if all ranks are there to complete it.
+    pub(super) fn ended_by(&mut self, error: Error) -> Error {
+        if let Error::NotFinite(_) = error
+            && let Err(e) = self.await_saved()
+        {
+            tracing::warn!("{e}");
+        }
+        error
+    }
+
     /// Waits for the last checkpoint; now there is no later chance.
     pub(super) fn saved_at_last(&mut self) -> Result<()> {
         self.await_saved()?;
@@ -79,8 +89,13 @@ impl Run<'_> {
         match saved {
             Ok(None) => Ok(()),
             Ok(Some(saved)) => {
+                tracing::debug!("saved {}", saved.path.display());
                 self.unsaved = None;
-                self.keep(&saved)
+                self.best.saved = Best::of_checkpoint(&saved.state).saved;
+                if let Err(e) = self.keep(saved.state.update) {
+                    tracing::warn!("{e}; older checkpoints are not deleted");
+                }
+                Ok(())
             }
             Err(e @ Error::NotSaved { .. }) => {
                 tracing::warn!("{e}; training goes on, and the next checkpoint may succeed");
@@ -91,18 +106,18 @@ impl Run<'_> {
         }
     }
 
-    fn keep(&mut self, saved: &Saved) -> Result<()> {
-        tracing::debug!("saved {}", saved.path.display());
-        self.best.saved = Best::of_checkpoint(&saved.state).saved;
-        if self.world().rank() == 0 {
-            let root = checkpoint::root(&self.config.run.out);
-            let best = self.best.saved.map(|best| best.update);
-            if best == Some(saved.state.update) {
-                checkpoint::set_best(&root, saved.state.update)?;
-            }
-            checkpoint::prune(&root, self.config.run.keep_last, best.filter(|_| self.config.run.keep_best))?;
+    /// Names the best checkpoint and deletes those that are neither that nor new. By rank 0, after a save of `update`.
+    fn keep(&self, update: u64) -> Result<()> {
+        if self.world().rank() != 0 {
+            return Ok(());
         }
-        Ok(())
+        let run = &self.config.run;
+        let root = checkpoint::root(&run.out);
+        let best = self.best.saved.map(|best| best.update);
+        if best == Some(update) {
+            checkpoint::set_best(&root, update)?;
+        }
+        checkpoint::prune(&root, run.keep_last, best.filter(|_| run.keep_best)).map(drop)
     }
 }
 
