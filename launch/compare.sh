@@ -30,15 +30,15 @@ RUNS
 ablation() {
     cat <<'RUNS'
 FlowAWR|flow-awr
-FlowAWR, soft map|flow-awr|advantage.map=softmax
-FlowAWR, linear map|flow-awr|advantage.map=linear
-FlowAWR, pooled scale|flow-awr|advantage.normaliser=pooled-rms
-FlowAWR, robust form|flow-awr|method.form=robust advantage.map=tempered-softmax advantage.normaliser=pooled-rms
-FlowAWR, on policy|flow-awr|old_policy.schedule=0 old_policy.rate=0.0
 AdvantageFlow(1-A)|advantage-flow-1-a
+FlowAWR, linear map|flow-awr|advantage.map=linear
+FlowAWR, soft map|flow-awr|advantage.map=softmax
 AdvantageFlow(1-A), within 5|advantage-flow-1-a|advantage.clip=5
+FlowAWR, on policy|flow-awr|old_policy.rate=0.0
+AdvantageFlow(1-A), on policy|advantage-flow-1-a|old_policy.rate=0.0
+FlowAWR, pooled scale|flow-awr|advantage.normaliser=pooled-rms
 AdvantageFlow(1-A), global scale|advantage-flow-1-a|advantage.normaliser=global-std
-AdvantageFlow(1-A), on policy|advantage-flow-1-a|old_policy.schedule=0 old_policy.rate=0.0
+FlowAWR, robust form|flow-awr|method.form=robust advantage.map=tempered-softmax advantage.normaliser=pooled-rms
 RUNS
 }
 
