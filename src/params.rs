@@ -17,9 +17,9 @@ pub enum Init {
     Zeros,
     /// Ones.
     Ones,
-    /// Positions of a square grid, `[1, side^2, D]`, whose unit is `side / base` points: see [`grid`].
+    /// Positions of a square grid, `[1, side^2, D]`, as sines and cosines of the column and the row.
     Grid {
-        /// Points on a side of the grid that has positions 0, 1, 2, ...
+        /// Points on a side of the grid that has positions 0, 1, 2, ...; this one has `base / side` times these.
         base: usize,
     },
 }

@@ -92,9 +92,9 @@ impl Case {
         self.io.get(name).unwrap_or_else(|| panic!("{}: no tensor {name}", self.name))
     }
 
-    /// Times in [0, 1], f64: the recorded ones are 1000 times these, exactly.
+    /// Times in [0, 1], rounded once: the recorded ones are 1000 times these.
     fn times(&self) -> Result<Tensor> {
-        Ok((self.get("in.timestep").to_dtype(DType::F64)? / 1000.0)?)
+        Ok((self.get("in.timestep").to_dtype(DType::F64)? / 1000.0)?.to_dtype(DType::F32)?)
     }
 
     fn conditioning(&self) -> Vec<Tensor> {
@@ -110,7 +110,7 @@ impl Case {
         let config = MethodConfig { mix: Some(mix), kl_coef: Some(kl_coef), ..MethodConfig::of(Method::DiffusionNft) };
         let point = Point {
             x_t: self.get("in.xt").clone(),
-            t: self.times()?.to_dtype(DType::F32)?,
+            t: self.times()?,
             advantage: self.get("in.advantage").clone(),
             target: Target::Forward { x0: self.get("in.x0").clone(), eps: self.get("in.noise").clone() },
         };
@@ -148,7 +148,7 @@ impl Case {
         }
         let recorded = self.io.keys().filter(|k| k.starts_with("grad.")).count();
         assert_eq!(count, recorded, "{}: recorded gradients of parameters that the model lacks", self.name);
-        println!(
+        eprintln!(
             "{}: {count} gradients of {}, worst {:.1e} at {}",
             self.name,
             self.layout.entries.len(),
@@ -219,7 +219,8 @@ fn check_forward(case: &Case, params: &ParamSet, tolerance: f64) -> Result<()> {
         }
     }
     let text: Vec<_> = report.iter().map(|(error, name)| format!("{name} {error:.1e}")).collect();
-    println!("{} {:?}: {}", case.name, io[0].dtype(), text.join(", "));
+    let dtypes: BTreeSet<_> = params.stage(0).iter().map(|(_, t)| t.dtype().as_str()).collect();
+    eprintln!("{} {dtypes:?}: {}", case.name, text.join(", "));
     assert!(report.len() >= 9, "{}: only {} outputs were compared", case.name, report.len());
     for (error, name) in report {
         assert!(error <= tolerance, "{}: {name} is off by {error:.1e}", case.name);
@@ -297,7 +298,7 @@ fn parity_of_the_losses_with_diffusion_nft() -> Result<()> {
         ];
         for (loss, ours) in losses {
             let recorded = case.meta["loss"][loss].as_f64().expect("a number");
-            println!("{name}: {loss} {ours} recorded {recorded}");
+            eprintln!("{name}: {loss} {ours} recorded {recorded}");
             assert!((ours / recorded - 1.0).abs() <= 2e-6, "{name}: {loss} {ours} {recorded}");
         }
     }
@@ -358,7 +359,7 @@ fn parity_of_block_wise_and_monolithic_gradients() -> Result<()> {
         let flat = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
         let ours = flat(store.get(input).expect("a gradient"))?;
         let error = relative_norm(&ours, &flat(case.get(&format!("gradin.{name}")))?);
-        println!("gradient of {name}: {error:.1e}");
+        eprintln!("gradient of {name}: {error:.1e}");
         assert!(error <= 1e-4, "{name}: {error:.1e}");
     }
     Ok(())
@@ -401,7 +402,7 @@ fn parity_of_adapters_with_peft() -> Result<()> {
         ("out.v_ref", default.velocity(&reference)?),
     ] {
         let error = max_error(&ours, default.get(name))?;
-        println!("sd3_lora: {name} {error:.1e}");
+        eprintln!("sd3_lora: {name} {error:.1e}");
         assert!(error <= 1e-5, "{name}: {error:.1e}");
     }
     Ok(())
@@ -426,7 +427,7 @@ fn parity_of_adapter_training_with_peft() -> Result<()> {
         case.params = case.params.with_flat(&case.layout, &state.gather_policy(&Solo)?)?;
         for (what, ours, list) in [("loss", loss, "losses"), ("norm", report.norm, "grad_norms_before_clip")] {
             let recorded = case.meta[list][update - 1].as_f64().expect("a number");
-            println!("update {update}: {what} {ours} recorded {recorded}");
+            eprintln!("update {update}: {what} {ours} recorded {recorded}");
             assert!((ours / recorded - 1.0).abs() <= 1e-5, "update {update}: {what} {ours} {recorded}");
         }
         let (mut worst, mut count) = (0.0, 0);
@@ -437,7 +438,7 @@ fn parity_of_adapter_training_with_peft() -> Result<()> {
             assert!(error <= 1e-4, "update {update}: {} is off by {error:.1e}", e.name);
             (worst, count) = (f64::max(worst, error), count + 1);
         }
-        println!("update {update}: {count} parameters, worst {worst:.1e}");
+        eprintln!("update {update}: {count} parameters, worst {worst:.1e}");
         assert_eq!(count, if update == 2 { 0 } else { case.layout.entries.len() });
     }
     Ok(())
@@ -449,9 +450,9 @@ fn parity_of_adapters_on_bf16_weights_with_peft() -> Result<()> {
     let case = lora_case(DEFAULT, DType::BF16)?;
     let v = case.velocity(&case.params)?;
     let error = max_error(&v, case.get("out.v"))?;
-    println!("sd3_lora on bf16: v {error:.1e}");
+    eprintln!("sd3_lora on bf16: v {error:.1e}");
     assert!(error <= 2e-2, "{error:.1e}");
     let flat = case.gradient(1, |v| Ok(case.loss(v, 1.0, 1e-4, ["out.v_old", "out.v_ref"])?.1))?;
-    case.check_gradients(&flat, 1e-1)?;
+    case.check_gradients(&flat, 5e-2)?;
     Ok(())
 }

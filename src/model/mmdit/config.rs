@@ -80,7 +80,7 @@ impl Config {
         expect("out_channels", &[config.in_channels.into(), Value::Null])?;
         expect("caption_projection_dim", &[config.width().into()])?;
         let sizes = [config.patch_size, config.in_channels, config.num_layers, config.width(), config.base_size()];
-        if sizes.contains(&0) || config.width() % 4 != 0 {
+        if sizes.contains(&0) || !config.width().is_multiple_of(4) {
             return Err(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)

@@ -51,7 +51,7 @@ impl Stem {
     }
 
     /// The middle of the table of positions, `[T, D]`.
-    fn positions(&self, params: &StageParams, dtype: DType) -> Result<Tensor> {
+    pub fn positions(&self, params: &StageParams, dtype: DType) -> Result<Tensor> {
         let (patch, side) = (self.config.patch_size, self.config.pos_embed_max_size);
         let (rows, columns) = (self.latent.0 / patch, self.latent.1 / patch);
         let table = params.get(self.positions)?.reshape((side, side, ()))?;

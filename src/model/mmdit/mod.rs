@@ -44,7 +44,7 @@ const EPS: f64 = 1e-6;
 pub fn model(config: &Config, latent: (usize, usize), lora: Option<&LoraConfig>) -> Result<Model> {
     let (height, width) = latent;
     let (patch, largest) = (config.patch_size, config.patch_size * config.pos_embed_max_size);
-    if [height, width].iter().any(|&side| side == 0 || side % patch != 0 || side > largest) {
+    if [height, width].iter().any(|&side| side == 0 || !side.is_multiple_of(patch) || side > largest) {
         return Err(Error::Usage(format!(
             "a latent of {height} x {width} does not fit the model; take multiples of {patch} up to {largest}"
         )));
