@@ -1,7 +1,9 @@
 //! What can be said of the model without weights.
 
 use super::*;
-use crate::params::{Layout, Role, Trainable};
+use crate::engine::velocity;
+use crate::params::{Layout, ParamSet, Role, Trainable};
+use crate::rng::{Purpose, Stream};
 use candle_core::{DType, Device};
 
 fn lora() -> LoraConfig {
@@ -56,9 +58,9 @@ fn a_latent_that_does_not_fit_is_refused() {
     assert!(model(&config, (768, 128), None).is_ok());
 }
 
-#[test]
-fn positions_are_the_middle_of_the_table() -> Result<()> {
-    let config = Config {
+/// Of latents that need not be square: the patches' rows and columns differ.
+fn small() -> Config {
+    Config {
         num_layers: 1,
         attention_head_dim: 4,
         num_attention_heads: 2,
@@ -68,9 +70,14 @@ fn positions_are_the_middle_of_the_table() -> Result<()> {
         sample_size: 8,
         pos_embed_max_size: 6,
         ..Config::sd35_medium()
-    };
+    }
+}
+
+#[test]
+fn positions_are_the_middle_of_the_table() -> Result<()> {
+    let config = small();
     let stem = Stem::new(&config, (4, 8), None);
-    let params = crate::params::ParamSet::init(&[stem.specs()], 1, &Device::Cpu)?;
+    let params = ParamSet::init(&[stem.specs()], 1, &Device::Cpu)?;
     let crop = stem.positions(params.stage(0), DType::F32)?;
     assert_eq!(crop.dims(), [2 * 4, 8]);
     // Two rows from the third on, four columns from the second on, in units of 6 / 4 points; the columns come first.
@@ -80,5 +87,36 @@ fn positions_are_the_middle_of_the_table() -> Result<()> {
     for (ours, expected) in crop.get(0)?.to_vec1::<f32>()?.iter().zip(expected) {
         assert!((f64::from(*ours) - expected).abs() < 1e-6, "{ours} {expected}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_sample_does_not_depend_on_its_neighbours() -> Result<()> {
+    let config = Config { num_layers: 2, dual_attention_layers: vec![0], ..small() };
+    let model = model(&config, (4, 8), None)?;
+    let noise = |id: u64, shape: &[usize]| -> Result<Tensor> {
+        let values = Stream::new(3, Purpose::Parameters, [id, 0, 0, 0]).normals(shape.iter().product());
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    };
+    let mut id = 10;
+    let params = ParamSet::build(&model.specs(), |spec| {
+        id += 1;
+        Ok((noise(id, &spec.shape)? * 0.3)?)
+    })?;
+    let inputs = [noise(1, &[2, 16, 4, 8])?, Tensor::new(&[0.2f32, 0.7], &Device::Cpu)?];
+    let conditioning = [noise(2, &[2, 5, 3])?, noise(3, &[2, 3])?];
+    // The velocities of the samples `rows` in one batch.
+    let velocity = |rows: [u32; 2]| -> Result<Vec<Vec<f32>>> {
+        let rows = Tensor::new(&rows, &Device::Cpu)?;
+        let pick =
+            |t: &[Tensor; 2]| -> Result<Vec<Tensor>> { t.iter().map(|t| Ok(t.index_select(&rows, 0)?)).collect() };
+        let (x, conditioning) = (pick(&inputs)?, pick(&conditioning)?);
+        let v = velocity(&model, &params, &x[0], &x[1], &conditioning)?;
+        assert_eq!(v.dims(), [2, 16, 4, 8]);
+        Ok(v.flatten_from(1)?.to_vec2()?)
+    };
+    let (both, swapped, twice) = (velocity([0, 1])?, velocity([1, 0])?, velocity([1, 1])?);
+    assert!(both[0] != both[1] && both[0] == swapped[1] && both[1] == swapped[0]);
+    assert!(twice[0] == both[1] && twice[1] == both[1]);
     Ok(())
 }
