@@ -17,13 +17,20 @@ pub enum Init {
     Zeros,
     /// Ones.
     Ones,
+    /// Positions of a square grid, `[1, side^2, D]`, as sines and cosines of the column and the row.
+    Grid {
+        /// Points on a side of the grid that has positions 0, 1, 2, ...; this one has `base / side` times these.
+        base: usize,
+    },
 }
 
-/// Whether a parameter belongs to the base model or to the low-rank adapter beside it.
+/// Whether a parameter belongs to the base model or to the low-rank adapter beside it, and whether it can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Of the base model: trained when the whole model is.
     Base,
+    /// Of the base model and fixed: its files hold it, nothing trains it.
+    Buffer,
     /// Of the LoRA adapter: trained instead of the base model.
     Adapter,
 }
@@ -53,6 +60,7 @@ impl Spec {
                 let normals = Stream::new(seed, Purpose::Parameters, [name, 0, 0, 0]).normals(len);
                 normals.into_iter().map(|x| (f64::from(x) * std) as f32).collect()
             }
+            Init::Grid { base } => grid(&self.shape, base)?,
         };
         Ok(Tensor::from_vec(values, self.shape.as_slice(), device)?)
     }
@@ -101,6 +109,11 @@ impl<'a> SpecList<'a> {
     /// Declares a parameter of the base model.
     pub fn base(&mut self, name: &str, shape: &[usize], init: Init) -> Slot {
         self.push(name, shape, init, Role::Base)
+    }
+
+    /// Declares a fixed tensor of the base model.
+    pub fn buffer(&mut self, name: &str, shape: &[usize], init: Init) -> Slot {
+        self.push(name, shape, init, Role::Buffer)
     }
 
     /// The adapter's two factors for the linear layer `name` `[out, in]`, if the configuration wants one there,
@@ -293,6 +306,31 @@ impl ParamSet {
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::cat(&parts, 0)?)
     }
+}
+
+/// Sines and cosines of the column, then of the row, of each point of a square grid, `[1, side^2, D]`: D/4 frequencies
+/// from 1 down to almost 1e-4 (diffusers `get_2d_sincos_pos_embed`, embeddings.py of v0.33.1).
+fn grid(shape: &[usize], base: usize) -> Result<Vec<f32>> {
+    let (points, width) = (shape.iter().rev().skip(1).product::<usize>(), shape.last().copied().unwrap_or(0));
+    let (side, quarter) = (points.isqrt(), width / 4);
+    if side * side != points || quarter * 4 != width {
+        return Err(Error::Failed(format!("{shape:?} is no square grid with a multiple of four features")));
+    }
+    let unit = (side as f64 / base as f64) as f32;
+    let features = |at: usize| {
+        // Positions are f32 there, frequencies f64.
+        let angle = move |i: usize| f64::from(at as f32 / unit) / 10_000f64.powf(i as f64 / quarter as f64);
+        let (sines, cosines) = ((0..quarter).map(angle).map(libm::sin), (0..quarter).map(angle).map(libm::cos));
+        sines.chain(cosines).map(|x| x as f32).collect::<Vec<_>>()
+    };
+    let lines: Vec<_> = (0..side).map(features).collect();
+    let mut values = Vec::with_capacity(points * width);
+    for row in &lines {
+        for column in &lines {
+            values.extend(column.iter().chain(row));
+        }
+    }
+    Ok(values)
 }
 
 fn first_eight(bytes: &[u8; 32]) -> [u8; 8] {

@@ -3,7 +3,7 @@
 use super::ops;
 use crate::error::Result;
 use crate::params::{Init, Slot, SpecList, StageParams};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// `W x + b`, and `+ alpha/rank * B A x` while the adapter is on.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +26,11 @@ impl Linear {
     /// With weights of variance 1 / in.
     pub fn scaled(specs: &mut SpecList, name: &str, in_dim: usize, out_dim: usize) -> Self {
         Self::new(specs, name, in_dim, out_dim, Init::Normal((in_dim as f64).powf(-0.5)))
+    }
+
+    /// The weight's type, which x has to have.
+    pub fn dtype(&self, params: &StageParams) -> Result<DType> {
+        Ok(params.get(self.weight)?.dtype())
     }
 
     /// x `[.., in]` to `[.., out]`.

@@ -5,7 +5,9 @@
 
 pub mod glyphs;
 mod linear;
+pub mod mmdit;
 pub mod ops;
+mod patch;
 mod time;
 
 pub use linear::Linear;

@@ -27,13 +27,16 @@ impl TimeEmbedding {
     /// t `[B]` in [0, 1] to `[B, width]`.
     pub fn forward(&self, params: &StageParams, t: &Tensor) -> Result<Tensor> {
         let half = self.frequencies / 2;
-        let frequency = |i: usize| (-(10_000f64.ln()) * i as f64 / half as f64).exp();
+        // In f32 as there: 1000 t times the rounding of a frequency is 1e-5 of an angle, and the weights know these angles.
+        let frequency = |i: usize| f64::from(-(10_000f64.ln()) as f32 * i as f32 / half as f32).exp() as f32;
         let mut features = Vec::new();
         for t in t.to_dtype(DType::F64)?.to_vec1::<f64>()? {
-            features.extend((0..half).map(|i| libm::cos(1000.0 * t * frequency(i)) as f32));
-            features.extend((0..half).map(|i| libm::sin(1000.0 * t * frequency(i)) as f32));
+            let angle = |i: usize| f64::from((1000.0 * t) as f32 * frequency(i));
+            features.extend((0..half).map(|i| libm::cos(angle(i)) as f32));
+            features.extend((0..half).map(|i| libm::sin(angle(i)) as f32));
         }
         let features = Tensor::from_vec(features, (t.dim(0)?, 2 * half), t.device())?; // [B, frequencies]
+        let features = features.to_dtype(self.first.dtype(params)?)?;
         self.second.forward(params, &ops::silu(&self.first.forward(params, &features)?)?)
     }
 }

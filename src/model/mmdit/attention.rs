@@ -1,0 +1,109 @@
+//! Attention of both streams together, and of the image stream alone (diffusers `JointAttnProcessor2_0`,
+//! models/attention_processor.py of v0.33.1).
+
+use super::{EPS, ops};
+use crate::error::Result;
+use crate::model::Linear;
+use crate::params::{Init, Slot, SpecList, StageParams};
+use candle_core::Tensor;
+
+/// A stream's queries, keys and values.
+struct Projections {
+    heads: usize,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    query_norm: Slot,
+    key_norm: Slot,
+}
+
+impl Projections {
+    /// Declares `[to_q, to_k, to_v, norm_q, norm_k]` by the names given.
+    fn new(specs: &mut SpecList, names: [&str; 5], heads: usize, width: usize) -> Self {
+        let [query, key, value, query_norm, key_norm] = names;
+        Self {
+            heads,
+            query: Linear::scaled(specs, query, width, width),
+            key: Linear::scaled(specs, key, width, width),
+            value: Linear::scaled(specs, value, width, width),
+            query_norm: specs.base(&format!("{query_norm}.weight"), &[width / heads], Init::Ones),
+            key_norm: specs.base(&format!("{key_norm}.weight"), &[width / heads], Init::Ones),
+        }
+    }
+
+    /// x `[B, T, D]` to q, k, v `[B, T, H, d]`; q and k are normalised over d.
+    fn forward(&self, params: &StageParams, x: &Tensor) -> Result<[Tensor; 3]> {
+        let (batch, tokens, width) = x.dims3()?;
+        let heads = |linear: Linear| -> Result<Tensor> {
+            Ok(linear.forward(params, x)?.reshape((batch, tokens, self.heads, width / self.heads))?)
+        };
+        Ok([
+            ops::rms_norm(&heads(self.query)?, params.get(self.query_norm)?, EPS)?,
+            ops::rms_norm(&heads(self.key)?, params.get(self.key_norm)?, EPS)?,
+            heads(self.value)?,
+        ])
+    }
+}
+
+/// `[B, T, H, d]` to `[B, T, D]`.
+fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    Ok(x.flatten_from(2)?)
+}
+
+/// Attention over the tokens of both streams, the image's first.
+pub(super) struct JointAttention {
+    image: Projections,
+    text: Projections,
+    image_out: Linear,
+    text_out: Option<Linear>,
+}
+
+impl JointAttention {
+    /// Declares `attn.*`; without the text stream's output where that stream ends. Its queries are declared all the same,
+    /// as in the checkpoints, and have a gradient, which is zero.
+    pub fn new(specs: &mut SpecList, heads: usize, width: usize, text_ends: bool) -> Self {
+        let image = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.norm_q", "attn.norm_k"];
+        let text = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.norm_added_q", "attn.norm_added_k"];
+        Self {
+            image: Projections::new(specs, image, heads, width),
+            text: Projections::new(specs, text, heads, width),
+            image_out: Linear::scaled(specs, "attn.to_out.0", width, width),
+            text_out: (!text_ends).then(|| Linear::scaled(specs, "attn.to_add_out", width, width)),
+        }
+    }
+
+    /// (image `[B, T, D]`, text `[B, L, D]`) to what is added to each; nothing to the text where it ends.
+    pub fn forward(&self, params: &StageParams, image: &Tensor, text: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let (tokens, text_tokens) = (image.dim(1)?, text.dim(1)?);
+        let image = self.image.forward(params, image)?;
+        let text = self.text.forward(params, text)?;
+        let both = |i: usize| Tensor::cat(&[&image[i], &text[i]], 1); // [B, T + L, H, d]
+        let h = merge_heads(&ops::attention(&both(0)?, &both(1)?, &both(2)?)?)?; // [B, T + L, D]
+        let image = self.image_out.forward(params, &h.narrow(1, 0, tokens)?)?;
+        let text = self.text_out.map(|out| out.forward(params, &h.narrow(1, tokens, text_tokens)?));
+        Ok((image, text.transpose()?))
+    }
+}
+
+/// The second attention of a block's image stream, over that stream's tokens only.
+pub(super) struct SelfAttention {
+    projections: Projections,
+    out: Linear,
+}
+
+impl SelfAttention {
+    /// Declares `attn2.*`.
+    pub fn new(specs: &mut SpecList, heads: usize, width: usize) -> Self {
+        let names = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.norm_q", "attn2.norm_k"];
+        Self {
+            projections: Projections::new(specs, names, heads, width),
+            out: Linear::scaled(specs, "attn2.to_out.0", width, width),
+        }
+    }
+
+    /// x `[B, T, D]` to what is added to it.
+    pub fn forward(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
+        let [q, k, v] = self.projections.forward(params, x)?;
+        self.out.forward(params, &merge_heads(&ops::attention(&q, &k, &v)?)?)
+    }
+}
