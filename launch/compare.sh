@@ -4,7 +4,7 @@
 #
 #   launch/compare.sh                     every method, seeds 1 2 3: about an hour and a quarter on 2 cores
 #   launch/compare.sh ablation            FlowAWR and AdvantageFlow with one thing changed at a time: map, normaliser, lag
-#   SEEDS="1 2" OUT=/scratch/c JOBS=16 launch/compare.sh
+#   SEEDS="1 2" UPDATES=20 OUT=/scratch/c JOBS=16 launch/compare.sh
 #
 # A run is one process with one thread, JOBS of them at a time (default: the machine's cores): results do not depend on
 # the number of ranks. A comparison that was interrupted goes on where it was. FLOWRL_BIN names another program.
@@ -64,6 +64,9 @@ export RAYON_NUM_THREADS=1
 train() {
     IFS='|' read -r name config settings <<<"$1"
     local folder="$3/${name//[^A-Za-z0-9.]/_}-$2" arguments=()
+    if [[ -n ${UPDATES:-} ]]; then
+        arguments+=(--set run.updates="$UPDATES")
+    fi
     for setting in $settings; do
         arguments+=(--set "$setting")
     done
@@ -82,4 +85,4 @@ for seed in ${SEEDS:-1 2 3}; do
     "$runs" | while IFS= read -r line; do printf '%s\0%s\0%s\0' "$line" "$seed" "$out"; done
 done | xargs -0 -n 3 -P "${JOBS:-$(nproc)}" bash -c 'train "$@"' train
 
-"$FLOWRL_BIN" report "$out"/*/ --out "$out" --baseline "$baseline"
+exec "$FLOWRL_BIN" report "$out"/*/ --out "$out" --baseline "$baseline"

