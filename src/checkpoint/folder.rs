@@ -154,9 +154,13 @@ pub fn set_best(root: &Path, update: u64) -> Result<()> {
 pub fn clear_unfinished(root: &Path) -> Result<()> {
     for name in names(root)? {
         let path = root.join(&name);
-        if name.starts_with(WRITING) || name.starts_with(DELETING) {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io(&path))?;
+        if name.starts_with(DELETING) {
+            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        } else if name.starts_with(WRITING) && path.is_file() {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        } else if name.starts_with(WRITING) {
+            // Moved first: a rank of an earlier life that still writes would make new files in it meanwhile.
+            discard(&path)?;
         } else if name.starts_with(REPLACED) {
             let original = root.join(original(&name));
             if is_complete(&original) {
