@@ -1,6 +1,5 @@
 //! The ranks of this run and the two planes they talk over.
 
-use super::background::Background;
 use super::counted::Counted;
 use super::launcher::{self, Transport};
 use super::{Communicator, Solo, exchange, watch};
@@ -139,7 +138,7 @@ impl World {
 fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     let (session, host) = super::mpi::Session::begin(deadline)?;
     let place = place(&host)?;
-    let device = Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
+    let device = super::background::Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
     let transport = format!("over MPI ({})", super::Mpi::library());
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
     Ok(World { _session: Some(Rc::new(session)), ..world })
