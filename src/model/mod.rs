@@ -3,6 +3,7 @@
 //! A stage is a pure function of its parameters and inputs, so that the engine can run it again when gradients are
 //! wanted, with its parameters gathered for just that long.
 
+pub mod files;
 pub mod glyphs;
 mod linear;
 pub mod mmdit;
