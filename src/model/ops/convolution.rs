@@ -47,7 +47,9 @@ impl Convolution {
     /// The result starts as `start`, with all its values or those of one pixel.
     fn run<F: Float>(&self, x: View<F>, w: View<F>, start: [Option<View<F>>; 2]) -> Result<(Vec<F>, Vec<usize>)> {
         let &[batch, height, width, c_in] = x.shape else { bail!("convolution: {:?} is not [B, H, W, C]", x.shape) };
-        let &[size, columns, w_in, c_out] = w.shape else { bail!("convolution: weight {:?} is not [k, k, in, out]", w.shape) };
+        let &[size, columns, w_in, c_out] = w.shape else {
+            bail!("convolution: weight {:?} is not [k, k, in, out]", w.shape)
+        };
         if w_in != c_in || size != columns || c_in * c_out == 0 {
             bail!("convolution: weight {:?} does not fit {:?}", w.shape, x.shape);
         }

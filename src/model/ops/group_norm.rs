@@ -3,7 +3,7 @@
 use super::activation::sigmoid;
 use super::float::Float;
 use super::op::{Kernel, View, fill, frozen};
-use candle_core::{Result, Tensor, WithDType, bail};
+use candle_core::{Result, Tensor, bail};
 
 /// Pixels handled at once by one thread, a few hundred KiB.
 const BLOCK: usize = 256;
@@ -28,9 +28,9 @@ impl GroupNorm {
                     *mean += x;
                 }
             }
-            let count = F::of((x.len() / channels) as f64);
+            let share = F::ONE / F::of((x.len() / channels) as f64);
             for mean in mean.iter_mut() {
-                *mean = *mean / count;
+                *mean *= share;
             }
             for pixel in x.chunks_exact(channels) {
                 for ((square, &mean), &x) in square.iter_mut().zip(&*mean).zip(pixel) {
@@ -71,7 +71,11 @@ impl Kernel<3> for GroupNorm {
     fn run<F: Float>(&self, [x, weight, bias]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
         let channels = x.last();
         let batch = x.shape.first().copied().unwrap_or(1);
-        if weight.shape != [channels] || bias.shape != [channels] || self.groups == 0 || !channels.is_multiple_of(self.groups) {
+        if weight.shape != [channels]
+            || bias.shape != [channels]
+            || self.groups == 0
+            || !channels.is_multiple_of(self.groups)
+        {
             bail!("group_norm: weight {:?} and {} groups do not fit {:?}", weight.shape, self.groups, x.shape);
         }
         let mut out = vec![F::ZERO; x.data.len()];

@@ -88,7 +88,12 @@ impl Config {
         let groups = config.norm_num_groups;
         let whole = |&channels: &usize| channels > 0 && channels.is_multiple_of(groups);
         let scaled = config.scaling_factor.is_normal() && config.shift_factor.is_finite();
-        if blocks == 0 || groups == 0 || !config.block_out_channels.iter().all(whole) || config.latent_channels == 0 || !scaled {
+        if blocks == 0
+            || groups == 0
+            || !config.block_out_channels.iter().all(whole)
+            || config.latent_channels == 0
+            || !scaled
+        {
             return Err(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)

@@ -2,8 +2,8 @@
 //! models/attention_processor.py of v0.33.1).
 
 use crate::error::Result;
-use crate::model::ops::{self, Walk};
 use crate::model::Linear;
+use crate::model::ops::{self, Walk};
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::Tensor;
 
