@@ -10,6 +10,7 @@ pub mod mmdit;
 pub mod ops;
 mod patch;
 mod time;
+pub mod vae;
 
 pub use linear::Linear;
 pub use time::TimeEmbedding;
