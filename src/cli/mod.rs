@@ -4,6 +4,7 @@ mod bench;
 mod inspect;
 mod plan;
 mod pretrain;
+mod random_model;
 mod report;
 mod train;
 
@@ -38,6 +39,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
+    /// Write a model folder with random weights, to try a machine or a queue with
+    RandomModel(random_model::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
     /// Verify a checkpoint and print what it holds
@@ -60,6 +63,7 @@ pub fn run() -> i32 {
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
