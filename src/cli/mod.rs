@@ -3,6 +3,7 @@
 mod inspect;
 mod plan;
 mod pretrain;
+mod prompts;
 mod report;
 mod train;
 
@@ -39,6 +40,10 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
+    /// Write a prompt file
+    #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
+        test_metadata.jsonl")]
+    Prompts(prompts::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),
 }
@@ -57,6 +62,7 @@ pub fn run() -> i32 {
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
     };

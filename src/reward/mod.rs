@@ -1,6 +1,7 @@
 //! Rewards: one file each, one number an image.
 
 mod colour;
+pub mod geneval;
 mod jpeg;
 mod ocr;
 mod pixels;
