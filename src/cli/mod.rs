@@ -5,6 +5,7 @@ mod inspect;
 mod plan;
 mod pretrain;
 mod random_model;
+mod prompts;
 mod report;
 mod train;
 
@@ -43,6 +44,10 @@ enum Command {
     RandomModel(random_model::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
+    /// Write a prompt file
+    #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
+        test_metadata.jsonl")]
+    Prompts(prompts::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),
     /// Measure this machine: its collectives, or the speeds that plan predicts times with
@@ -64,6 +69,7 @@ pub fn run() -> i32 {
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
         Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
+        Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
