@@ -186,6 +186,15 @@ impl TextEncoders {
         Ok(Self { clip: [clip("")?, clip("_2")?], third, dtype, device: device.clone() })
     }
 
+    /// Whether a text is longer than any of the encoders takes: then its end is in no embedding.
+    pub fn cuts(&self, text: &str) -> Result<bool> {
+        let longest = match &self.third {
+            Third::T5(t5) => &t5.0,
+            Third::Zeros { .. } => &self.clip[0].0,
+        };
+        longest.cuts(text)
+    }
+
     /// The embeddings of texts, in the order given.
     pub fn encode(&self, texts: &[&str]) -> Result<Embeddings> {
         let tokens =
