@@ -97,6 +97,19 @@ fn fails_with(pipeline: &Pipeline, words: &[&str]) {
 }
 
 #[test]
+fn an_incomplete_download_is_not_taken_for_a_pipeline_without_t5() {
+    let pipeline = Pipeline::new();
+    pipeline.remove("text_encoder_3");
+    let list = |class: &str| {
+        fs::write(pipeline.path("model_index.json"), format!(r#"{{"text_encoder_3": {class}}}"#)).unwrap();
+    };
+    list(r#"["transformers", "T5EncoderModel"]"#);
+    fails_with(&pipeline, &["model_index.json: names text_encoder_3, which is not in the folder", "[null, null]"]);
+    list("[null, null]");
+    assert!(TextEncoders::load(&pipeline.encoding(), &Device::Cpu).is_ok());
+}
+
+#[test]
 fn missing_folders_are_named() {
     for part in ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "tokenizer_3"] {
         let pipeline = Pipeline::new();

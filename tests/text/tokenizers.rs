@@ -17,7 +17,6 @@ fn ids_are_those_of_transformers() {
         for (text, ids) in texts.iter().zip(recorded.as_array().unwrap()) {
             let ids: Vec<u32> = ids.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
             assert_eq!(tokenizer.encode(text).unwrap(), ids, "{key}: {text:?}");
-            assert_eq!(ids.len(), tokenizer.length());
             compared += 1;
         }
     }
@@ -43,7 +42,7 @@ fn what_is_missing_is_named() {
     let config = fs::read_to_string(pipeline.path("tokenizer/tokenizer_config.json")).unwrap();
     let other = config.replace(r#""pad_token": "<|endoftext|>""#, r#""pad_token": "<gone>""#);
     fs::write(pipeline.path("tokenizer/vocab.json"), r#"{"a": 0}"#).unwrap();
-    assert!(failure(&pipeline, 77).contains("cannot be read"));
+    assert!(failure(&pipeline, 77).contains("holds a tokenizer that cannot be read"));
     fs::copy(fixture("tokenizers_micro/tokenizer/vocab.json"), pipeline.path("tokenizer/vocab.json")).unwrap();
     fs::write(pipeline.path("tokenizer/tokenizer_config.json"), other).unwrap();
     assert!(failure(&pipeline, 77).contains("has the pad token <gone>, which is not in its vocabulary"));

@@ -117,11 +117,6 @@ impl TextEncoder {
         Ok(Self { tower, params })
     }
 
-    /// The sizes.
-    pub fn config(&self) -> &TextConfig {
-        &self.tower.config
-    }
-
     /// Texts as tokens, all of one length.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextOutput> {
         self.tower.forward(&self.params, ids)

@@ -49,13 +49,13 @@ impl Tokenizer {
         };
 
         let special = Special::read(folder)?;
-        inner.add_special_tokens(special.tokens).map_err(damaged)?;
         let Some(pad) = special.padding else {
             return Err(error("names no pad token; its tokenizer_config.json has to".into()));
         };
         let Some(padding) = inner.token_to_id(&pad) else {
             return Err(error(format!("has the pad token {pad}, which is not in its vocabulary; download it again")));
         };
+        inner.add_special_tokens(special.tokens).map_err(damaged)?;
         inner.with_padding(None);
         let added = inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, false));
         if length <= added {
@@ -81,11 +81,6 @@ impl Tokenizer {
     fn tokens(&self, text: &str) -> Result<tokenizers::Encoding> {
         let encoding = self.inner.encode_fast(text, true);
         encoding.map_err(|e| Error::Failed(format!("the text {text:?} cannot be tokenized: {e}")))
-    }
-
-    /// Tokens of every text.
-    pub fn length(&self) -> usize {
-        self.length
     }
 }
 
