@@ -13,6 +13,7 @@ pub mod ops;
 mod patch;
 pub mod text;
 mod time;
+pub mod vae;
 
 pub use linear::Linear;
 pub use time::TimeEmbedding;
