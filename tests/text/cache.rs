@@ -29,11 +29,8 @@ fn entries(root: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn every_prompt_is_encoded_once_by_any_number_of_ranks() -> Result<()> {
-    let (pipeline, encoding) = {
-        let p = Pipeline::new();
-        let e = p.encoding();
-        (p, e)
-    };
+    let pipeline = Pipeline::new();
+    let encoding = pipeline.encoding();
     let encoders = TextEncoders::load(&encoding, &Device::Cpu)?;
     let one = |prompt: &&str| bits(&encoders.encode(&[prompt]).unwrap());
     let expected: Vec<_> = PROMPTS.iter().map(one).collect();

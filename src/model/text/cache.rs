@@ -53,7 +53,7 @@ impl PromptCache {
 
     /// Sees to it that every one of `prompts` is there: each rank checks its share, the prompts of the run dealt out in
     /// order, and encodes what is missing or damaged. The encoders are read if there is anything to encode, and freed at
-    /// the end. Every rank calls this with the same prompts.
+    /// the end. Every rank calls this with the same prompts; those that finish early wait for the slowest.
     pub fn fill(&self, prompts: &[&str], comm: &dyn Communicator, device: &Device) -> Result<Filled> {
         if comm.rank() == 0 {
             self.sweep()?;
