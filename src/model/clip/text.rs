@@ -126,11 +126,6 @@ impl TextEncoder {
         (tower, specs.finish())
     }
 
-    /// The sizes.
-    pub fn config(&self) -> &TextConfig {
-        &self.tower.config
-    }
-
     /// Texts as tokens, all of one length.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<TextOutput> {
         self.tower.forward(&self.params, ids)

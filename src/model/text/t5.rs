@@ -13,27 +13,27 @@ use std::path::Path;
 /// Sizes, in the words of transformers' config.json, which leaves out what has its default value.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct T5Config {
+struct T5Config {
     /// Tokens.
-    pub vocab_size: usize,
+    vocab_size: usize,
     /// Width D.
-    pub d_model: usize,
+    d_model: usize,
     /// Features of a head; all heads together need not have the width D.
-    pub d_kv: usize,
+    d_kv: usize,
     /// Width of the feed-forward layers.
-    pub d_ff: usize,
+    d_ff: usize,
     /// Blocks.
-    pub num_layers: usize,
+    num_layers: usize,
     /// Attention heads.
-    pub num_heads: usize,
+    num_heads: usize,
     /// Classes of distances between tokens, in both directions together.
-    pub relative_attention_num_buckets: usize,
+    relative_attention_num_buckets: usize,
     /// From this distance on all are of one class.
-    pub relative_attention_max_distance: usize,
+    relative_attention_max_distance: usize,
     /// Inside every norm's square root.
-    pub layer_norm_epsilon: f64,
+    layer_norm_epsilon: f64,
     /// The kind of feed-forward layer; "gated-gelu" is what v1.1 has.
-    pub feed_forward_proj: String,
+    feed_forward_proj: String,
 }
 
 impl Default for T5Config {
@@ -58,7 +58,7 @@ impl T5Config {
     ///
     /// # Errors
     /// [`Error::File`]: it cannot be read, is of another model, or of another version of T5.
-    pub fn read(folder: &Path) -> Result<Self> {
+    fn read(folder: &Path) -> Result<Self> {
         let config: Self = read_config(folder, &["t5"])?;
         let error = |message| Err(Error::File { path: folder.join("config.json"), message });
         if config.feed_forward_proj != "gated-gelu" {
@@ -185,11 +185,6 @@ impl T5Encoder {
     /// The tensors of a model of these sizes.
     pub fn specs(config: &T5Config) -> Vec<Spec> {
         Places::declare(config, TOKENS[0]).1
-    }
-
-    /// The sizes.
-    pub fn config(&self) -> &T5Config {
-        &self.config
     }
 
     /// Texts as tokens, all of one length; every token sees all others.
