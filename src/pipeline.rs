@@ -39,7 +39,7 @@ impl Default for ModelConfig {
 }
 
 /// The weights of the glyphs base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were made.
-static GLYPHS_BASE: &[u8] = include_bytes!("../assets/glyphs/base.safetensors");
+pub(crate) static GLYPHS_BASE: &[u8] = include_bytes!("../assets/glyphs/base.safetensors");
 
 /// A text-to-image model with its base weights.
 pub struct Pipeline {

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod export;
 mod inspect;
 mod plan;
 mod pretrain;
@@ -39,7 +40,9 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
-    /// Verify a checkpoint and print what it holds
+    /// Write what was trained as files that diffusers and PEFT read
+    Export(export::Arguments),
+    /// Verify a checkpoint, or a model's files, and print what they hold
     Inspect(inspect::Arguments),
 }
 
@@ -58,6 +61,7 @@ pub fn run() -> i32 {
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::Export(arguments)) => export::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
     };
     match result {
