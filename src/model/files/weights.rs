@@ -5,11 +5,11 @@ use crate::error::{Error, Result};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +22,30 @@ pub struct Weights {
     entries: BTreeMap<String, Entry>,
 }
 
-/// A mapped file.
+/// One file.
 #[derive(Debug)]
 struct Mapped {
     path: PathBuf,
-    bytes: Mmap,
+    bytes: Bytes,
     metadata: HashMap<String, String>,
+}
+
+/// The bytes of a file, or of the program itself.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 /// Where a tensor lies.
@@ -40,6 +58,38 @@ pub(super) struct Entry {
     ranges: Vec<Range<usize>>,
 }
 
+/// How the rows of a renamed tensor lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rows {
+    /// As before.
+    Same,
+    /// The second half first.
+    HalvesSwapped,
+    /// As before; of a 1 x 1 convolution, `[out, in, 1, 1]`, as a matrix.
+    Matrix,
+}
+
+impl Entry {
+    /// Equal parts of the rows; none if they cannot be divided.
+    fn parts(&self, count: usize) -> Option<Vec<Self>> {
+        let [range] = self.ranges.as_slice() else { return None };
+        if count == 1 {
+            return Some(vec![self.clone()]);
+        }
+        let rows = *self.shape.first()?;
+        if !rows.is_multiple_of(count) || !range.len().is_multiple_of(count) {
+            return None;
+        }
+        let (mut shape, length) = (self.shape.clone(), range.len() / count);
+        shape[0] = rows / count;
+        let part = |i: usize| {
+            let bytes = range.start + i * length..range.start + (i + 1) * length;
+            Self { shape: shape.clone(), ranges: vec![bytes], ..self.clone() }
+        };
+        Some((0..count).map(part).collect())
+    }
+}
+
 impl Weights {
     /// Opens a safetensors file, or a folder with one or with the shards of one (diffusers' and transformers' names,
     /// full or `fp16`), and checks every header. Where a folder has several, the first whole one counts, full before
@@ -50,19 +100,14 @@ impl Weights {
     pub fn open(path: &Path) -> Result<Self> {
         let found = find::find(path)?;
         let mut weights = Self { path: found.path.clone(), files: Vec::new(), entries: BTreeMap::new() };
-        for file in &found.files {
+        for path in &found.files {
+            let file = File::open(path).map_err(Error::io(path))?;
+            // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that
+            // program, as with every reader that maps its files; nobody writes into them in place.
+            let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
+            // Where there is an index, it says which file holds a tensor.
             let index = weights.files.len();
-            let (mapped, metadata, start) = map(file)?;
-            for (name, info) in metadata.tensors() {
-                // Where there is an index, it says which file holds a tensor.
-                if found.places.as_ref().is_some_and(|places| places.get(&name) != Some(&index)) {
-                    continue;
-                }
-                let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
-                let entry = Entry { file: index, dtype: info.dtype, shape: info.shape.clone(), ranges: vec![bytes] };
-                weights.entries.insert(name, entry);
-            }
-            weights.files.push(Arc::new(mapped));
+            weights.push(path, bytes, |name| found.places.as_ref().is_none_or(|of| of.get(name) == Some(&index)))?;
         }
         let absent = found.places.iter().flat_map(HashMap::keys).find(|name| !weights.entries.contains_key(*name));
         match absent {
@@ -72,6 +117,32 @@ impl Weights {
             }
             None => Ok(weights),
         }
+    }
+
+    /// The tensors of a safetensors file that is part of the program; `path` is what errors call it.
+    pub fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self> {
+        let mut weights = Self { path: path.to_path_buf(), files: Vec::new(), entries: BTreeMap::new() };
+        weights.push(path, Bytes::Embedded(bytes), |_| true)?;
+        Ok(weights)
+    }
+
+    /// Adds a file with those of its tensors that are `wanted`.
+    fn push(&mut self, path: &Path, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let error = |message: String| Error::File { path: path.to_path_buf(), message };
+        if bytes.starts_with(b"version https://git-lfs") {
+            return Err(error("is a pointer of git-lfs, not the weights; fetch them with `git lfs pull`".into()));
+        }
+        let (header, metadata) = SafeTensors::read_metadata(&bytes)
+            .map_err(|e| error(format!("is no whole safetensors file ({e}); download it again")))?;
+        let (file, start) = (self.files.len(), header + size_of::<u64>());
+        for (name, info) in metadata.tensors().into_iter().filter(|(name, _)| wanted(name)) {
+            let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
+            let entry = Entry { file, dtype: info.dtype, shape: info.shape.clone(), ranges: vec![bytes] };
+            self.entries.insert(name, entry);
+        }
+        let metadata = metadata.metadata().clone().unwrap_or_default();
+        self.files.push(Arc::new(Mapped { path: path.to_path_buf(), bytes, metadata }));
+        Ok(())
     }
 
     /// The file, or the index of the files.
@@ -125,10 +196,9 @@ impl Weights {
     /// There is no tensor of this name, or it cannot be converted.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(entry) = self.entries.get(name) else { return Err(self.error(format!("lacks {name}"))) };
-        let file = &self.files[entry.file];
-        let data = match entry.ranges.as_slice() {
-            [range] => Cow::Borrowed(&file.bytes[range.clone()]),
-            ranges => Cow::Owned(ranges.iter().flat_map(|range| &file.bytes[range.clone()]).copied().collect()),
+        let data = match self.bytes_of(entry).collect::<Vec<_>>().as_slice() {
+            [one] => Cow::Borrowed(*one),
+            several => Cow::Owned(several.concat()),
         };
         let tensor = TensorView::new(entry.dtype, entry.shape.clone(), &data)
             .map_err(candle_core::Error::from)
@@ -177,24 +247,76 @@ impl Weights {
         Self { path: self.path.clone(), files: self.files.clone(), entries: entries.collect() }
     }
 
+    /// The same tensors under other names: `rename` gives one name and [`Rows::Same`] or [`Rows::HalvesSwapped`], or the
+    /// names of the equal parts, top to bottom, into which the rows are divided. What it gives no name for is left out.
+    ///
+    /// # Errors
+    /// The rows cannot be divided so.
+    pub(super) fn renamed(&self, rename: impl Fn(&str) -> Option<(Vec<String>, Rows)>) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for (name, entry) in &self.entries {
+            let Some((names, rows)) = rename(name) else { continue };
+            let parts = match rows {
+                Rows::Same => entry.parts(names.len()),
+                Rows::HalvesSwapped => entry.parts(2).map(|mut halves| {
+                    halves.reverse();
+                    let ranges = halves.into_iter().flat_map(|half| half.ranges).collect();
+                    vec![Entry { ranges, ..entry.clone() }]
+                }),
+                Rows::Matrix => {
+                    let mut shape = entry.shape.clone();
+                    if let [_, _, 1, 1] = shape[..] {
+                        shape.truncate(2);
+                    }
+                    Some(vec![Entry { shape, ..entry.clone() }])
+                }
+            };
+            let Some(parts) = parts else {
+                let shape = &entry.shape;
+                return Err(self.error(format!("{name} {shape:?} cannot be divided; is it of another model?")));
+            };
+            entries.extend(names.into_iter().zip(parts));
+        }
+        Ok(Self { path: self.path.clone(), files: self.files.clone(), entries })
+    }
+
+    /// A digest of the tensors, for telling base models apart. Of one file below 1 GiB: of all its bytes. Of larger ones
+    /// and of shards: of names, types and shapes, and of a page of 4 KiB at the start, the middle and the end of every
+    /// tensor, so that a model of several gigabytes need not be read; the same in every layout.
+    pub fn digest(&self) -> String {
+        if let [file] = self.files.as_slice()
+            && file.bytes.len() < 1 << 30
+        {
+            return blake3::hash(&file.bytes).to_hex().to_string();
+        }
+        const PAGE: usize = 4096;
+        let mut hasher = blake3::Hasher::new();
+        for (name, entry) in &self.entries {
+            hasher.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).as_bytes());
+            let length: usize = entry.ranges.iter().map(Range::len).sum();
+            for start in [0, length / 2, length.saturating_sub(PAGE)] {
+                let mut skip = start;
+                let mut left = PAGE;
+                for bytes in self.bytes_of(entry) {
+                    let part = &bytes[skip.min(bytes.len())..];
+                    let part = &part[..left.min(part.len())];
+                    hasher.update(part);
+                    skip = skip.saturating_sub(bytes.len());
+                    left -= part.len();
+                }
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// The bytes of a tensor, in pieces.
+    fn bytes_of(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
+        let file = &self.files[entry.file];
+        entry.ranges.iter().map(|range| &file.bytes[range.clone()])
+    }
+
     /// An error about these files.
     pub fn error(&self, message: impl Into<String>) -> Error {
         Error::File { path: self.path.clone(), message: message.into() }
     }
-}
-
-/// Maps a file and reads its header; with the place of its first tensor.
-fn map(path: &Path) -> Result<(Mapped, Metadata, usize)> {
-    let file = File::open(path).map_err(Error::io(path))?;
-    // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that program, as
-    // with every reader that maps its files; nobody writes into them in place.
-    let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-    let error = |message: String| Error::File { path: path.to_path_buf(), message };
-    if bytes.starts_with(b"version https://git-lfs") {
-        return Err(error("is a pointer of git-lfs, not the weights; fetch them with `git lfs pull`".into()));
-    }
-    let (header, metadata) = SafeTensors::read_metadata(&bytes)
-        .map_err(|e| error(format!("is no whole safetensors file ({e}); download it again")))?;
-    let own = metadata.metadata().clone().unwrap_or_default();
-    Ok((Mapped { path: path.to_path_buf(), bytes, metadata: own }, metadata, header + size_of::<u64>()))
 }
