@@ -7,7 +7,7 @@ use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
 use crate::params::ParamSet;
 use crate::pipeline::Pipeline;
-use crate::reward::Reward;
+use crate::reward::{Reward, RewardConfig, RewardKind};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling};
 use candle_core::Tensor;
@@ -40,6 +40,17 @@ impl Default for EvalConfig {
     fn default() -> Self {
         Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
     }
+}
+
+/// What an evaluation reports: the rewards that are trained, and the checks that never are.
+pub fn evaluated(trained: &[RewardConfig]) -> Vec<RewardConfig> {
+    let mut all = trained.to_vec();
+    for name in [RewardKind::Ocr, RewardKind::Colour] {
+        if all.iter().all(|r| r.name != name) {
+            all.push(RewardConfig { name, weight: 1.0 });
+        }
+    }
+    all
 }
 
 /// The images of an evaluation that a person looks at.

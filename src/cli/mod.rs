@@ -1,10 +1,13 @@
 //! The command line: one file a command.
 
 mod bench;
+mod checkpoint;
+mod eval;
 mod inspect;
 mod plan;
 mod pretrain;
 mod report;
+mod sample;
 mod train;
 
 use crate::comm::{Backend, World};
@@ -36,6 +39,10 @@ enum Command {
     Train(train::Arguments),
     /// Print what a run would do, on how many ranks: no GPU, no MPI
     Plan(plan::Arguments),
+    /// Sample pictures of prompts, with a checkpoint or the base model
+    Sample(sample::Arguments),
+    /// Score a checkpoint on the prompts of the run's evaluations, or on others
+    Eval(eval::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
     /// Write the report page of a run folder, or compare several
@@ -59,6 +66,8 @@ pub fn run() -> i32 {
         None => train::run(&arguments.train),
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Sample(arguments)) => sample::run(&arguments),
+        Some(Command::Eval(arguments)) => eval::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),

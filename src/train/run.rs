@@ -8,7 +8,7 @@ use crate::comm::{World, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Gallery};
+use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
@@ -16,7 +16,7 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::{self, Reward, RewardConfig, RewardKind};
+use crate::reward::{self, Reward};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -148,7 +148,7 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let eval_rewards = reward::build(&evaluated(&config.reward), threads)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
@@ -339,17 +339,6 @@ fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
         }
         _ => Ok(found),
     }
-}
-
-/// What an evaluation reports: the rewards that are trained, and the checks that never are.
-fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
-    let mut all = config.reward.clone();
-    for name in [RewardKind::Ocr, RewardKind::Colour] {
-        if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
-        }
-    }
-    all
 }
 
 fn nanoseconds() -> u64 {
