@@ -1,6 +1,8 @@
 //! The command line: one file a command.
 
 mod bench;
+mod checkpoint;
+mod eval;
 mod export;
 mod inspect;
 mod plan;
@@ -8,6 +10,7 @@ mod pretrain;
 mod prompts;
 mod random_model;
 mod report;
+mod sample;
 mod train;
 
 use crate::comm::{Backend, World};
@@ -39,6 +42,10 @@ enum Command {
     Train(train::Arguments),
     /// Print what a run would do, on how many ranks: no GPU, no MPI
     Plan(plan::Arguments),
+    /// Sample pictures of prompts, with a checkpoint or the base model
+    Sample(sample::Arguments),
+    /// Score a checkpoint on the prompts of the run's evaluations, or on others
+    Eval(eval::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
     /// Write a model folder with random weights, to try a machine or a queue with
@@ -70,6 +77,8 @@ pub fn run() -> i32 {
         None => train::run(&arguments.train),
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Sample(arguments)) => sample::run(&arguments),
+        Some(Command::Eval(arguments)) => eval::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
         Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),

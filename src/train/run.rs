@@ -8,15 +8,15 @@ use crate::comm::{World, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Gallery};
+use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::{Layout, ParamSet};
-use crate::pipeline::{Kind, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::{self, Reward, RewardConfig, RewardKind};
+use crate::reward::{self, Reward};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -342,21 +342,6 @@ fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
         }
         _ => Ok(found),
     }
-}
-
-/// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
-fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
-    let mut all = config.reward.clone();
-    let checks: &[RewardKind] = match config.model.kind {
-        Kind::Glyphs => &[RewardKind::Ocr, RewardKind::Colour],
-        Kind::Sd35Medium => &[],
-    };
-    for &name in checks {
-        if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
-        }
-    }
-    all
 }
 
 fn nanoseconds() -> u64 {
