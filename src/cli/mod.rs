@@ -4,6 +4,8 @@ mod bench;
 mod inspect;
 mod plan;
 mod pretrain;
+mod random_model;
+mod prompts;
 mod report;
 mod train;
 
@@ -38,8 +40,14 @@ enum Command {
     Plan(plan::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
+    /// Write a model folder with random weights, to try a machine or a queue with
+    RandomModel(random_model::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
+    /// Write a prompt file
+    #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
+        test_metadata.jsonl")]
+    Prompts(prompts::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),
     /// Measure this machine: its collectives, or the speeds that plan predicts times with
@@ -60,6 +68,8 @@ pub fn run() -> i32 {
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
+        Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),

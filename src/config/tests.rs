@@ -51,7 +51,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.solver=ddim"], &["sampler.solver = \"ddim\": must be one of \"euler\", \"dpm2\", \"sde\""]),
     (&["advantage.map=relu"], &["advantage.map = \"relu\": must be one of \"linear\", \"softmax\", \"gated-softmax\""]),
     (&["advantage.normaliser=std"], &["advantage.normaliser = \"std\": must be one of \"global-std\""]),
-    (&["reward.0.name=clip"], &["reward[0].name = \"clip\": must be \"ocr\" or \"colour\""]),
+    (&["reward.0.name=clip"], &["reward[0].name = \"clip\": must be one of \"ocr\", \"colour\", \"jpeg-"]),
     (&["old_policy.schedule=3"], &["old_policy.schedule = 3: must be 0 (on policy), 1 (linear) or 2 (delayed)"]),
     (&["old_policy.schedule=linear"], &["old_policy.schedule = \"linear\": must be 0 (on policy), 1 (linear) or 2"]),
     (&["old_policy.schedule=-1"], &["old_policy.schedule = -1: must be 0"]),

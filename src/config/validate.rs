@@ -283,7 +283,7 @@ fn data(config: &RunConfig) -> Check {
     ];
     for (key, source, read) in sets {
         let embedded = PromptSet::is_embedded(source);
-        if !embedded {
+        if !embedded && !Path::new(source).is_dir() {
             file(key, Path::new(source))?;
         }
         let prompts = read(config).map_err(|e| format!("{key} = {source:?}: {e}"))?;

@@ -14,7 +14,7 @@ use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::{Layout, ParamSet};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Kind, Pipeline};
 use crate::policy::Policies;
 use crate::reward::{self, Reward, RewardConfig, RewardKind};
 use candle_core::Device;
@@ -90,10 +90,13 @@ impl<'a> Run<'a> {
         let out = &config.run.out;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
-        config.plan(world.world_size())?;
+        let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
         let device = Device::Cpu;
+        let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
         let flat = pipeline.base.flatten(&layout)?;
@@ -341,10 +344,14 @@ fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
     }
 }
 
-/// What an evaluation reports: the rewards that are trained, and the checks that never are.
+/// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
 fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     let mut all = config.reward.clone();
-    for name in [RewardKind::Ocr, RewardKind::Colour] {
+    let checks: &[RewardKind] = match config.model.kind {
+        Kind::Glyphs => &[RewardKind::Ocr, RewardKind::Colour],
+        Kind::Sd35Medium => &[],
+    };
+    for &name in checks {
         if all.iter().all(|r| r.name != name) {
             all.push(RewardConfig { name, weight: 1.0 });
         }
