@@ -41,6 +41,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+pub mod export;
 pub mod flow;
 pub mod forecast;
 pub mod interrupt;

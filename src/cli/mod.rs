@@ -1,11 +1,12 @@
 //! The command line: one file a command.
 
 mod bench;
+mod export;
 mod inspect;
 mod plan;
 mod pretrain;
-mod random_model;
 mod prompts;
+mod random_model;
 mod report;
 mod train;
 
@@ -48,7 +49,9 @@ enum Command {
     #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
         test_metadata.jsonl")]
     Prompts(prompts::Arguments),
-    /// Verify a checkpoint and print what it holds
+    /// Write what was trained as files that diffusers and PEFT read
+    Export(export::Arguments),
+    /// Verify a checkpoint, or a model's files, and print what they hold
     Inspect(inspect::Arguments),
     /// Measure this machine: its collectives, or the speeds that plan predicts times with
     Bench(bench::Arguments),
@@ -71,6 +74,7 @@ pub fn run() -> i32 {
         Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::Export(arguments)) => export::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
     };

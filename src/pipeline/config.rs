@@ -96,7 +96,7 @@ impl ModelConfig {
     }
 
     /// Where the transformer's files are.
-    pub(super) fn transformer(&self) -> Option<&Path> {
+    pub fn transformer(&self) -> Option<&Path> {
         self.transformer.as_deref().or(self.path.as_deref())
     }
 

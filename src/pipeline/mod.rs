@@ -5,7 +5,7 @@ mod glyphs;
 mod sd35;
 
 pub use config::{Kind, LoraSection, ModelConfig};
-pub use glyphs::{encode_pictures, random};
+pub use glyphs::{encode_pictures, random, weights as glyphs_weights};
 pub use sd35::Parts as Sd35Parts;
 
 use crate::comm::Communicator;

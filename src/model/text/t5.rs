@@ -13,7 +13,7 @@ use std::path::Path;
 /// Sizes, in the words of transformers' config.json, which leaves out what has its default value.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
-struct T5Config {
+pub struct T5Config {
     /// Tokens.
     vocab_size: usize,
     /// Width D.
