@@ -5,11 +5,11 @@ use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
-use crate::params::ParamSet;
 use crate::pipeline::Pipeline;
 use crate::reward::Reward;
 use crate::rng::Purpose;
-use crate::rollout::{Request, Sampling};
+use crate::rollout::{Request, Sampling, busiest};
+use crate::shard::Weights;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -73,19 +73,21 @@ impl Evaluation<'_> {
     pub fn run(
         &self,
         pipeline: &Pipeline,
-        params: &ParamSet,
+        params: &dyn Weights,
         rewards: &[Box<dyn Reward>],
         world: &World,
     ) -> Result<(Metrics, Gallery)> {
         let count = self.prompts.len() * self.images_per_prompt;
         let mine = share(count, world.rank(), world.world_size());
-        let requests: Vec<Request> = mine
-            .clone()
-            .map(|i| Request {
-                prompt: self.prompts[i / self.images_per_prompt].clone(),
-                image: i % self.images_per_prompt,
-            })
-            .collect();
+        let images_per_rank = count.div_ceil(world.world_size());
+        let request = |i: usize| Request {
+            prompt: self.prompts[i / self.images_per_prompt].clone(),
+            image: i % self.images_per_prompt,
+        };
+        let mut requests: Vec<Request> = mine.clone().map(request).collect();
+        if requests.is_empty() && busiest(params, images_per_rank) > 0 {
+            requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
+        }
         let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
         let mut gallery: Vec<(usize, Vec<f32>)> = Vec::new();
         if !requests.is_empty() {
@@ -100,11 +102,11 @@ impl Evaluation<'_> {
                 purpose: Purpose::Evaluation,
                 iteration: 0,
             };
-            let images = pipeline.decode(&sampling.run(&requests, &conditioning)?.x0)?;
-            for (scores, reward) in scores.iter_mut().zip(rewards) {
+            let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
+            for (scores, reward) in scores.iter_mut().zip(rewards).filter(|_| !mine.is_empty()) {
                 *scores = reward.score(&images, &prompts)?;
             }
-            for (i, request) in requests.iter().enumerate() {
+            for (i, request) in requests.iter().enumerate().take(mine.len()) {
                 let place = (mine.start + i) / self.images_per_prompt;
                 if request.image == 0 && place < GALLERY {
                     gallery.push((place, images.get(i)?.flatten_all()?.to_vec1::<f32>()?));

@@ -144,6 +144,18 @@ pub fn images_of_update(images: usize, updates: usize, update: usize) -> usize {
     (images + updates - 1 - update) / updates
 }
 
+/// Images that a rank trains on in update `update` at most, however each group is split among the updates.
+pub fn busiest_images(prompts: usize, images: usize, updates: usize, update: usize, ranks: usize) -> usize {
+    let of_group = images_of_update(images, updates, update);
+    let of_rank = |rank| {
+        let range = share(prompts * images, rank, ranks);
+        let held =
+            |group: usize| (group * images + images).min(range.end).saturating_sub(range.start.max(group * images));
+        (range.start / images..range.end.div_ceil(images)).map(|group| held(group).min(of_group)).sum()
+    };
+    (0..ranks).map(of_rank).max().unwrap_or(0)
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::glyphs;
-use crate::params::{Layout, LoraConfig, Trainable};
+use crate::params::{Layout, LoraConfig, ParamSet, Trainable};
 use crate::rng::{Purpose, Stream};
 use crate::shard::{Gradients, Partition};
 use candle_core::{DType, Device};
@@ -46,7 +46,7 @@ fn inputs() -> Result<(Tensor, Tensor, Vec<Tensor>)> {
 /// The same model run as one graph.
 fn monolithic(model: &Model, params: &ParamSet) -> Result<Tensor> {
     let (x, t, conditioning) = inputs()?;
-    let mut io = stem_inputs(&x, &t, &conditioning);
+    let mut io = Pass::new(params, &x, &t, &conditioning).inputs;
     for (index, stage) in model.stages.iter().enumerate() {
         io = stage.forward(params.stage(index), &io)?;
     }

@@ -13,10 +13,11 @@ use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::{NotFinite, Sharded};
-use crate::params::{Layout, ParamSet};
+use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward, RewardConfig, RewardKind};
+use crate::shard::Weights;
 use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -94,10 +95,11 @@ impl<'a> Run<'a> {
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
         let device = Device::Cpu;
-        let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
-        let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-        let flat = pipeline.base.flatten(&layout)?;
-        let mut state = Sharded::new(&flat, &layout, config.parallel.shard, &*world.device)?;
+        let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
+        let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
+        let trainable = config.model.trainable;
+        let layout = Layout::new(&pipeline.model.specs(), trainable);
+        let mut state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
         let identity = Identity {
             config_digest: config.digest()?,
             base_digest: pipeline.base_digest.clone(),
@@ -117,7 +119,7 @@ impl<'a> Run<'a> {
         }
         let update = state.update;
         let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
-        let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
+        let policies = Policies::new(base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
         if first {
@@ -229,13 +231,14 @@ impl<'a> Run<'a> {
         phase("evaluate");
         self.progress.aside("evaluate");
         let since = Instant::now();
-        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
-        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
+        let sent = self.world().sent();
+        let ema = self.trainer.policies.with(self.trainer.state.ema())?;
         let count = match self.config.eval.prompts {
             0 => self.eval_prompts.len(),
             n => n.min(self.eval_prompts.len()),
         };
-        let (mut metrics, gallery) = self.sampled(&ema, count, &self.eval_rewards)?;
+        let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
+        metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
         self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
@@ -249,7 +252,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn sampled(&self, params: &ParamSet, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
+    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
         let eval = &self.config.eval;
         let sampler = eval.sampler(&self.config.sampler);
         let evaluation = Evaluation {
@@ -267,11 +270,9 @@ impl<'a> Run<'a> {
         self.saved_at_last()?;
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
-        let reference = self.trainer.pipeline.base.clone();
-        let (_, before) = self.sampled(&reference, count, &[])?;
-        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
-        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
-        let (_, after) = self.sampled(&ema, count, &[])?;
+        let policies = &self.trainer.policies;
+        let (_, before) = self.sampled(&*policies.reference, count, &[])?;
+        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &[])?;
         self.progress.finish();
         if self.world().rank() != 0 {
             return Ok(Outcome::Done(String::new()));

@@ -3,7 +3,9 @@
 use super::*;
 use crate::comm::ThreadGroup;
 use crate::optim::OldPolicySchedule;
-use crate::params::ParamSet;
+use crate::params::Trainable;
+use crate::pipeline::ModelConfig;
+use crate::shard::Weights;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -32,11 +34,12 @@ fn trainer(world: &World, not_finite: &str) -> Result<(Trainer, Rc<Cell<bool>>)>
         &format!("optim.not_finite={not_finite}"),
     ];
     let config = RunConfig::load(None, &set.map(String::from))?;
-    let pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
+    let mut pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
+    let base = std::mem::take(&mut pipeline.base);
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-    let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
+    let state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
     let old_is_policy = OldPolicySchedule::Linear.decay().eta(0) == 0.0;
-    let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
+    let policies = Policies::new(base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
     let fault = Rc::new(Cell::new(false));
     let trainer = Trainer {
         world: world.clone(),
@@ -59,9 +62,17 @@ fn bits(trainer: &Trainer) -> Result<Vec<u32>> {
 }
 
 /// The trained parameters with NaN in the place of all.
-fn broken(trainer: &Trainer) -> Result<ParamSet> {
-    let flat = (trainer.pipeline.base.flatten(&trainer.layout)? * f64::NAN)?;
-    trainer.pipeline.base.with_flat(&trainer.layout, &flat)
+fn broken() -> Result<Rc<dyn Weights>> {
+    changed(|value| *value = f32::NAN)
+}
+
+/// The base weights after `change` of each trained parameter.
+fn changed(change: impl FnMut(&mut f32)) -> Result<Rc<dyn Weights>> {
+    let pipeline = Pipeline::load(&ModelConfig::default(), 1, &candle_core::Device::Cpu)?;
+    let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
+    let mut flat = pipeline.base.flatten(&layout)?.to_vec1::<f32>()?;
+    flat.iter_mut().for_each(change);
+    Ok(Rc::new(pipeline.base.with_flat(&layout, &Tensor::from_vec(flat, layout.total, &candle_core::Device::Cpu)?)?))
 }
 
 #[test]
@@ -74,7 +85,7 @@ fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<
         fault.set(false);
         let fine = trainer.policies.old.clone();
         if world.rank() == 1 {
-            trainer.policies.old = broken(&trainer)?;
+            trainer.policies.old = broken()?;
         }
         let sample = trainer.iteration(1, &mut |_| ()).expect_err("a sample is NaN").to_string();
         assert!(bits(&trainer)? == before, "the weights were touched");
@@ -96,7 +107,7 @@ fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
         let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
         let fine = trainer.policies.policy.clone();
         if world.rank() == 1 {
-            trainer.policies.policy = broken(&trainer)?;
+            trainer.policies.policy = broken()?;
         }
         assert!(trainer.iteration(0, &mut |_| ())?.is_empty(), "no update was taken");
         assert_eq!((trainer.state.update, trainer.skipped), (0, 1));
@@ -116,10 +127,13 @@ fn replicas_that_differ_are_named() -> Result<()> {
         trainer.check_replicas()?;
         if world.rank() == 2 {
             // One bit of one parameter.
-            let mut flat = trainer.policies.old.flatten(&trainer.layout)?.to_vec1::<f32>()?;
-            flat[12345] = f32::from_bits(flat[12345].to_bits() ^ 1);
-            let flat = Tensor::from_vec(flat, trainer.layout.total, &candle_core::Device::Cpu)?;
-            trainer.policies.old = trainer.pipeline.base.with_flat(&trainer.layout, &flat)?;
+            let mut place = 0;
+            trainer.policies.old = changed(|value| {
+                if place == 12345 {
+                    *value = f32::from_bits(value.to_bits() ^ 1);
+                }
+                place += 1;
+            })?;
         }
         let error = trainer.check_replicas().expect_err("rank 2 differs").to_string();
         assert!(error.contains("the parameters of rank 2 differ from rank 0's"), "{error}");
