@@ -4,7 +4,7 @@ use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::{Error, Result};
 use crate::model::{Model, glyphs};
-use crate::params::{LoraConfig, ParamSet, Role, Trainable};
+use crate::params::{LoraConfig, ParamSet, Precision, Role, Trainable};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,8 @@ pub struct ModelConfig {
     pub kind: Kind,
     /// Its weights; nothing: those that are part of the program (glyphs only).
     pub path: Option<PathBuf>,
+    /// What it computes in.
+    pub dtype: Precision,
     /// What is trained.
     pub trainable: Trainable,
     /// The adapters, if they are what is trained.
@@ -34,7 +36,13 @@ pub struct ModelConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { kind: Kind::Glyphs, path: None, trainable: Trainable::Full, lora: LoraConfig::default() }
+        Self {
+            kind: Kind::Glyphs,
+            path: None,
+            dtype: Precision::default(),
+            trainable: Trainable::Full,
+            lora: LoraConfig::default(),
+        }
     }
 }
 
@@ -71,12 +79,13 @@ impl Pipeline {
     /// The model with random weights, to be pretrained.
     pub fn random(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
         let model = build(config);
-        let base = ParamSet::init(&model.specs(), seed, device)?;
+        let dtype = config.dtype.dtype();
+        let base = ParamSet::build(&model.specs(), |spec| Ok(spec.initial(seed, device)?.to_dtype(dtype)?))?;
         Ok(Self { model, base, base_digest: String::new(), device: device.clone() })
     }
 
     fn with_weights(config: &ModelConfig, seed: u64, device: &Device, bytes: &[u8], path: &Path) -> Result<Self> {
-        let model = build(config);
+        let (model, dtype) = (build(config), config.dtype.dtype());
         let file = |message: String| Error::File { path: path.to_path_buf(), message };
         let weights = SafeTensors::deserialize(bytes).map_err(|e| file(format!("is no safetensors file: {e}")))?;
         let specs = model.specs();
@@ -87,13 +96,13 @@ impl Pipeline {
         }
         let base = ParamSet::build(&specs, |spec| {
             if spec.role == Role::Adapter {
-                return spec.initial(seed, device);
+                return Ok(spec.initial(seed, device)?.to_dtype(dtype)?);
             }
             let view = weights.tensor(&spec.name).map_err(|_| file(format!("lacks {}", spec.name)))?;
             if view.shape() != spec.shape {
                 return Err(file(format!("{} has shape {:?}, not {:?}", spec.name, view.shape(), spec.shape)));
             }
-            Ok(candle_core::safetensors::Load::load(&view, device)?.to_dtype(candle_core::DType::F32)?)
+            Ok(candle_core::safetensors::Load::load(&view, device)?.to_dtype(dtype)?)
         })?;
         Ok(Self { model, base, base_digest: blake3::hash(bytes).to_hex().to_string(), device: device.clone() })
     }

@@ -363,8 +363,8 @@ fn the_reference_explains_every_key() {
     full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
     let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
     full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
-    let ModelConfig { kind, path: _, trainable, lora } = full.model;
-    full.model = ModelConfig { kind, path: Some("base".into()), trainable, lora };
+    let ModelConfig { kind, path: _, dtype, trainable, lora } = full.model;
+    full.model = ModelConfig { kind, path: Some("base".into()), dtype, trainable, lora };
     let full: Table = full.to_toml().unwrap().parse().unwrap();
     assert_eq!(keys(&complete_reference().parse().unwrap()), keys(&full));
 

@@ -25,7 +25,8 @@ impl Checkpointing {
     /// Each stage: the least memory.
     pub const EACH: Self = Self(1);
 
-    fn of(self, stage: usize) -> bool {
+    /// Whether a stage runs again.
+    pub(crate) fn of(self, stage: usize) -> bool {
         self.0 > 0 && stage.is_multiple_of(self.0)
     }
 }

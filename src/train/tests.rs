@@ -7,6 +7,7 @@ use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
 use crate::shard::Weights;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Scores by the picture's mean, or not at all.
@@ -24,16 +25,11 @@ impl Reward for Faulty {
 }
 
 /// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
-fn trainer(world: &World, not_finite: &str) -> Result<(Trainer, Rc<Cell<bool>>)> {
-    let set = [
-        "batch.prompts=2",
-        "batch.images_per_prompt=3",
-        "batch.micro_batch=2",
-        "batch.timesteps=1",
-        "sampler.steps=2",
-        &format!("optim.not_finite={not_finite}"),
-    ];
-    let config = RunConfig::load(None, &set.map(String::from))?;
+fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<Cell<bool>>)> {
+    let small =
+        ["batch.prompts=2", "batch.images_per_prompt=3", "batch.micro_batch=2", "batch.timesteps=1", "sampler.steps=2"];
+    let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();
+    let config = RunConfig::load(None, &set)?;
     let mut pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
     let base = std::mem::take(&mut pipeline.base);
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
@@ -78,7 +74,7 @@ fn changed(change: impl FnMut(&mut f32)) -> Result<Rc<dyn Weights>> {
 #[test]
 fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<()> {
     let messages = ThreadGroup::run(2, |world| {
-        let (mut trainer, fault) = trainer(&world, "stop")?;
+        let (mut trainer, fault) = trainer(&world, &["optim.not_finite=stop"])?;
         let before = bits(&trainer)?;
         fault.set(world.rank() == 1);
         let reward = trainer.iteration(0, &mut |_| ()).expect_err("a reward is NaN").to_string();
@@ -103,7 +99,7 @@ fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<
 #[test]
 fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
     ThreadGroup::run(2, |world| {
-        let (mut trainer, _) = trainer(&world, "skip")?;
+        let (mut trainer, _) = trainer(&world, &["optim.not_finite=skip"])?;
         let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
         let fine = trainer.policies.policy.clone();
         if world.rank() == 1 {
@@ -120,10 +116,93 @@ fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
     Ok(())
 }
 
+/// Every rank's state after two iterations on 4 x 2 images: master parameters, moments, old policy and EMA, joined.
+fn trained(ranks: usize, settings: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
+    let settings = [&["batch.prompts=4", "batch.images_per_prompt=2", "old_policy.rate=0.3"], settings].concat();
+    let shards = ThreadGroup::run(ranks, |world| {
+        let (mut trainer, _) = trainer(&world, &settings)?;
+        trainer.iteration(0, &mut |_| ())?;
+        trainer.iteration(1, &mut |_| ())?;
+        trainer.check_replicas()?;
+        let total = trainer.layout.total;
+        Ok((trainer.state.snapshot()?, total))
+    })?;
+    let mut joined = BTreeMap::new();
+    for (shard, total) in shards {
+        for (name, values) in shard.vectors {
+            let whole = joined.entry(name).or_insert_with(|| vec![0.0; total]);
+            let places = shard.ranges.iter().cloned().flatten();
+            places.zip(values).for_each(|(place, value)| whole[place] = value);
+        }
+    }
+    Ok(joined)
+}
+
+/// L2 norm of the difference by that of `b`.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    difference / norm(&mut b.iter().map(|&b| f64::from(b)))
+}
+
+/// Whatever is shared out among however many ranks. DiffusionNFT asks for old policy and base model at once; on 8 ranks
+/// an update of two has ranks without a point.
+#[test]
+fn every_way_of_sharing_gives_the_same_parameters() -> Result<()> {
+    let methods: [&[&str]; 2] = [
+        &["method.name=flow-awr"],
+        &["method.name=diffusion-nft", "batch.updates_per_iteration=2", "parallel.checkpoint_activations=2"],
+    ];
+    for (method, trainable) in methods.iter().flat_map(|m| [(m, "full"), (m, "lora")]) {
+        let trainable = format!("model.trainable={trainable}");
+        let settings = |shard| [method, &[trainable.as_str(), shard][..]].concat();
+        let one = trained(1, &settings("parallel.shard=none"))?;
+        for shard in ["parallel.shard=none", "parallel.shard=optimizer", "parallel.shard=full"] {
+            for ranks in [1, 2, 4, 8] {
+                let other = trained(ranks, &settings(shard))?;
+                for name in ["policy", "old", "ema"] {
+                    let distance = distance(&other[name], &one[name]);
+                    let exact = ranks == 1;
+                    assert!(
+                        if exact { distance == 0.0 } else { distance < 1e-6 },
+                        "{name} of {} on {ranks} ranks: {distance:e}",
+                        settings(shard).join(" ")
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An update with a model in bf16, of f32 master parameters, is that of f32 but for the rounding of the model: AdamW's
+/// first steps have the gradients' signs, so the noise of the small gradients shows in full.
+#[test]
+fn a_model_in_bf16_takes_the_updates_of_f32() -> Result<()> {
+    for (shard, trainable) in [("none", "full"), ("full", "full"), ("full", "lora")] {
+        let (shard, trainable) = (format!("parallel.shard={shard}"), format!("model.trainable={trainable}"));
+        let settings = [shard.as_str(), trainable.as_str()];
+        let update = |dtype: &str| -> Result<Vec<f32>> {
+            let updates = ThreadGroup::run(2, |world| {
+                let (mut trainer, _) = trainer(&world, &[&settings[..], &[&format!("model.dtype={dtype}")]].concat())?;
+                let before = trainer.state.gather_policy(&*world.device)?;
+                trainer.iteration(0, &mut |_| ())?;
+                Ok((trainer.state.gather_policy(&*world.device)? - before)?.to_vec1::<f32>()?)
+            })?;
+            Ok(updates.into_iter().next().unwrap_or_default())
+        };
+        let (wide, narrow) = (update("f32")?, update("bf16")?);
+        let distance = distance(&narrow, &wide);
+        eprintln!("{settings:?}: {distance}");
+        assert!(distance > 0.0 && distance < 0.5, "{settings:?}: {distance}");
+    }
+    Ok(())
+}
+
 #[test]
 fn replicas_that_differ_are_named() -> Result<()> {
     ThreadGroup::run(3, |world| {
-        let (mut trainer, _) = trainer(&world, "stop")?;
+        let (mut trainer, _) = trainer(&world, &["optim.not_finite=stop"])?;
         trainer.check_replicas()?;
         if world.rank() == 2 {
             // One bit of one parameter.
