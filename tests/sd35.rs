@@ -1,6 +1,7 @@
 //! The whole way of Stable Diffusion 3.5 on a small model of random weights: text encoders, cache, rollout, decoder, reward,
 //! update, evaluation, checkpoint, export; the same run on one rank and on two.
 #![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used)] // helpers of tests
 
 mod common;
 
@@ -140,7 +141,8 @@ fn a_model_that_is_not_whole_is_refused_before_the_run() {
     fs::remove_file(folder.path("model/text_encoder_2/model.safetensors")).unwrap();
     let output = folder.train(2, "run", &[]);
     assert_eq!(output.code(), 2, "{output}");
-    let line = output.stderr.lines().find(|line| line.starts_with("flowrl-dist:")).unwrap_or_else(|| panic!("{output}"));
+    let line =
+        output.stderr.lines().find(|line| line.starts_with("flowrl-dist:")).unwrap_or_else(|| panic!("{output}"));
     assert!(line.contains("vae is absent") && line.contains("text_encoder_2"), "{line}");
     assert!(!folder.path("run").exists(), "nothing was begun");
     let output = folder.train(2, "run", &["model.path=none"]);
