@@ -106,7 +106,10 @@ fn main() -> Result<()> {
     let set = ParamSet::init(&model.specs(), 1, &Device::Cpu)?;
     let weights = mib(4 * Layout::new(&model.specs(), Trainable::Full).total);
     eprintln!("{weights:.0} MiB of weights, {} threads, {UPDATES} updates", candle_core::utils::get_num_threads());
-    eprintln!("{:>10} {:>6} {:>10} {:>10} {:>10} {:>20}", "shared out", "ranks", "held MiB", "peak MiB", "sent MiB", "s");
+    eprintln!(
+        "{:>10} {:>6} {:>10} {:>10} {:>10} {:>20}",
+        "shared out", "ranks", "held MiB", "peak MiB", "sent MiB", "s"
+    );
     for ranks in [1, 2, 4, 8] {
         for sharding in [Sharding::None, Sharding::Optimizer, Sharding::Full] {
             let all = ThreadGroup::run(ranks, |world| rank(&world, &model, &set, sharding, &inputs))?;

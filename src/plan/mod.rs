@@ -8,7 +8,6 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::params::{Layout, Role};
-use crate::pipeline;
 use cost::Cost;
 use serde::Serialize;
 use std::fmt;
@@ -94,7 +93,7 @@ impl Plan {
             ));
         }
         let timesteps = config.timesteps();
-        let model = pipeline::build(&config.model);
+        let model = config.model.build()?;
         let specs = model.specs();
         let parameters = specs.iter().flat_map(|s| s.iter()).filter(|s| s.role != Role::Buffer);
         let cost = Cost::new(config, &model, ranks);
