@@ -36,11 +36,7 @@ pub struct ModelConfig {
     pub t5_tokens: usize,
     /// The folder of encoded prompts (sd35-medium), which runs may share.
     pub prompt_cache: PathBuf,
-<<<<<<< HEAD
     /// What it computes in.
-=======
-    /// What the velocity model computes in.
->>>>>>> shard
     pub dtype: Precision,
     /// What is trained.
     pub trainable: Trainable,
