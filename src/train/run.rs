@@ -96,7 +96,8 @@ impl<'a> Run<'a> {
         phase("load");
         let device = Device::Cpu;
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
-        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
@@ -236,10 +237,7 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let sent = self.world().sent();
         let ema = self.trainer.policies.with(self.trainer.state.ema())?;
-        let count = match self.config.eval.prompts {
-            0 => self.eval_prompts.len(),
-            n => n.min(self.eval_prompts.len()),
-        };
+        let count = evaluated_prompts(self.config, &self.eval_prompts);
         let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
@@ -301,6 +299,14 @@ impl<'a> Run<'a> {
             page.display(),
             out.join("samples/before_after.png").display()
         )))
+    }
+}
+
+/// Prompts of an evaluation, from the start of their set.
+fn evaluated_prompts(config: &RunConfig, prompts: &PromptSet) -> usize {
+    match config.eval.prompts {
+        0 => prompts.len(),
+        n => n.min(prompts.len()),
     }
 }
 
