@@ -57,7 +57,9 @@ make_token() { FLOWRL_TOKEN=${FLOWRL_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr
 
 # ranks ARGUMENT...: runs the program on all ranks of the job.
 ranks() {
-    local -a flags=(--kill-on-bad-exit=1 --export=ALL)
+    # Ranks end each other, so that the exit code is their own; killing them at the first bad exit would hide it. One that
+    # ended before it could join the others leaves them waiting: not longer than this.
+    local -a flags=(--kill-on-bad-exit=0 --wait=60 --export=ALL)
     # Since Slurm 22.05 a step does not take over the job's processors for each rank by itself.
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
         flags+=(--cpus-per-task="$SLURM_CPUS_PER_TASK" --cpu-bind=cores)
