@@ -93,7 +93,8 @@ await() {
 }
 
 # supervise COMMAND...: runs a launcher, again where the ranks were not launched or one was lost. Returns 0, 1, 2 or 101, the
-# program's own words, 75 where it saved and wants to be started again, or whatever the launcher's last failure was.
+# program's own words, 75 where it wants to be started again (which is done here if `again_at_75` is set and no signal asked
+# to leave), or whatever the launcher's last failure was.
 supervise() {
     local code failures=0 start
     while [[ -z $stopping ]]; do
@@ -102,10 +103,12 @@ supervise() {
         running=$!
         await && code=0 || code=$?
         case $code in
-            0 | 1 | 2 | 75 | 101) return "$code" ;;
+            0 | 1 | 2 | 101) return "$code" ;;
+            75) if [[ -n $stopping || -z ${again_at_75:-} ]]; then return 75; fi ;;
         esac
         ((SECONDS - start < LONG_ENOUGH)) || failures=0
         failures=$((failures + 1))
+        [[ -z $stopping ]] || break
         say "the launcher ended with exit code $code: a rank was lost, or was never there (failure $failures of $tries)"
         if ((failures >= tries)); then
             return "$code"
