@@ -4,7 +4,9 @@
 #
 #   launch/hosts-local.sh up NAME...         make hosts: the first is 10.231.X.11
 #   launch/hosts-local.sh down               end them all, with whatever runs in them
-#   launch/hosts-local.sh on NAME COMMAND... run a command in a host
+#   launch/hosts-local.sh on NAME COMMAND... run a command in a host, named or by its address
+#   launch/hosts-local.sh near NAME COMMAND  the same with this machine's processes and files, for a launcher that starts
+#                                            ranks on other hosts
 #   launch/hosts-local.sh kill NAME...       power off: every process of the host ends at once
 #   launch/hosts-local.sh start NAME...      and on again
 #   launch/hosts-local.sh cut|heal NAME      pull the cable; plug it in
@@ -51,12 +53,12 @@ inner() {
     pid=$(outer "$1") && pid=$(<"/proc/$pid/task/$pid/children") && [[ -n $pid ]] && echo "${pid%% *}"
 }
 
-# Prints the numbers of all processes of a host, as this machine counts.
+# Prints the numbers of all processes whose `pid` (or `pid_for_children`) is a host's, as this machine counts.
 processes() {
     local host folder
     host=$(readlink "/proc/$(inner "$1")/ns/pid")
     for folder in /proc/[0-9]*; do
-        if [[ $(readlink "$folder/ns/pid" 2>/dev/null) == "$host" ]]; then
+        if [[ $(readlink "$folder/ns/$2" 2>/dev/null) == "$host" ]]; then
             echo "${folder#/proc/}"
         fi
     done
@@ -78,12 +80,25 @@ is_down() { ! outer "$1"; }
 
 names() { [[ -r $state/names ]] && cat "$state/names"; }
 
-index() { names | grep -n -x -e "$1" | cut -d: -f1 | grep . || fail 2 "$1 is none of the hosts: $(names | tr '\n' ' ')"; }
+# Its number, for a name or an address.
+index() {
+    if [[ $1 == "$network".* ]]; then
+        echo $((${1##*.} - 10))
+        return
+    fi
+    names | grep -n -x -e "$1" | cut -d: -f1 | grep . || fail 2 "$1 is none of the hosts: $(names | tr '\n' ' ')"
+}
 
-address() { echo "$network.$((10 + $(index "$1")))"; }
+address() {
+    local number
+    number=$(index "$1") && echo "$network.$((10 + number))"
+}
 
 # The end of the host's cable on this machine.
-cable() { echo "$bridge.$(index "$1")"; }
+cable() {
+    local number
+    number=$(index "$1") && echo "$bridge.$number"
+}
 
 check_privileges() {
     ((EUID == 0)) || fail 3 "virtual hosts need root"
@@ -106,8 +121,11 @@ readonly INIT='
 
 start() {
     local name=$1 pid cable address
-    outer "$name" >/dev/null && return
     address=$(address "$name") cable=$(cable "$name")
+    if outer "$name" >/dev/null; then
+        ip link set "$cable" up
+        return
+    fi
     mkdir -p "$state/$name"
     rm -rf "$state/$name/tmp"
     mkdir -m 1777 "$state/$name/tmp"
@@ -125,10 +143,18 @@ start() {
 }
 
 on() {
-    local name=$1 pid
+    local name pid
+    name=$(names | sed -n "$(index "$1")p")
     shift
     pid=$(inner "$name") || fail 1 "$name is off"
     TMPDIR="$state/$name/tmp" nsenter -t "$pid" --pid --uts --ipc --mount --net -- "$@"
+}
+
+near() {
+    local pid
+    pid=$(inner "$1") || fail 1 "$1 is off"
+    shift
+    nsenter -t "$pid" --uts --ipc --net -- "$@"
 }
 
 power_off() {
@@ -167,10 +193,10 @@ down() {
     rm -f "$state/names"
 }
 
-# signal NAME SIGNAL
+# signal NAME SIGNAL LINK
 signal() {
     local pid
-    for pid in $(processes "$1"); do kill -s "$2" "$pid" 2>/dev/null || true; done
+    for pid in $(processes "$1" "$3"); do kill -s "$2" "$pid" 2>/dev/null || true; done
 }
 
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
@@ -183,11 +209,12 @@ case $command in
     names) names ;;
     start) for name in "$@"; do start "$name"; done ;;
     kill) for name in "$@"; do power_off "$name"; done ;;
-    on) (($# > 1)) || usage && on "$@" ;;
+    on | near) (($# > 1)) || usage && "$command" "$@" ;;
     address) (($# == 1)) || usage && address "$1" ;;
     cut) (($# == 1)) || usage && ip link set "$(cable "$1")" down ;;
     heal) (($# == 1)) || usage && ip link set "$(cable "$1")" up ;;
-    freeze) (($# == 1)) || usage && signal "$1" STOP ;;
-    thaw) (($# == 1)) || usage && signal "$1" CONT ;;
+    freeze) (($# == 1)) || usage && signal "$1" STOP pid ;;
+    # With those that wait outside for a command in the host: nsenter stops with its child.
+    thaw) (($# == 1)) || usage && signal "$1" CONT pid_for_children ;;
     *) usage ;;
 esac

@@ -45,7 +45,8 @@ fi
 
 again_at_75=1
 code=0
-supervise mpirun "${flags[@]}" "$program" "$@" || code=$?
+say "mpirun ${flags[*]} $program $*"
+supervise mpirun "${flags[@]}" "${rank[@]}" "$@" || code=$?
 case $code in
     0 | 1 | 2 | 101) exit "$code" ;;
     *) exit 75 ;;

@@ -27,6 +27,14 @@ prepare() {
     fi
     program=${FLOWRL_BIN:-${CARGO_TARGET_DIR:-$1/target}/release/flowrl-dist}
     [[ -x $program ]] || refuse "no program at $program: build it with cargo build --release, or name it in FLOWRL_BIN"
+    # A file that is there when the ranks were, and in which one that ends the job leaves the exit code. In the working folder,
+    # which the hosts share.
+    local folder=$PWD
+    [[ -w $folder ]] || folder=${TMPDIR:-/tmp}
+    export FLOWRL_MARK=$folder/.flowrl-${SLURM_JOB_ID:-$(hostname -s)}-$$
+    # shellcheck disable=SC2016,SC2034  # expanded by the ranks; used by those who source this
+    rank=(bash -c ': >>"$0"; exec "$@"' "$FLOWRL_MARK" "$program")
+    trap 'rm -f "$FLOWRL_MARK"' EXIT
 
     # Say what went wrong and nothing else; INFO shows rings and transports.
     export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
@@ -71,7 +79,8 @@ running='' stopping=''
 # Signals come to this shell, and the launcher gives them to the ranks: SIGUSR1 always, because launchers kill ranks soon
 # after a SIGTERM.
 pass_on() {
-    stopping=$1
+    # The first one is the reason.
+    stopping=${stopping:-$1}
     if [[ -n $running ]]; then
         say "SIG$1: the ranks are asked to save and leave"
         kill -s USR1 "$running" 2>/dev/null || true
@@ -92,6 +101,18 @@ await() {
     return "$code"
 }
 
+# Ends a launcher that outlives its ranks: mpirun waits for ever for a host that is frozen.
+end_with_ranks() {
+    while kill -0 "$1" 2>/dev/null; do
+        if [[ -s $FLOWRL_MARK ]]; then
+            sleep 3
+            kill -s KILL "$1" 2>/dev/null && say "the ranks ended the job with exit code $(<"$FLOWRL_MARK"), but the launcher did not end"
+            return
+        fi
+        sleep 0.5
+    done
+}
+
 # supervise COMMAND...: runs a launcher, again where the ranks were not launched or one was lost. Returns 0, 1, 2 or 101, the
 # program's own words, 75 where it wants to be started again (which is done here if `again_at_75` is set and no signal asked
 # to leave), or whatever the launcher's last failure was.
@@ -99,11 +120,15 @@ supervise() {
     local code failures=0 start
     while [[ -z $stopping ]]; do
         start=$SECONDS
+        rm -f "$FLOWRL_MARK"
         "$@" &
         running=$!
+        end_with_ranks "$running" &
         await && code=0 || code=$?
+        if [[ -s $FLOWRL_MARK ]]; then code=$(<"$FLOWRL_MARK"); fi
         case $code in
-            0 | 1 | 2 | 101) return "$code" ;;
+            0 | 2 | 101) return "$code" ;;
+            1) if [[ -e $FLOWRL_MARK ]]; then return 1; fi ;; # launchers that cannot start the ranks say 1 as well
             75) if [[ -n $stopping || -z ${again_at_75:-} ]]; then return 75; fi ;;
         esac
         ((SECONDS - start < LONG_ENOUGH)) || failures=0

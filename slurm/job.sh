@@ -71,23 +71,25 @@ ranks() {
     launcher=${launcher:-$(choose_launcher)}
     say "$SLURM_NTASKS ranks on $SLURM_JOB_NODELIST by $launcher: $program $*"
     case $launcher in
-        srun) supervise srun --mpi=pmix "${flags[@]}" "$program" "$@" ;;
+        srun) supervise srun --mpi=pmix "${flags[@]}" "${rank[@]}" "$@" ;;
         mpirun)
             mpirun_flags
-            supervise mpirun -n "$SLURM_NTASKS" "${flags[@]}" "$program" "$@"
+            supervise mpirun -n "$SLURM_NTASKS" "${flags[@]}" "${rank[@]}" "$@"
             ;;
         srun-tcp)
             make_token
-            supervise srun --mpi=none "${flags[@]}" "$program" "$@"
+            supervise srun --mpi=none "${flags[@]}" "${rank[@]}" "$@"
             ;;
         *) refuse "FLOWRL_LAUNCHER is $launcher; it may be srun, mpirun or srun-tcp" ;;
     esac
 }
 
-# requeue: back into the queue. Not after a SIGTERM: then Slurm itself has decided, by scancel, requeue or the time limit.
+is_cancelled() { scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null | grep -q 'JobState=CANCELLED'; }
+
+# requeue: back into the queue. Not where SIGTERM came first or the job is cancelled: then somebody has decided otherwise.
 requeue() {
     local limit=${FLOWRL_RESTARTS:-100}
-    if [[ $stopping == TERM ]]; then
+    if [[ $stopping == TERM ]] || is_cancelled; then
         say "saved; Slurm ends this job itself"
     elif ((restarts >= limit)); then
         say "saved; not put back into the queue, because it was $restarts times (FLOWRL_RESTARTS)"

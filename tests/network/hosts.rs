@@ -55,21 +55,24 @@ impl Hosts {
     }
 
     /// A command of `hosts-local.sh`.
-    pub fn local(&self, arguments: &[&str]) {
+    pub fn local(&self, arguments: &[&str]) -> String {
         let output = self.script(arguments).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// `launch/mpirun.sh` on host a, with a rank on each, which does not try again by itself.
     pub fn mpirun(&self, arguments: &[&str]) -> Command {
         let (agent, hostfile) = (self.folder.path().join("agent"), self.folder.path().join("hosts.txt"));
-        // Like ssh: a host, then a command for its shell.
+        // Like ssh: a host, then a command for its shell. mpirun itself keeps this machine's processes: it starts the
+        // agent, which looks for the host's.
         let text = format!("#!/bin/sh\nhost=$1\nshift\nexec {ROOT}/launch/hosts-local.sh on \"$host\" sh -c \"$*\"\n");
         std::fs::write(&agent, text).unwrap();
         std::fs::set_permissions(&agent, PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::write(&hostfile, "a slots=1\nb slots=1\n").unwrap();
+        let address = |host| self.local(&["address", host]).trim().to_owned();
+        std::fs::write(&hostfile, format!("{} slots=1\n{} slots=1\n", address("a"), address("b"))).unwrap();
         let script = format!("{ROOT}/launch/mpirun.sh");
-        let mut command = self.script(&["on", "a", &script, "--hostfile", hostfile.to_str().unwrap()]);
+        let mut command = self.script(&["near", "a", &script, "--hostfile", hostfile.to_str().unwrap()]);
         command
             .args(arguments)
             .env("FLOWRL_MPIRUN_FLAGS", format!("--mca plm_rsh_agent {}", agent.display()))

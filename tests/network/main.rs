@@ -110,7 +110,8 @@ fn faults(launcher: &str, start: impl Fn(&Hosts, &[&str]) -> Vec<Command>) {
 
 /// The first word on what was wrong.
 fn reason(output: &Output) -> &str {
-    let words = ["is gone", "was heard", "deadline", "is lost", "lost communication", "exited on signal", "ended the job"];
+    let words =
+        ["is gone", "was heard", "deadline", "is lost", "lost communication", "exited on signal", "ended the job"];
     let line = output.stderr.lines().find(|line| words.iter().any(|word| line.contains(word)));
     line.unwrap_or("(no word)").trim()
 }

@@ -89,7 +89,8 @@ impl Batch {
     pub fn submit_arguments(&self, options: &[&str], arguments: &[&str]) -> Job<'_> {
         let script = root().join("slurm/train_glyphs.sh").display().to_string();
         let folder = format!("--chdir={}", self.jobs().display());
-        let all = [&["sbatch", "--parsable", "--cpus-per-task=1", &folder], options, &[script.as_str()], arguments].concat();
+        let all =
+            [&["sbatch", "--parsable", "--cpus-per-task=1", &folder], options, &[script.as_str()], arguments].concat();
         let id = self.run(&all).trim().to_owned();
         let log = self.jobs().join(format!("flowrl-glyphs-{id}.log"));
         Job { batch: self, id, log }
