@@ -105,7 +105,7 @@ await() {
 end_with_ranks() {
     while kill -0 "$1" 2>/dev/null; do
         if [[ -s $FLOWRL_MARK ]]; then
-            sleep 3
+            sleep 2
             kill -s KILL "$1" 2>/dev/null && say "the ranks ended the job with exit code $(<"$FLOWRL_MARK"), but the launcher did not end"
             return
         fi

@@ -1,5 +1,5 @@
 //! Faults of a real network between two virtual hosts (launch/hosts-local.sh): a cable that is cut, a host that freezes, one
-//! that loses its power, a rank that is killed. Each ends the job within the deadline and five seconds, with the exit code
+//! whose processes all die, a rank that is killed. Each ends the job within the deadline and five seconds, with the exit code
 //! that asks for a restart, and the restart continues; at the end the run equals the unbroken one, bit for bit. Skipped,
 //! with a line that says so, where virtual hosts need privileges that are missing.
 #![cfg(feature = "mpi")]
@@ -40,18 +40,18 @@ const EACH: u64 = 2;
 enum Fault {
     CableCut,
     HostFrozen,
-    PowerLost,
+    HostKilled,
     RankKilled,
 }
 
-const FAULTS: [Fault; 4] = [Fault::CableCut, Fault::HostFrozen, Fault::PowerLost, Fault::RankKilled];
+const FAULTS: [Fault; 4] = [Fault::CableCut, Fault::HostFrozen, Fault::HostKilled, Fault::RankKilled];
 
 impl Fault {
     fn happen(self, hosts: &Hosts) {
         match self {
             Fault::CableCut => hosts.local(&["cut", "b"]),
             Fault::HostFrozen => hosts.local(&["freeze", "b"]),
-            Fault::PowerLost => hosts.local(&["kill", "b"]),
+            Fault::HostKilled => hosts.local(&["kill", "b"]),
             Fault::RankKilled => hosts.local(&["on", "b", "sh", "-c", "kill -KILL $(pgrep -x flowrl-dist)"]),
         };
     }
@@ -60,7 +60,7 @@ impl Fault {
         match self {
             Fault::CableCut => hosts.local(&["heal", "b"]),
             Fault::HostFrozen => hosts.local(&["thaw", "b"]),
-            Fault::PowerLost => hosts.local(&["start", "b"]),
+            Fault::HostKilled => hosts.local(&["start", "b"]),
             Fault::RankKilled => return,
         };
     }
@@ -91,9 +91,15 @@ fn faults(launcher: &str, start: impl Fn(&Hosts, &[&str]) -> Vec<Command>) {
     let launch = || start(&hosts, &arguments).iter_mut().map(Job::start).collect::<Vec<_>>();
     for (i, fault) in FAULTS.into_iter().enumerate() {
         let mut jobs = launch();
-        jobs[0].until("the updates before the fault", TIMEOUT, || training.logged(EACH * (i as u64 + 1)));
-        let since = Instant::now();
+        let begun = Instant::now();
+        while !training.logged(EACH * (i as u64 + 1)) {
+            if !jobs[0].is_running() || begun.elapsed() > TIMEOUT {
+                panic!("{launcher}: no updates before {fault:?}: {}", jobs.remove(0).finish(Duration::ZERO));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         fault.happen(&hosts);
+        let since = Instant::now();
         let output = jobs.remove(0).finish(TIMEOUT);
         let noticed = since.elapsed();
         eprintln!("{launcher}: {fault:?}: exit code {} after {noticed:.1?}: {}", output.code(), reason(&output));
