@@ -239,7 +239,7 @@ mod tests {
             let impostor = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 stream.write_all(&answer).unwrap();
-                let _ = stream.read(&mut [0; 256]);
+                let _ = stream.read_to_end(&mut Vec::new());
             });
             let refused = present(&TcpStream::connect(address).unwrap(), &KEY, &hello()).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied, "{refused}");
