@@ -5,6 +5,7 @@ use crate::checkpoint;
 use crate::comm::{Communicator, ReduceOp, World, exchange, phase};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::optim::VECTORS;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -146,8 +147,8 @@ fn sees_one_folder(out: &Path, world: &World) -> Result<()> {
 /// Room for the checkpoints that are kept, and one that is being written.
 fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
     let plan = config.plan(world.world_size())?;
-    let needed =
-        (plan.state_bytes * plan.ranks) as u64 * (config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best));
+    let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);
+    let needed = kept * (plan.trainable * VECTORS.len() * size_of::<f32>()) as u64;
     let mut folders =
         config.run.out.ancestors().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
     let free = folders.find_map(|folder| rustix::fs::statvfs(folder).ok()).map(|found| found.f_bavail * found.f_frsize);
