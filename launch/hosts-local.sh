@@ -122,10 +122,7 @@ readonly INIT='
 start() {
     local name=$1 pid cable address
     address=$(address "$name") cable=$(cable "$name")
-    if outer "$name" >/dev/null; then
-        ip link set "$cable" up
-        return
-    fi
+    outer "$name" >/dev/null && return
     mkdir -p "$state/$name"
     rm -rf "$state/$name/tmp"
     mkdir -m 1777 "$state/$name/tmp"
@@ -148,6 +145,14 @@ on() {
     shift
     pid=$(inner "$name") || fail 1 "$name is off"
     TMPDIR="$state/$name/tmp" nsenter -t "$pid" --pid --uts --ipc --mount --net -- "$@"
+}
+
+# Whether packets reach the host: its answer to a connection that nobody takes.
+is_reached() { [[ $(timeout 1 bash -c "exec 3<>/dev/tcp/$(address "$1")/9" 2>&1) == *refused* ]]; }
+
+heal() {
+    ip link set "$(cable "$1")" up
+    wait_until 10 is_reached "$1" || fail 1 "$1 does not answer"
 }
 
 near() {
@@ -184,6 +189,7 @@ up() {
         ip link set "$bridge" up
     fi
     for name in "$@"; do start "$name"; done
+    for name in "$@"; do heal "$name"; done
 }
 
 down() {
@@ -207,12 +213,12 @@ case $command in
     up) up "$@" ;;
     down) down ;;
     names) names ;;
-    start) for name in "$@"; do start "$name"; done ;;
+    start) for name in "$@"; do start "$name" && heal "$name"; done ;;
     kill) for name in "$@"; do power_off "$name"; done ;;
     on | near) (($# > 1)) || usage && "$command" "$@" ;;
     address) (($# == 1)) || usage && address "$1" ;;
     cut) (($# == 1)) || usage && ip link set "$(cable "$1")" down ;;
-    heal) (($# == 1)) || usage && ip link set "$(cable "$1")" up ;;
+    heal) (($# == 1)) || usage && heal "$1" ;;
     freeze) (($# == 1)) || usage && signal "$1" STOP pid ;;
     # With those that wait outside for a command in the host: nsenter stops with its child.
     thaw) (($# == 1)) || usage && signal "$1" CONT pid_for_children ;;
