@@ -104,6 +104,21 @@ fn a_job_whose_node_dies_continues() {
     });
 }
 
+/// What the user ended stays ended, saved.
+#[test]
+fn a_job_that_is_cancelled_saves_and_does_not_come_back() {
+    let Some(cluster) = cluster() else { return };
+    let training = training();
+    let job = cluster.submit(&[], &training, UPDATES);
+    job.until("the first update", || training.logged(1));
+    cluster.run(&["scancel", &job.id]);
+    job.until("the end of the script", || job.log().contains("Slurm ends this job itself"));
+    assert!(training.saved() >= Some(1), "{}", job.log());
+    std::thread::sleep(Duration::from_secs(5));
+    let end = job.finish();
+    assert_eq!((end.state.as_str(), end.restarts), ("CANCELLED", 0), "{}", job.log());
+}
+
 #[test]
 fn an_array_is_one_run_each() {
     let Some(cluster) = cluster() else { return };

@@ -9,28 +9,29 @@ use std::time::{Duration, Instant};
 /// The most that one read or write moves, so that its time limit can be set anew.
 const PIECE: usize = 1 << 20;
 
-/// Begins a message: the call, its number, the size of an element and the bytes that follow.
+/// Begins a message: the call, the size of an element, the call's number and the bytes that follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     call: u8,
-    root: u8,
     element: u8,
+    /// The root of a broadcast, the operation of a reduction.
+    detail: u32,
     number: u32,
     bytes: u64,
 }
 
-const HEAD: usize = 15;
+const HEAD: usize = 18;
 
 impl Head {
     pub fn new<T: Element>(call: Call, number: u32) -> Self {
-        let (kind, root) = match call {
+        let (call, detail) = match call {
             Call::Barrier => (1, 0),
-            Call::Broadcast { root } => (2, root as u8),
-            Call::AllReduce(op) => (3, op as u8),
+            Call::Broadcast { root } => (2, root as u32),
+            Call::AllReduce(op) => (3, op as u32),
             Call::AllGather => (4, 0),
-            Call::ReduceScatter(op) => (5, op as u8),
+            Call::ReduceScatter(op) => (5, op as u32),
         };
-        Self { call: kind, root, element: size_of::<T>() as u8, number, bytes: 0 }
+        Self { call, element: size_of::<T>() as u8, detail, number, bytes: 0 }
     }
 
     pub fn with_length<T: Element>(self, length: usize) -> Self {
@@ -53,9 +54,10 @@ impl Head {
 
     fn encode(&self) -> [u8; HEAD] {
         let mut out = [0; HEAD];
-        out[..3].copy_from_slice(&[self.call, self.root, self.element]);
-        out[3..7].copy_from_slice(&self.number.to_le_bytes());
-        out[7..].copy_from_slice(&self.bytes.to_le_bytes());
+        out[..2].copy_from_slice(&[self.call, self.element]);
+        out[2..6].copy_from_slice(&self.detail.to_le_bytes());
+        out[6..10].copy_from_slice(&self.number.to_le_bytes());
+        out[10..].copy_from_slice(&self.bytes.to_le_bytes());
         out
     }
 
