@@ -75,6 +75,9 @@ quick() {
 
 everything() {
     step 'format' 60 cargo fmt --check
+    if command -v shellcheck >/dev/null; then
+        step 'scripts' 120 shellcheck -x launch/*.sh slurm/*.sh
+    fi
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
@@ -82,7 +85,7 @@ everything() {
     step 'build without MPI' 2400 cargo test --release --no-default-features --no-run
     step 'tests without MPI' 900 cargo test --release --no-default-features --no-fail-fast
     step 'build' 1800 cargo test --release --no-run
-    step 'tests' 1800 cargo test --release --no-fail-fast
+    step 'tests' 2700 cargo test --release --no-fail-fast
 }
 
 if (($# > 1)) || [[ ${1:-quick} != quick ]]; then

@@ -4,6 +4,7 @@
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
 mod background;
+mod bootstrap;
 mod call;
 mod cores;
 mod counted;
@@ -12,6 +13,7 @@ mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod solo;
+mod tcp;
 #[doc(hidden)]
 pub mod testing;
 mod thread;

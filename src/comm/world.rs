@@ -1,8 +1,9 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::bootstrap::Meeting;
 use super::counted::Counted;
-use super::launcher::{self, Transport};
-use super::{Communicator, Solo, exchange, watch};
+use super::launcher::{self, Build, Transport};
+use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{Error, Result};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,6 +19,8 @@ pub enum Backend {
     Solo,
     /// MPI, by mpirun or `srun --mpi=pmix`.
     Mpi,
+    /// TCP, by any launcher that tells ranks and where rank 0 is; on CPUs for tests.
+    Tcp,
 }
 
 /// Where this rank runs.
@@ -70,9 +73,12 @@ impl World {
     /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
     pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
         let variables = launcher::environment();
-        match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
+        let build = Build { mpi: cfg!(feature = "mpi"), nccl: cfg!(feature = "cuda") };
+        let place = |host: &dyn Communicator| place(host, hostname(), launcher::local(&variables));
+        match launcher::choose(backend, &launcher::detect(&variables), build)? {
             Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => join_mpi(deadline, |host| place(host, hostname(), launcher::local(&variables))),
+            Transport::Mpi => join_mpi(deadline, place),
+            Transport::Tcp => join_tcp(&Meeting::of(&variables)?, deadline, place),
         }
     }
 
@@ -148,6 +154,20 @@ fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<
 #[cfg(not(feature = "mpi"))]
 fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
+}
+
+/// The world without MPI, the device plane on a thread of its own.
+fn join_tcp(
+    meeting: &Meeting,
+    deadline: Duration,
+    place: impl FnOnce(&dyn Communicator) -> Result<Place>,
+) -> Result<World> {
+    let (session, host, device) = tcp::Session::begin(meeting, deadline)?;
+    let place = place(&host)?;
+    let device = super::background::Background::new(Box::new(device), tcp::abort)?;
+    let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
+    let world = World::new(Rc::new(device), Rc::new(host), place, transport);
+    Ok(World { _session: Some(Rc::new(session)), ..world })
 }
 
 fn hostname() -> String {

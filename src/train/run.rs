@@ -2,6 +2,7 @@
 
 use super::Trainer;
 use super::points::Points;
+use super::preflight::preflight;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, binding_advice, exchange, phase};
@@ -89,8 +90,10 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
         let out = &config.run.out;
+        let warnings = preflight(config, world)?;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
