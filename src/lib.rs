@@ -43,6 +43,7 @@ pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod flow;
+pub mod forecast;
 pub mod interrupt;
 pub mod model;
 pub mod objective;

@@ -96,7 +96,7 @@ fn adapters_of_a_run_are_exported() {
     for (path, scale, expected) in [(&peft, 1.5, &ema), (&diffusers, 1.0, &ema), (&which, 1.5, &policy)] {
         let adapter = Adapter::open(Path::new(path)).unwrap();
         assert_eq!((adapter.rank, adapter.scale), (4, scale), "{path}");
-        let read = adapter.flat(&layout, &config.lora, &Device::Cpu).unwrap();
+        let read = adapter.flat(&layout, &config.adapters().unwrap(), &Device::Cpu).unwrap();
         let differ = values(&read).iter().zip(values(expected)).any(|(a, b)| (a - b).abs() > 1e-6 * b.abs());
         assert!(!differ, "{path}");
     }

@@ -1,9 +1,9 @@
 //! The base model of a run, opened for an export.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::files::{Transformer, Weights};
 use crate::model::{Model, mmdit};
-use crate::params::{LoraConfig, Role, Trainable};
+use crate::params::LoraConfig;
 use crate::pipeline::{self, Kind, ModelConfig};
 use std::path::Path;
 
@@ -25,21 +25,15 @@ impl Base {
     /// # Errors
     /// Its files cannot be read or are of another model.
     pub fn of(config: &ModelConfig) -> Result<Self> {
-        match config.kind {
-            Kind::Glyphs => Self::glyphs(config),
+        match (config.kind, config.transformer()) {
+            (Kind::Glyphs, _) => {
+                let model = config.build()?;
+                let weights = pipeline::glyphs_weights(config, &model.specs())?;
+                Ok(Self { digest: weights.digest(), model, weights, transformer: None })
+            }
+            (Kind::Sd35Medium, Some(path)) => Self::transformer(path, config.adapters().as_ref()),
+            (Kind::Sd35Medium, None) => Err(Error::Usage("model.path is missing: name the folder of the model".into())),
         }
-    }
-
-    fn glyphs(config: &ModelConfig) -> Result<Self> {
-        let weights = match &config.path {
-            Some(path) => Weights::open(path)?,
-            None => Weights::embedded(Path::new("the embedded base model"), pipeline::GLYPHS_BASE)?,
-        };
-        let model = pipeline::build(config);
-        let specs = model.specs();
-        let base = specs.iter().flat_map(|specs| specs.iter()).filter(|spec| spec.role != Role::Adapter);
-        weights.check(base.map(|spec| (spec.name.as_str(), spec.shape.as_slice())), |_| false)?;
-        Ok(Self { digest: weights.digest(), model, weights, transformer: None })
     }
 
     /// A transformer of Stable Diffusion 3.5 in any layout, with the adapters `lora` beside it.
@@ -51,10 +45,5 @@ impl Base {
         // Names and shapes are those of every size of latent.
         let model = mmdit::model(&config, (config.patch_size, config.patch_size), lora)?;
         Ok(Self { digest: weights.digest(), model, weights, transformer: Some(config) })
-    }
-
-    /// The adapters of a run, if they are what it trains.
-    pub fn lora(config: &ModelConfig) -> Option<LoraConfig> {
-        (config.trainable == Trainable::Lora).then(|| config.lora.clone())
     }
 }
