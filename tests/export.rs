@@ -1,10 +1,12 @@
-//! `flowrl-dist export` and `inspect` on runs of the embedded task.
+//! `flowrl-dist export` and `inspect` on checkpoints of known content.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::checkpoint::{self, Identity, Shard, TrainState};
 use flowrl_dist::config::RunConfig;
-use flowrl_dist::model::files::{Adapter, Weights};
+use flowrl_dist::export::Base;
+use flowrl_dist::model::files::{Adapter, Format, Transformer, Weights};
+use flowrl_dist::model::random;
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
 use flowrl_dist::rng::{Purpose, Stream};
@@ -33,16 +35,19 @@ fn refused(arguments: &[&str], parts: &[&str]) {
     }
 }
 
-/// A run folder with a checkpoint after two updates, whose vectors are random; with the parameters' layout.
-fn run_folder(folder: &Path, trainable: &str) -> (PathBuf, RunConfig, Layout) {
-    let out = folder.join(trainable);
+/// The run folder of the embedded task, as [`run_folder`].
+fn glyphs(folder: &Path, trainable: &str) -> (PathBuf, ModelConfig, Layout) {
     let set = [&format!("model.trainable={trainable}"), "model.lora.rank=4", "model.lora.alpha=6"];
-    let config = RunConfig::load(None, &set.map(str::to_owned)).unwrap();
-    let pipeline = Pipeline::load(&config.model, config.run.seed, &Device::Cpu).unwrap();
-    let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
+    run_folder(&folder.join(trainable), &RunConfig::load(None, &set.map(str::to_owned)).unwrap())
+}
+
+/// A run folder with a checkpoint after two updates, whose vectors are random; with the parameters' layout.
+fn run_folder(out: &Path, config: &RunConfig) -> (PathBuf, ModelConfig, Layout) {
+    let base = Base::of(&config.model).unwrap();
+    let layout = Layout::new(&base.model.specs(), config.model.trainable);
     let identity = Identity {
         config_digest: config.digest().unwrap(),
-        base_digest: pipeline.base_digest,
+        base_digest: base.digest,
         layout_digest: layout.digest(),
         total: layout.total,
         seed: config.run.seed,
@@ -50,12 +55,12 @@ fn run_folder(folder: &Path, trainable: &str) -> (PathBuf, RunConfig, Layout) {
     let vectors = ["policy", "ema", "old"].map(|name| (name.to_owned(), vector(name, layout.total)));
     let shard = Shard { ranges: std::iter::once(0..layout.total).collect(), vectors: vectors.into() };
     let state = TrainState { update: 2, iteration: 2, extra: serde_json::Value::Null };
-    let root = checkpoint::root(&out);
+    let root = checkpoint::root(out);
     let writing = checkpoint::begin(&root, 2, 0).unwrap();
     let entry = checkpoint::write_shard(&writing, 0, 1, &shard).unwrap();
     checkpoint::commit(&root, &state, &identity, vec![entry], 0).unwrap();
     fs::write(out.join("config.toml"), config.to_toml().unwrap()).unwrap();
-    (out, config, layout)
+    (out.to_path_buf(), config.model.clone(), layout)
 }
 
 /// What the checkpoint holds under `name`.
@@ -80,7 +85,7 @@ fn entry(layout: &Layout, flat: &Tensor, name: &str) -> Tensor {
 #[test]
 fn adapters_of_a_run_are_exported() {
     let folder = tempfile::tempdir().unwrap();
-    let (run, RunConfig { model: config, .. }, layout) = run_folder(folder.path(), "lora");
+    let (run, config, layout) = glyphs(folder.path(), "lora");
     let checkpoint = run.to_str().unwrap();
     let out = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let export = |format: &str, out: &str, more: &[&str]| {
@@ -109,6 +114,7 @@ fn adapters_of_a_run_are_exported() {
     let weights = Weights::open(Path::new(&file)).unwrap();
     let name = "transformer_blocks.3.ff.net.0.proj";
     let pipeline = Pipeline::load(&config, 1, &Device::Cpu).unwrap();
+    assert_eq!(pipeline.base_digest, Base::of(&config).unwrap().digest);
     let whole = Layout::new(&pipeline.model.specs(), Trainable::Full);
     let base = entry(&whole, &pipeline.base.flatten(&whole).unwrap(), &format!("{name}.weight"));
     let factor = |factor: &str| entry(&layout, &ema, &format!("{name}.{factor}.weight"));
@@ -150,7 +156,7 @@ fn refuses(run: &Path, there: &str) {
 #[test]
 fn a_whole_fine_tune_is_exported_merged_only() {
     let folder = tempfile::tempdir().unwrap();
-    let (run, _, layout) = run_folder(folder.path(), "full");
+    let (run, _, layout) = glyphs(folder.path(), "full");
     let (checkpoint, out) = (run.to_str().unwrap(), folder.path().join("model"));
     let arguments = |format| ["export", "--checkpoint", checkpoint, "--format", format, "--out", out.to_str().unwrap()];
     for format in ["diffusers", "peft"] {
@@ -165,4 +171,38 @@ fn a_whole_fine_tune_is_exported_merged_only() {
         let ours = weights.tensor(&e.name, DType::F32, &Device::Cpu).unwrap();
         assert_eq!(values(&ours), values(&entry(&layout, &policy, &e.name)), "{}", e.name);
     }
+}
+
+/// A checkpoint of Stable Diffusion's architecture, by way of the configuration.
+#[test]
+fn a_run_of_a_transformer_is_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model");
+    random::write(random::Size::Tiny, 1, &model).unwrap();
+    let set = [format!("model.path={}", model.display()), "model.lora.rank=4".into(), "model.lora.alpha=6".into()];
+    let config = RunConfig::load(Some(Path::new("configs/sd35/tiny.toml")), &set).unwrap();
+    let (run, config, layout) = run_folder(&folder.path().join("run"), &config);
+    let out = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for format in ["diffusers", "peft", "merged"] {
+        let to = out(format);
+        done(&["export", "--checkpoint", run.to_str().unwrap(), "--format", format, "--out", &to, "--which", "old"]);
+    }
+    let old = flat("old", &layout);
+    for (format, scale) in [("diffusers", 1.0), ("peft", 1.5)] {
+        let adapter = Adapter::open(Path::new(&out(format))).unwrap();
+        assert_eq!(adapter.scale, scale);
+        let read = adapter.flat(&layout, &config.adapters().unwrap(), &Device::Cpu).unwrap();
+        assert!(values(&read).iter().zip(values(&old)).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()), "{format}");
+    }
+    assert_eq!(Format::of(Path::new(&out("merged"))).unwrap(), Format::Pipeline);
+    let [merged, base] = [Path::new(&out("merged")), model.as_path()].map(|path| Transformer::open(path).unwrap());
+    assert_eq!(merged.config, base.config);
+    let name = "transformer_blocks.0.attn.add_k_proj";
+    let read = |of: &Transformer| of.weights.tensor(&format!("{name}.weight"), DType::F32, &Device::Cpu).unwrap();
+    let factor = |factor: &str| entry(&layout, &old, &format!("{name}.{factor}.weight"));
+    let update = (factor("lora_B").matmul(&factor("lora_A")).unwrap() * 1.5).unwrap();
+    let expected = (read(&base) + update).unwrap();
+    assert!(values(&read(&merged)).iter().zip(values(&expected)).all(|(a, b)| (a - b).abs() < 1e-5));
+    let shown = done(&["inspect", model.to_str().unwrap()]);
+    assert!(shown.contains("diffusers pipeline") && !shown.contains("absent"), "{shown}");
 }
