@@ -4,6 +4,7 @@ use super::checkpoint::{Source, Which};
 use super::print;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::export::{Base, Format, Options, Trained};
+use crate::observe::logging;
 use crate::params::Layout;
 use candle_core::{DType, Device};
 use clap::ValueEnum;
@@ -61,6 +62,7 @@ impl From<Type> for DType {
 
 /// Exports and says which files there are.
 pub fn run(arguments: &Arguments) -> Result<i32> {
+    logging::init(0, None, "info")?;
     let options =
         Options { dtype: arguments.dtype.map(DType::from), force: arguments.force, ..Options::of(arguments.format) };
     let files = trained(arguments)?.write(&arguments.out, &options)?;
