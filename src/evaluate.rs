@@ -114,7 +114,7 @@ impl Evaluation<'_> {
         let all = exchange(&*world.host, &scores)?;
         let metrics = self.summary(rewards, &all, count);
         let shown: Vec<(usize, Vec<f32>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let (_, h, w) = pipeline.model.latent;
+        let (h, w) = pipeline.picture();
         let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
         let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, pixels)| pixels).collect();
         let images = Tensor::from_vec(pixels, ((), 3, h, w), &candle_core::Device::Cpu)?;

@@ -42,6 +42,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod flow;
+pub mod forecast;
 pub mod interrupt;
 pub mod model;
 pub mod objective;

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod bench;
 mod inspect;
 mod plan;
 mod pretrain;
@@ -46,6 +47,8 @@ enum Command {
     Prompts(prompts::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),
+    /// Measure this machine: its collectives, or the speeds that plan predicts times with
+    Bench(bench::Arguments),
 }
 
 /// Runs the program; returns its exit code.
@@ -65,6 +68,7 @@ pub fn run() -> i32 {
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
+        Some(Command::Bench(arguments)) => bench::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -1,0 +1,15 @@
+//! Weight files of the ecosystem: safetensors in the layouts that diffusers, PEFT and the model's authors write.
+
+mod adapter;
+mod find;
+mod folder;
+mod sai;
+mod transformer;
+mod weights;
+
+pub use folder::{Format, Part, open_part, parts};
+pub use transformer::{Loaded, Transformer};
+pub use weights::Weights;
+
+#[cfg(test)]
+mod tests;

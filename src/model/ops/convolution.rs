@@ -1,0 +1,127 @@
+//! Convolution of pictures with the channels last, as one matrix product a tile.
+//!
+//! A tile of output pixels gathers one row of the kernel's neighbours at a time, whole runs of channels, and multiplies
+//! it with that row's weights: the gathered matrix stays in a core's cache, whatever the size of the picture.
+
+use super::float::{Float, matmul};
+use super::op::{Kernel, View, fill, frozen};
+use candle_core::{Result, Tensor, bail};
+
+/// Output pixels of a tile: enough for the weights of a kernel row to be worth reading.
+const TILE: usize = 256;
+
+/// How a kernel walks over a picture, and so the size of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Walk {
+    /// Over every pixel, with zeros around the picture: the same size.
+    Same,
+    /// Over every second pixel, with zeros below and on the right of the picture only: half the size.
+    Half,
+    /// Over every pixel of the picture with each pixel doubled in both directions: twice the size.
+    Double,
+}
+
+impl Walk {
+    /// Length of a side of the result.
+    fn result(self, side: usize) -> usize {
+        match self {
+            Walk::Same => side,
+            Walk::Half => side / 2,
+            Walk::Double => 2 * side,
+        }
+    }
+
+    /// The pixel under place `offset` of a kernel of `size` for the result's pixel `at`; none beyond the picture.
+    fn source(self, at: usize, offset: usize, size: usize, side: usize) -> Option<usize> {
+        match self {
+            Walk::Same => (at + offset).checked_sub(size / 2).filter(|&i| i < side),
+            Walk::Half => Some(2 * at + offset).filter(|&i| i < side),
+            Walk::Double => (at + offset).checked_sub(size / 2).filter(|&i| i < 2 * side).map(|i| i / 2),
+        }
+    }
+}
+
+struct Convolution(Walk);
+
+impl Convolution {
+    /// The result starts as `start`, with all its values or those of one pixel.
+    fn run<F: Float>(&self, x: View<F>, w: View<F>, start: [Option<View<F>>; 2]) -> Result<(Vec<F>, Vec<usize>)> {
+        let &[batch, height, width, c_in] = x.shape else { bail!("convolution: {:?} is not [B, H, W, C]", x.shape) };
+        let &[size, columns, w_in, c_out] = w.shape else {
+            bail!("convolution: weight {:?} is not [k, k, in, out]", w.shape)
+        };
+        if w_in != c_in || size != columns || c_in * c_out == 0 {
+            bail!("convolution: weight {:?} does not fit {:?}", w.shape, x.shape);
+        }
+        let shape = vec![batch, self.0.result(height), self.0.result(width), c_out];
+        let (out_width, run) = (shape[2], size * c_in);
+        let mut out = vec![F::ZERO; shape.iter().product()];
+        let [bias, residual] = start;
+        if bias.is_some_and(|b| b.shape != [c_out]) || residual.is_some_and(|r| r.shape != shape) {
+            bail!("convolution: bias or residual does not fit the result {shape:?}");
+        }
+        let pixels = shape[1] * out_width;
+        for (sample, out) in out.chunks_mut((pixels * c_out).max(1)).enumerate() {
+            let x = &x.data[sample * height * width * c_in..][..height * width * c_in];
+            let residual = residual.map(|r| &r.data[sample * pixels * c_out..][..pixels * c_out]);
+            fill(out, TILE * c_out, |tile, out| {
+                let first = tile * TILE;
+                if let Some(residual) = residual {
+                    out.copy_from_slice(&residual[first * c_out..][..out.len()]);
+                }
+                if let Some(bias) = bias {
+                    for pixel in out.chunks_exact_mut(c_out) {
+                        for (out, &b) in pixel.iter_mut().zip(bias.data) {
+                            *out += b;
+                        }
+                    }
+                }
+                let count = out.len() / c_out;
+                let mut gathered = vec![F::ZERO; count * run];
+                for ky in 0..size {
+                    for (at, neighbours) in (first..).zip(gathered.chunks_exact_mut(run)) {
+                        let row = self.0.source(at / out_width, ky, size, height);
+                        for (kx, neighbour) in neighbours.chunks_exact_mut(c_in).enumerate() {
+                            match row.zip(self.0.source(at % out_width, kx, size, width)) {
+                                Some((y, x_at)) => neighbour.copy_from_slice(&x[(y * width + x_at) * c_in..][..c_in]),
+                                None => neighbour.fill(F::ZERO),
+                            }
+                        }
+                    }
+                    let weights = (&w.data[ky * run * c_out..], c_out, 1);
+                    matmul((count, run, c_out), (&gathered, run, 1), weights, out, c_out, F::ONE, true, 1);
+                }
+            });
+        }
+        Ok((out, shape))
+    }
+}
+
+impl Kernel<3> for Convolution {
+    const NAME: &'static str = "convolution";
+    fn run<F: Float>(&self, [x, w, b]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
+        self.run(x, w, [Some(b), None])
+    }
+}
+
+impl Kernel<4> for Convolution {
+    const NAME: &'static str = "convolution";
+    fn run<F: Float>(&self, [x, w, b, residual]: [View<F>; 4]) -> Result<(Vec<F>, Vec<usize>)> {
+        self.run(x, w, [Some(b), Some(residual)])
+    }
+}
+
+/// Convolution of x `[B, H, W, in]` with `weight` `[k, k, in, out]` and `bias` `[out]`, and `residual` added in the
+/// same pass: `[B, H', W', out]`, the sizes as `walk` says. Without a derivative.
+pub fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    walk: Walk,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    match residual {
+        Some(residual) => frozen(&Convolution(walk), [x, weight, bias, residual]),
+        None => frozen(&Convolution(walk), [x, weight, bias]),
+    }
+}

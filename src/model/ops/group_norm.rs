@@ -1,0 +1,103 @@
+//! Group normalisation of pictures with the channels last, with the activation that follows it.
+
+use super::activation::sigmoid;
+use super::float::Float;
+use super::op::{Kernel, View, fill, frozen};
+use candle_core::{Result, Tensor, bail};
+
+/// Pixels handled at once by one thread, a few hundred KiB.
+const BLOCK: usize = 256;
+
+struct GroupNorm {
+    groups: usize,
+    eps: f64,
+    silu: bool,
+}
+
+impl GroupNorm {
+    /// Mean and squared deviation of each channel in each block of pixels of a picture: `[blocks, 2, C]`. Within the
+    /// block deviations are from the block's own mean, so that no digits are lost and the picture is read once.
+    fn moments<F: Float>(x: &[F], channels: usize) -> Vec<F> {
+        let blocks = x.len().div_ceil(BLOCK * channels);
+        let mut moments = vec![F::ZERO; blocks * 2 * channels];
+        fill(&mut moments, 2 * channels, |block, moments| {
+            let (mean, square) = moments.split_at_mut(channels);
+            let x = x.chunks(BLOCK * channels).nth(block).unwrap_or_default();
+            for pixel in x.chunks_exact(channels) {
+                for (mean, &x) in mean.iter_mut().zip(pixel) {
+                    *mean += x;
+                }
+            }
+            let share = F::ONE / F::of((x.len() / channels) as f64);
+            for mean in mean.iter_mut() {
+                *mean *= share;
+            }
+            for pixel in x.chunks_exact(channels) {
+                for ((square, &mean), &x) in square.iter_mut().zip(&*mean).zip(pixel) {
+                    *square += (x - mean) * (x - mean);
+                }
+            }
+        });
+        moments
+    }
+
+    /// Each channel's factor and summand, from the moments of its group, which are put together in f64.
+    fn affine<F: Float>(&self, moments: &[F], pixels: usize, weight: &[F], bias: &[F]) -> Vec<(F, F)> {
+        let (channels, size) = (weight.len(), weight.len() / self.groups);
+        let count = |block: usize| BLOCK.min(pixels - block * BLOCK) as f64;
+        let blocks = || moments.chunks_exact(2 * channels).enumerate();
+        let mut affine = Vec::with_capacity(channels);
+        for group in (0..channels).step_by(size) {
+            let means = |m: &[F]| m[group..group + size].iter().map(|m| m.to_f64()).sum::<f64>();
+            let total = (pixels * size) as f64;
+            let mean = blocks().map(|(i, m)| count(i) * means(m)).sum::<f64>() / total;
+            let square = |i: usize, m: &[F]| -> f64 {
+                let of = |c: usize| m[channels + c].to_f64() + count(i) * (m[c].to_f64() - mean).powi(2);
+                (group..group + size).map(of).sum()
+            };
+            let variance = blocks().map(|(i, m)| square(i, m)).sum::<f64>() / total;
+            let rstd = 1.0 / (variance + self.eps).sqrt();
+            affine.extend((group..group + size).map(|c| {
+                let factor = rstd * weight[c].to_f64();
+                (F::of(factor), F::of(bias[c].to_f64() - mean * factor))
+            }));
+        }
+        affine
+    }
+}
+
+impl Kernel<3> for GroupNorm {
+    const NAME: &'static str = "group_norm";
+    fn run<F: Float>(&self, [x, weight, bias]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
+        let channels = x.last();
+        let batch = x.shape.first().copied().unwrap_or(1);
+        if weight.shape != [channels]
+            || bias.shape != [channels]
+            || self.groups == 0
+            || !channels.is_multiple_of(self.groups)
+        {
+            bail!("group_norm: weight {:?} and {} groups do not fit {:?}", weight.shape, self.groups, x.shape);
+        }
+        let mut out = vec![F::ZERO; x.data.len()];
+        let len = (x.data.len() / batch.max(1)).max(1);
+        for (out, x) in out.chunks_mut(len).zip(x.data.chunks(len)) {
+            let affine = self.affine(&Self::moments(x, channels), len / channels, weight.data, bias.data);
+            fill(out, BLOCK * channels, |block, out| {
+                let x = &x[block * BLOCK * channels..];
+                for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+                    for ((out, &x), &(factor, summand)) in out.iter_mut().zip(x).zip(&affine) {
+                        let y = x * factor + summand;
+                        *out = if self.silu { y * sigmoid(y) } else { y };
+                    }
+                }
+            });
+        }
+        Ok((out, x.shape.to_vec()))
+    }
+}
+
+/// Group normalisation (Wu and He, arXiv 1803.08494) of x `[B, .., C]` over each sample's pixels and C / `groups`
+/// channels, with weight and bias `[C]`, then SiLU if wanted. Without a derivative.
+pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
+    frozen(&GroupNorm { groups, eps, silu }, [x, weight, bias])
+}
