@@ -224,8 +224,7 @@ fn images_that_cannot_be_scored_are_refused() {
     let mut picture = vec![0.5; 3 * HEIGHT * WIDTH];
     picture[7] = f32::NAN;
     let two = images(&[vec![0.5; 3 * HEIGHT * WIDTH], picture]);
-    let rewards =
-        build(&[RewardKind::Ocr, RewardKind::Colour].map(|name| RewardConfig { name, weight: 1.0 }), 1).unwrap();
+    let rewards = build(&[RewardKind::Ocr, RewardKind::Colour].map(RewardConfig::new), 1).unwrap();
     for reward in rewards {
         let error = reward.score(&two, &prompts(&["\"1\"", "\"2\""])).unwrap_err().to_string();
         assert_eq!(error, "image 1 has a pixel value of NaN; it cannot be scored");
@@ -246,7 +245,7 @@ fn rewards_are_built_from_their_configuration() {
     let names: Vec<String> = build(&configs, 1).unwrap().iter().map(|reward| reward.name().to_string()).collect();
     assert_eq!(names, ["ocr", "colour"]);
 
-    assert!(parse("[[reward]]\nname = \"clip\"").unwrap_err().to_string().contains("expected `ocr` or `colour`"));
+    assert!(parse("[[reward]]\nname = \"clip\"").unwrap_err().to_string().contains("expected one of `ocr`, `colour`"));
     assert!(
         parse("[[reward]]\nname = \"ocr\"\nwieght = 2").unwrap_err().to_string().contains("unknown field `wieght`")
     );

@@ -6,6 +6,7 @@ mod plan;
 mod pretrain;
 mod prompts;
 mod report;
+mod serve_reward;
 mod train;
 
 use crate::comm::{Backend, World};
@@ -45,6 +46,12 @@ enum Command {
     #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
         test_metadata.jsonl")]
     Prompts(prompts::Arguments),
+    /// Serve rewards to training runs over HTTP
+    #[command(
+        after_help = "Example:\n  flowrl-dist serve-reward --reward ocr jpeg-compressibility --listen 127.0.0.1:8000\n\n\
+        In the run's configuration: [[reward]] name = \"remote\", url = \"http://127.0.0.1:8000\", reward = \"ocr\""
+    )]
+    ServeReward(serve_reward::Arguments),
     /// Verify a checkpoint and print what it holds
     Inspect(inspect::Arguments),
     /// Measure this machine: its collectives, or the speeds that plan predicts times with
@@ -67,6 +74,7 @@ pub fn run() -> i32 {
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::ServeReward(arguments)) => serve_reward::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
     };

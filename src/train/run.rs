@@ -135,12 +135,13 @@ impl<'a> Run<'a> {
         }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
+        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
             pipeline,
             prompts,
-            rewards: reward::build(&config.reward, threads)?,
+            rewards: loader.build(&config.reward)?,
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -148,7 +149,7 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let eval_rewards = loader.build(&evaluated(config))?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
@@ -346,7 +347,7 @@ fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     let mut all = config.reward.clone();
     for name in [RewardKind::Ocr, RewardKind::Colour] {
         if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
+            all.push(RewardConfig::new(name));
         }
     }
     all

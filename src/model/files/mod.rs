@@ -3,11 +3,13 @@
 mod adapter;
 mod find;
 mod folder;
+mod pickle;
 mod sai;
 mod transformer;
 mod weights;
 
 pub use folder::{Format, Part, open_part, parts};
+pub use pickle::AnyWeights;
 pub use transformer::{Loaded, Transformer};
 pub use weights::Weights;
 
