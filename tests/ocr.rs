@@ -11,7 +11,8 @@ use flowrl_dist::{
         render::{HEIGHT, Style, WIDTH, render},
     },
     reward::{
-        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, build, check_scores, colour_match, edit_reward, to_rgb8,
+        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, build, check_scores, colour_match, edit_reward,
+        found_reward, to_rgb8,
     },
 };
 use std::path::PathBuf;
@@ -186,6 +187,12 @@ fn the_reward_counts_edits() {
     assert_eq!(reward("a sign that says \"Hello World\" and \"no\"", "hELLOworld"), Some(1.0));
     assert_eq!(reward("\"a b\"", " A  b "), Some(1.0));
     assert_eq!(reward("\"äöü\"", "äö"), Some(1.0 - 1.0 / 3.0));
+    // With other text beside it the wanted one is still found; otherwise edits count.
+    let found = |prompt, read| found_reward(prompt, read);
+    assert_eq!(found("a sign \"Hello World\"", "OPEN hello world 24h"), Some(1.0));
+    assert_eq!(found("a sign \"417\"", "41"), Some(1.0 - 1.0 / 3.0));
+    assert_eq!(found("a sign \"417\"", "4 1 8 somewhere"), Some(0.0));
+    assert_eq!(found("a cat", "cat"), None);
     for prompt in ["a cat", "an open \"quote", "an empty \"\" quote", "spaces \"  \" only"] {
         assert_eq!(reward(prompt, "cat"), None, "{prompt}");
     }

@@ -69,6 +69,9 @@ pub struct RewardConfig {
     /// Aesthetic: the predictor's file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predictor: Option<PathBuf>,
+    /// OCR: the model that finds text in large pictures; nothing: the whole picture is one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<PathBuf>,
     /// Remote: where the server listens, such as `http://node7:8000`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -111,6 +114,7 @@ impl RewardConfig {
             path: None,
             tokenizer: None,
             predictor: None,
+            detector: None,
             url: None,
             reward: None,
             format: None,
@@ -145,6 +149,7 @@ impl RewardConfig {
         self.only("path", &self.path, clip, family)?;
         self.only("tokenizer", &self.tokenizer, clip, family)?;
         self.only("predictor", &self.predictor, aesthetic, "aesthetic")?;
+        self.only("detector", &self.detector, self.name == RewardKind::Ocr, "ocr")?;
         self.only("url", &self.url, remote, "remote")?;
         self.only("reward", &self.reward, remote, "remote")?;
         self.only("format", &self.format, remote, "remote")?;
@@ -163,6 +168,12 @@ impl RewardConfig {
         if aesthetic {
             let there = self.predictor.as_ref().map(|path| path.is_file());
             self.needed("predictor", there, "sac+logos+ava1-l14-linearMSE.pth of LAION")?;
+        }
+        if self.detector.as_ref().is_some_and(|path| !path.is_file()) {
+            return Err(format!(
+                "detector = {:?}: there is no such file; launch/fetch-ocr.sh fetches it",
+                self.detector
+            ));
         }
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
     }

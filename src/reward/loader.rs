@@ -49,7 +49,10 @@ impl Loader {
             Ok(Box::new(ClipReward { alignment, backbone: self.backbone(config)? }))
         };
         Ok(match config.name {
-            RewardKind::Ocr => Box::new(Ocr::new(self.threads)?),
+            RewardKind::Ocr => Box::new(match &config.detector {
+                None => Ocr::new(self.threads)?,
+                Some(detector) => Ocr::with_detector(self.threads, detector)?,
+            }),
             RewardKind::Colour => Box::new(ColourMatch),
             RewardKind::JpegCompressibility => Box::new(Jpeg::Compressibility),
             RewardKind::JpegIncompressibility => Box::new(Jpeg::Incompressibility),

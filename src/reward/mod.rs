@@ -17,7 +17,7 @@ pub use colour::{ColourMatch, colour_match};
 pub use config::{RewardConfig, RewardKind};
 pub use jpeg::Jpeg;
 pub use loader::{Loader, build};
-pub use ocr::{Ocr, edit_reward};
+pub use ocr::{Ocr, edit_reward, found_reward};
 pub use pixels::to_rgb8;
 pub use remote::Remote;
 
