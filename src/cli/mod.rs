@@ -1,11 +1,16 @@
 //! The command line: one file a command.
 
 mod bench;
+mod checkpoint;
+mod eval;
+mod export;
 mod inspect;
 mod plan;
 mod pretrain;
 mod prompts;
+mod random_model;
 mod report;
+mod sample;
 mod serve_reward;
 mod train;
 
@@ -38,8 +43,14 @@ enum Command {
     Train(train::Arguments),
     /// Print what a run would do, on how many ranks: no GPU, no MPI
     Plan(plan::Arguments),
+    /// Sample pictures of prompts, with a checkpoint or the base model
+    Sample(sample::Arguments),
+    /// Score a checkpoint on the prompts of the run's evaluations, or on others
+    Eval(eval::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
+    /// Write a model folder with random weights, to try a machine or a queue with
+    RandomModel(random_model::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
     /// Write a prompt file
@@ -52,7 +63,9 @@ enum Command {
         In the run's configuration: [[reward]] name = \"remote\", url = \"http://127.0.0.1:8000\", reward = \"ocr\""
     )]
     ServeReward(serve_reward::Arguments),
-    /// Verify a checkpoint and print what it holds
+    /// Write what was trained as files that diffusers and PEFT read
+    Export(export::Arguments),
+    /// Verify a checkpoint, or a model's files, and print what they hold
     Inspect(inspect::Arguments),
     /// Measure this machine: its collectives, or the speeds that plan predicts times with
     Bench(bench::Arguments),
@@ -71,10 +84,14 @@ pub fn run() -> i32 {
         None => train::run(&arguments.train),
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Sample(arguments)) => sample::run(&arguments),
+        Some(Command::Eval(arguments)) => eval::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
         Some(Command::ServeReward(arguments)) => serve_reward::run(&arguments),
+        Some(Command::Export(arguments)) => export::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),
     };

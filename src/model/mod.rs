@@ -11,6 +11,7 @@ mod linear;
 pub mod mmdit;
 pub mod ops;
 mod patch;
+pub mod random;
 pub mod text;
 mod time;
 pub mod vae;

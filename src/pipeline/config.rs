@@ -3,9 +3,9 @@
 use super::{glyphs, sd35};
 use crate::error::Result;
 use crate::model::{Model, mmdit};
-use crate::params::{self, LoraConfig, Trainable};
+use crate::params::{self, LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,12 +27,17 @@ pub struct ModelConfig {
     /// Its files; nothing: the weights that are part of the program (glyphs only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35-medium).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transformer: Option<PathBuf>,
     /// Side of a picture in pixels (sd35-medium; a glyphs picture has its own).
     pub resolution: usize,
     /// Tokens of a prompt that T5 reads (sd35-medium); CLIP reads 77.
     pub t5_tokens: usize,
     /// The folder of encoded prompts (sd35-medium), which runs may share.
     pub prompt_cache: PathBuf,
+    /// What it computes in.
+    pub dtype: Precision,
     /// What is trained.
     pub trainable: Trainable,
     /// The adapters, if they are what is trained.
@@ -63,9 +68,11 @@ impl Default for ModelConfig {
         Self {
             kind: Kind::Glyphs,
             path: None,
+            transformer: None,
             resolution: 512,
             t5_tokens: 128,
             prompt_cache: "cache/prompts".into(),
+            dtype: Precision::default(),
             trainable: Trainable::Full,
             lora: LoraSection::default(),
         }
@@ -89,6 +96,22 @@ impl ModelConfig {
         let usual = || self.kind.lora_targets().iter().map(|t| t.to_string()).collect();
         let targets = targets.clone().unwrap_or_else(usual);
         (self.trainable == Trainable::Lora).then_some(LoraConfig { rank: *rank, alpha: *alpha, targets })
+    }
+
+    /// Where the transformer's files are.
+    pub fn transformer(&self) -> Option<&Path> {
+        self.transformer.as_deref().or(self.path.as_deref())
+    }
+
+    /// Refuses files that are not there or not whole, before any time is spent.
+    ///
+    /// # Errors
+    /// [`crate::Error::File`]: everything that is absent or cannot be read.
+    pub fn check_files(&self) -> Result<()> {
+        match self.kind {
+            Kind::Glyphs => Ok(()), // the configuration's check has asked for the one file
+            Kind::Sd35Medium => sd35::check(self),
+        }
     }
 
     /// The velocity model, without weights.

@@ -4,10 +4,10 @@ use super::{ModelConfig, Pipeline, Task};
 use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::{Error, Result};
+use crate::model::files::Weights;
 use crate::model::{Model, glyphs};
-use crate::params::{LoraConfig, ParamSet, Role};
-use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use crate::params::{LoraConfig, ParamSet, Role, Spec};
+use candle_core::{Device, Tensor};
 use std::path::Path;
 
 /// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were made.
@@ -29,18 +29,29 @@ pub(super) fn model(lora: Option<&LoraConfig>) -> Model {
     glyphs::model(&sizes(), lora)
 }
 
-/// The model with the weights of `config.path`, or the embedded ones.
+/// The weights of `config.path`, or the embedded ones, of a model that declares `specs`.
+///
+/// # Errors
+/// The file cannot be read, or does not fit the model.
+pub fn weights(config: &ModelConfig, specs: &[&[Spec]]) -> Result<Weights> {
+    let weights = match &config.path {
+        Some(path) => Weights::open(path)?,
+        None => Weights::embedded(Path::new("the embedded base model"), BASE)?,
+    };
+    let base = specs.iter().flat_map(|specs| specs.iter()).filter(|spec| spec.role != Role::Adapter);
+    weights.check(base.map(|spec| (spec.name.as_str(), spec.shape.as_slice())), |_| false)?;
+    Ok(weights)
+}
+
+/// The model with its weights.
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
-    match &config.path {
-        None => with_weights(config, seed, device, BASE, Path::new("the embedded base model")),
-        Some(path) => {
-            let bytes = std::fs::read(path).map_err(|e| Error::File {
-                path: path.clone(),
-                message: format!("model.path cannot be read ({e}); give a safetensors file of base weights"),
-            })?;
-            with_weights(config, seed, device, &bytes, path)
-        }
-    }
+    let model = model(config.adapters().as_ref());
+    let (weights, dtype) = (weights(config, &model.specs())?, config.dtype.dtype());
+    let base = ParamSet::build(&model.specs(), |spec| match spec.role {
+        Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
+        Role::Base | Role::Buffer => weights.tensor(&spec.name, dtype, device),
+    })?;
+    Ok(Pipeline { model, base, base_digest: weights.digest(), device: device.clone(), task: Task::Glyphs })
 }
 
 /// The embedded task's model with random weights, to be pretrained.
@@ -48,29 +59,6 @@ pub fn random(seed: u64, device: &Device) -> Result<Pipeline> {
     let model = model(None);
     let base = ParamSet::init(&model.specs(), seed, device)?;
     Ok(Pipeline { model, base, base_digest: String::new(), device: device.clone(), task: Task::Glyphs })
-}
-
-fn with_weights(config: &ModelConfig, seed: u64, device: &Device, bytes: &[u8], path: &Path) -> Result<Pipeline> {
-    let model = model(config.adapters().as_ref());
-    let file = |message: String| Error::File { path: path.to_path_buf(), message };
-    let weights = SafeTensors::deserialize(bytes).map_err(|e| file(format!("is no safetensors file: {e}")))?;
-    let specs = model.specs();
-    let base_names = |name: &str| specs.iter().flat_map(|s| s.iter()).any(|s| s.role == Role::Base && s.name == name);
-    if let Some(extra) = weights.names().into_iter().find(|name| !base_names(name)) {
-        return Err(file(format!("holds {extra}, which this model does not have; is it of another model?")));
-    }
-    let base = ParamSet::build(&specs, |spec| {
-        if spec.role == Role::Adapter {
-            return spec.initial(seed, device);
-        }
-        let view = weights.tensor(&spec.name).map_err(|_| file(format!("lacks {}", spec.name)))?;
-        if view.shape() != spec.shape {
-            return Err(file(format!("{} has shape {:?}, not {:?}", spec.name, view.shape(), spec.shape)));
-        }
-        Ok(candle_core::safetensors::Load::load(&view, device)?.to_dtype(DType::F32)?)
-    })?;
-    let base_digest = blake3::hash(bytes).to_hex().to_string();
-    Ok(Pipeline { model, base, base_digest, device: device.clone(), task: Task::Glyphs })
 }
 
 /// Characters `[n, MAX_TEXT]` and colours `[n, 2]` of the prompts.

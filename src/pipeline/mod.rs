@@ -5,12 +5,14 @@ mod glyphs;
 mod sd35;
 
 pub use config::{Kind, LoraSection, ModelConfig};
-pub use glyphs::{encode_pictures, random};
+pub use glyphs::{encode_pictures, random, weights as glyphs_weights};
 pub use sd35::Parts as Sd35Parts;
 
+use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::Result;
 use crate::model::Model;
+use crate::model::text::Filled;
 use crate::params::ParamSet;
 use candle_core::{Device, Tensor};
 
@@ -42,6 +44,18 @@ impl Pipeline {
         match config.kind {
             Kind::Glyphs => glyphs::load(config, seed, device),
             Kind::Sd35Medium => sd35::load(config, seed, device),
+        }
+    }
+
+    /// Does once for a run what prompts need before they can be encoded: every rank calls it with all prompts of the run.
+    pub fn prepare(config: &ModelConfig, prompts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
+        match config.kind {
+            Kind::Glyphs => Ok(()),
+            Kind::Sd35Medium => {
+                let Filled { found, encoded } = sd35::encode_prompts(config, prompts, device, comm)?;
+                tracing::info!("rank {}: {encoded} prompts encoded, {found} were in the cache", comm.rank());
+                Ok(())
+            }
         }
     }
 

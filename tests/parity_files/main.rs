@@ -4,4 +4,6 @@
 
 mod common;
 mod layouts;
+mod lora;
+mod peers;
 mod sai;

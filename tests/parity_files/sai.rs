@@ -44,7 +44,7 @@ impl Inverse {
 }
 
 /// sd3_micro as its authors would write it: three blocks, the first with a second attention.
-fn single_file() -> Tensors {
+pub fn single_file() -> Tensors {
     let mut inverse =
         Inverse { from: tensors(&fixture("sd3_micro/diffusion_pytorch_model.safetensors")), to: Tensors::new() };
     let i = &mut inverse;
@@ -168,20 +168,24 @@ fn vae_names() -> Vec<(String, String)> {
     names
 }
 
+/// A VAE by its authors' names, every tensor filled with its number.
+pub fn vae_file() -> Tensors {
+    let tensor = |(number, (_, theirs)): (usize, (String, String))| {
+        let tensor = Tensor::full(number as f32, 4, &Device::Cpu).unwrap();
+        let is_convolution = theirs.contains("attn_1") && !theirs.contains("norm") && theirs.ends_with("weight");
+        let tensor = if is_convolution { tensor.reshape((2, 2, 1, 1)).unwrap() } else { tensor };
+        (format!("first_stage_model.{theirs}"), tensor)
+    };
+    vae_names().into_iter().enumerate().map(tensor).collect()
+}
+
 #[test]
 fn the_vae_of_a_single_file_has_diffusers_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("sd3.5_medium.safetensors");
     let names = vae_names();
     let mut file = single_file();
-    for (number, (_, theirs)) in names.iter().enumerate() {
-        let tensor = Tensor::full(number as f32, 4, &Device::Cpu).unwrap();
-        let tensor = match theirs.contains("attn_1") && !theirs.contains("norm") && theirs.ends_with("weight") {
-            true => tensor.reshape((2, 2, 1, 1)).unwrap(),
-            false => tensor,
-        };
-        file.insert(format!("first_stage_model.{theirs}"), tensor);
-    }
+    file.extend(vae_file());
     write(&path, &file);
     let vae = open_part(&path, "vae").unwrap();
     let ours: BTreeSet<_> = names.iter().map(|(ours, _)| ours.as_str()).collect();

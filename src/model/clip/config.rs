@@ -192,3 +192,28 @@ fn check_sizes(folder: &Path, sizes: &[usize], width: usize, heads: usize) -> Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// transformers, models/clip/modeling_clip.py of v4.57: argmax of the ids for 2, else of (ids == eos_token_id).
+    #[test]
+    fn the_end_of_a_text_is_where_transformers_sees_it() {
+        let end = |eos_token_id, ids: &[u32]| TextConfig { eos_token_id, ..TextConfig::default() }.end(ids);
+        let ids = [498, 5, 499, 499, 0, 3];
+        assert_eq!(end(2, &ids), 2);
+        assert_eq!(end(2, &[2, 1, 9, 9]), 2);
+        assert_eq!(end(0, &ids), 4);
+        assert_eq!(end(7, &ids), 0);
+    }
+
+    #[test]
+    fn what_a_configuration_leaves_out_has_the_value_of_transformers() {
+        let text: TextConfig = serde_json::from_str(r#"{"hidden_act": "gelu", "pad_token_id": 1}"#).unwrap();
+        assert_eq!(text, TextConfig { hidden_act: Activation::Gelu, ..TextConfig::default() });
+        assert_eq!((text.hidden_size, text.num_attention_heads, text.vocab_size), (512, 8, 49408));
+        let config: Config = serde_json::from_str(r#"{"vision_config": {"patch_size": 14}}"#).unwrap();
+        assert_eq!((config.vision_config.patches(), config.projection_dim), (256, 512));
+    }
+}

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::files::Weights;
 use crate::model::frozen::{LayerNorm, embed, load};
 use crate::model::ops;
-use crate::params::{Init, Slot, SpecList, StageParams};
+use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
@@ -110,16 +110,20 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::File`]: something is missing, of another model, or not supported.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config = TextConfig::read(folder)?;
-        let mut specs = SpecList::new("", None);
-        let tower = TextTower::new(&mut specs, &config, config.projection_dim);
-        let params = load(&Weights::open(folder)?, &specs.finish(), is_buffer, dtype, device)?;
+        let (tower, specs) = Self::declare(&TextConfig::read(folder)?);
+        let params = load(&Weights::open(folder)?, &specs, is_buffer, dtype, device)?;
         Ok(Self { tower, params })
     }
 
-    /// The sizes.
-    pub fn config(&self) -> &TextConfig {
-        &self.tower.config
+    /// The tensors of a model of these sizes.
+    pub fn specs(config: &TextConfig) -> Vec<Spec> {
+        Self::declare(config).1
+    }
+
+    fn declare(config: &TextConfig) -> (TextTower, Vec<Spec>) {
+        let mut specs = SpecList::new("", None);
+        let tower = TextTower::new(&mut specs, config, config.projection_dim);
+        (tower, specs.finish())
     }
 
     /// Texts as tokens, all of one length.

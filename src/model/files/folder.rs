@@ -1,6 +1,6 @@
 //! What lies at a path: a pipeline of diffusers with its parts, a transformer alone, the authors' single file, an adapter.
 
-use super::{Weights, find, sai};
+use super::{Adapter, Weights, find, sai};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -112,7 +112,7 @@ pub fn parts(path: &Path) -> Result<(Format, Vec<Part>)> {
             let of = [("transformer", sai::transformer(&weights)?), ("vae", sai::vae(&weights)?)];
             of.into_iter().filter_map(|(name, weights)| Some(whole(name, weights?))).collect()
         }
-        Format::PeftAdapter | Format::DiffusersAdapter => vec![whole("adapter", super::adapter::weights(path)?)],
+        Format::PeftAdapter | Format::DiffusersAdapter => vec![whole("adapter", Adapter::open(path)?.weights)],
     };
     Ok((format, parts))
 }

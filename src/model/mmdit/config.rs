@@ -1,12 +1,12 @@
 //! Sizes of the model, in the words of the checkpoint's config.json.
 
 use crate::error::{Error, Result};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Sizes of the model.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Side of a patch, in latent pixels.
     pub patch_size: usize,
@@ -84,6 +84,20 @@ impl Config {
             return Err(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)
+    }
+
+    /// The config.json of a diffusers transformer: what [`Config::parse`] reads.
+    pub fn to_json(&self) -> Value {
+        let mut json = json!({
+            "_class_name": "SD3Transformer2DModel",
+            "_diffusers_version": "0.33.1",
+            "out_channels": self.in_channels,
+            "qk_norm": "rms_norm",
+        });
+        if let (Some(object), Ok(Value::Object(sizes))) = (json.as_object_mut(), serde_json::to_value(self)) {
+            object.extend(sizes);
+        }
+        json
     }
 
     /// The model's width D.

@@ -125,3 +125,70 @@ pub fn convolution(
         None => frozen(&Convolution(walk), [x, weight, bias]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+    use candle_core::{DType, Device, Var};
+
+    fn noise(id: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let values = Stream::new(13, Purpose::Parameters, [id, 0, 0, 0]).normals(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+    }
+
+    /// With candle's operations, channels first.
+    fn composed(x: &Tensor, w: &Tensor, b: &Tensor, walk: Walk) -> Result<Tensor> {
+        let (_, height, width, _) = x.dims4()?;
+        let (x, w) = (x.permute((0, 3, 1, 2))?.contiguous()?, w.permute((3, 2, 0, 1))?.contiguous()?);
+        let y = match walk {
+            Walk::Same => x.conv2d(&w, w.dim(2)? / 2, 1, 1, 1)?,
+            Walk::Half => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&w, 0, 2, 1, 1)?,
+            Walk::Double => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&w, 1, 1, 1, 1)?,
+        };
+        y.permute((0, 2, 3, 1))?.broadcast_add(b)
+    }
+
+    #[test]
+    fn equals_the_composed_form_on_every_walk() -> Result<()> {
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::F64, 1e-12)] {
+            for (height, width, size, walk) in [
+                (20, 15, 3, Walk::Same), // more than one tile
+                (1, 1, 3, Walk::Same),
+                (5, 4, 1, Walk::Same),
+                (30, 29, 3, Walk::Half),
+                (2, 3, 3, Walk::Half),
+                (11, 13, 3, Walk::Double),
+                (1, 2, 3, Walk::Double),
+            ] {
+                let x = noise(1, &[2, height, width, 5], dtype)?;
+                let (w, b) = (noise(2, &[size, size, 5, 7], dtype)?, noise(3, &[7], dtype)?);
+                let wanted = composed(&x, &w, &b, walk)?;
+                let residual = noise(4, wanted.dims(), dtype)?;
+                for (ours, wanted) in [
+                    (convolution(&x, &w, &b, walk, None)?, wanted.clone()),
+                    (convolution(&x, &w, &b, walk, Some(&residual))?, (wanted + &residual)?),
+                ] {
+                    assert_eq!(ours.dims(), wanted.dims());
+                    let error = (ours - wanted)?.abs()?.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                    assert!(error <= tolerance, "{walk:?} of {height} x {width} in {dtype:?}: {error:.1e}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit_and_what_wants_a_gradient() -> Result<()> {
+        let (x, w) = (noise(1, &[1, 4, 4, 5], DType::F32)?, noise(2, &[3, 3, 5, 7], DType::F32)?);
+        let bias = noise(3, &[7], DType::F32)?;
+        let run = |x: &Tensor, w: &Tensor, residual| convolution(x, w, &bias, Walk::Same, residual);
+        assert!(run(&x, &w, None).is_ok());
+        assert!(run(&x, &noise(2, &[3, 3, 4, 7], DType::F32)?, None).is_err());
+        assert!(run(&x, &noise(2, &[3, 3, 5, 6], DType::F32)?, None).is_err());
+        assert!(run(&x, &w, Some(&x)).is_err());
+        let error = run(Var::from_tensor(&x)?.as_tensor(), &w, None).expect_err("a variable").to_string();
+        assert!(error.contains("has no derivative"), "{error}");
+        Ok(())
+    }
+}

@@ -101,3 +101,55 @@ impl Kernel<3> for GroupNorm {
 pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
     frozen(&GroupNorm { groups, eps, silu }, [x, weight, bias])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
+    use candle_core::{DType, Device};
+
+    fn noise(id: u64, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let values = Stream::new(17, Purpose::Parameters, [id, 0, 0, 0]).normals(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+    }
+
+    fn composed(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, silu: bool) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let grouped = x.reshape((batch, height * width, groups, channels / groups))?;
+        let centred = grouped.broadcast_sub(&grouped.mean_keepdim((1, 3))?)?;
+        let deviation = (centred.sqr()?.mean_keepdim((1, 3))? + 1e-6)?.sqrt()?;
+        let y = centred.broadcast_div(&deviation)?.reshape(x.shape())?.broadcast_mul(weight)?.broadcast_add(bias)?;
+        if silu { y.silu() } else { Ok(y) }
+    }
+
+    #[test]
+    fn equals_the_composed_form() -> Result<()> {
+        for (height, width) in [(1, 1), (9, 7), (16, 16), (37, 29)] {
+            let inputs = |dtype| -> Result<[Tensor; 3]> {
+                // Far from zero, where a one-pass variance loses its digits.
+                let x = noise(1, &[2, height, width, 12], dtype)?.affine(0.5, 20.0)?;
+                Ok([x, noise(2, &[12], dtype)?, noise(3, &[12], dtype)?])
+            };
+            let ([x, w, b], exact) = (inputs(DType::F32)?, inputs(DType::F64)?);
+            for silu in [false, true] {
+                let wanted = composed(&exact[0], &exact[1], &exact[2], 4, silu)?;
+                let in_f64 = group_norm(&exact[0], &exact[1], &exact[2], 4, 1e-6, silu)?;
+                let in_f32 = group_norm(&x, &w, &b, 4, 1e-6, silu)?.to_dtype(DType::F64)?;
+                for (ours, tolerance) in [(in_f64, 1e-11), (in_f32, 1e-4)] {
+                    let error = (ours - &wanted)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                    assert!(error <= tolerance, "{height} x {width}, silu {silu}: {error:.1e}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() -> Result<()> {
+        let (x, w) = (noise(1, &[1, 2, 2, 6], DType::F32)?, noise(2, &[6], DType::F32)?);
+        assert!(group_norm(&x, &w, &w, 4, 1e-6, false).is_err());
+        assert!(group_norm(&x, &noise(2, &[3], DType::F32)?, &w, 3, 1e-6, false).is_err());
+        assert!(group_norm(&x, &w, &w, 3, 1e-6, false).is_ok());
+        Ok(())
+    }
+}

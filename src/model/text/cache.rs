@@ -53,7 +53,7 @@ impl PromptCache {
 
     /// Sees to it that every one of `prompts` is there: each rank checks its share, the prompts of the run dealt out in
     /// order, and encodes what is missing or damaged. The encoders are read if there is anything to encode, and freed at
-    /// the end. Every rank calls this with the same prompts.
+    /// the end. Every rank calls this with the same prompts; those that finish early wait for the slowest.
     pub fn fill(&self, prompts: &[&str], comm: &dyn Communicator, device: &Device) -> Result<Filled> {
         if comm.rank() == 0 {
             self.sweep()?;
@@ -72,11 +72,7 @@ impl PromptCache {
             }
         }
         if !missing.is_empty() {
-            let encoders = TextEncoders::load(&self.encoding, device)?;
-            for prompt in &missing {
-                // One at a time: a value does not depend on the prompts that are encoded with it.
-                self.write(prompt, &encoders.encode(&[prompt])?)?;
-            }
+            self.encode(&missing, device)?;
         }
         comm.barrier()?;
         Ok(Filled { found: share.len() - missing.len(), encoded: missing.len() })
@@ -101,6 +97,21 @@ impl PromptCache {
             Ok(Tensor::cat(&entries.iter().map(part).collect::<Vec<_>>(), 0)?.to_device(device)?)
         };
         Ok(Embeddings { context: stack(|e| &e.context)?, pooled: stack(|e| &e.pooled)? })
+    }
+
+    fn encode(&self, prompts: &[&str], device: &Device) -> Result<()> {
+        let encoders = TextEncoders::load(&self.encoding, device)?;
+        let mut cut = 0;
+        for prompt in prompts {
+            cut += usize::from(encoders.cuts(prompt)?);
+            // One at a time: a value does not depend on the prompts that are encoded with it.
+            self.write(prompt, &encoders.encode(&[prompt])?)?;
+        }
+        if cut > 0 {
+            let (all, tokens) = (prompts.len(), self.encoding.t5_tokens);
+            tracing::warn!("{cut} of {all} prompts are longer than the encoders take ({tokens} T5 tokens): cut off");
+        }
+        Ok(())
     }
 
     fn path(&self, prompt: &str) -> PathBuf {

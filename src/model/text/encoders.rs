@@ -6,6 +6,7 @@ use crate::model::clip;
 use crate::model::files::Weights;
 use crate::model::mmdit;
 use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ impl Embeddings {
 #[derive(Debug, Clone)]
 pub struct Encoding {
     /// The folder of a diffusers pipeline: text_encoder, tokenizer, text_encoder_2, tokenizer_2 (CLIP-L, CLIP-G),
-    /// text_encoder_3 and tokenizer_3 (T5; may be absent, then its part is zero).
+    /// text_encoder_3 and tokenizer_3 (T5; may be absent, then its part is zero, as in diffusers).
     pub folder: PathBuf,
     /// Tokens of a text for T5.
     pub t5_tokens: usize,
@@ -70,8 +71,26 @@ impl Encoding {
         Err(Error::File { path: self.folder.clone(), message })
     }
 
-    fn has_t5(&self) -> bool {
-        self.folder.join("text_encoder_3").is_dir()
+    /// Whether there is a T5.
+    ///
+    /// # Errors
+    /// There is none although the pipeline's own list names one: a download that is not complete.
+    fn has_t5(&self) -> Result<bool> {
+        const T5: &str = "text_encoder_3";
+        let list = self.folder.join("model_index.json");
+        if self.folder.join(T5).is_dir() || !list.is_file() {
+            return Ok(self.folder.join(T5).is_dir());
+        }
+        let error = |message: String| Error::File { path: list.clone(), message };
+        let text = std::fs::read_to_string(&list).map_err(Error::io(&list))?;
+        let json: Value = serde_json::from_str(&text).map_err(|e| error(format!("is not JSON: {e}")))?;
+        if json.get(T5).and_then(|class| class.get(0)).is_some_and(|library| !library.is_null()) {
+            return Err(error(format!(
+                "names {T5}, which is not in the folder; download it, or write \"{T5}\": [null, null] there to do \
+                 without T5"
+            )));
+        }
+        Ok(false)
     }
 
     /// Whether this can be done at all.
@@ -98,7 +117,7 @@ impl Encoding {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("encoding 1\n{} {:?}\n", self.t5_tokens, self.dtype).as_bytes());
         for number in ["", "_2", "_3"] {
-            if number == "_3" && !self.has_t5() {
+            if number == "_3" && !self.has_t5()? {
                 hash.update(format!("no T5, width {}\n", self.transformer()?.joint_attention_dim).as_bytes());
                 continue;
             }
@@ -176,7 +195,7 @@ impl TextEncoders {
             let encoder = clip::TextEncoder::load(&encoding.part(&format!("text_encoder{number}"))?, dtype, device)?;
             Ok((Tokenizer::open(&encoding.part(&format!("tokenizer{number}"))?, CLIP_TOKENS)?, encoder))
         };
-        let third = if encoding.has_t5() {
+        let third = if encoding.has_t5()? {
             let tokenizer = Tokenizer::open(&encoding.part("tokenizer_3")?, encoding.t5_tokens)?;
             Third::T5(Box::new((tokenizer, T5Encoder::load(&encoding.part("text_encoder_3")?, dtype, device)?)))
         } else {
@@ -184,6 +203,15 @@ impl TextEncoders {
             Third::Zeros { tokens: CLIP_TOKENS, width: encoding.transformer()?.joint_attention_dim }
         };
         Ok(Self { clip: [clip("")?, clip("_2")?], third, dtype, device: device.clone() })
+    }
+
+    /// Whether a text is longer than any of the encoders takes: then its end is in no embedding.
+    pub fn cuts(&self, text: &str) -> Result<bool> {
+        let longest = match &self.third {
+            Third::T5(t5) => &t5.0,
+            Third::Zeros { .. } => &self.clip[0].0,
+        };
+        longest.cuts(text)
     }
 
     /// The embeddings of texts, in the order given.

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::files::Weights;
 use crate::model::frozen::{attention, embed, load, read_config};
 use crate::model::ops;
-use crate::params::{Init, Slot, SpecList, StageParams};
+use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use std::path::Path;
@@ -15,25 +15,25 @@ use std::path::Path;
 #[serde(default)]
 pub struct T5Config {
     /// Tokens.
-    pub vocab_size: usize,
+    vocab_size: usize,
     /// Width D.
-    pub d_model: usize,
+    d_model: usize,
     /// Features of a head; all heads together need not have the width D.
-    pub d_kv: usize,
+    d_kv: usize,
     /// Width of the feed-forward layers.
-    pub d_ff: usize,
+    d_ff: usize,
     /// Blocks.
-    pub num_layers: usize,
+    num_layers: usize,
     /// Attention heads.
-    pub num_heads: usize,
+    num_heads: usize,
     /// Classes of distances between tokens, in both directions together.
-    pub relative_attention_num_buckets: usize,
+    relative_attention_num_buckets: usize,
     /// From this distance on all are of one class.
-    pub relative_attention_max_distance: usize,
+    relative_attention_max_distance: usize,
     /// Inside every norm's square root.
-    pub layer_norm_epsilon: f64,
+    layer_norm_epsilon: f64,
     /// The kind of feed-forward layer; "gated-gelu" is what v1.1 has.
-    pub feed_forward_proj: String,
+    feed_forward_proj: String,
 }
 
 impl Default for T5Config {
@@ -58,7 +58,7 @@ impl T5Config {
     ///
     /// # Errors
     /// [`Error::File`]: it cannot be read, is of another model, or of another version of T5.
-    pub fn read(folder: &Path) -> Result<Self> {
+    fn read(folder: &Path) -> Result<Self> {
         let config: Self = read_config(folder, &["t5"])?;
         let error = |message| Err(Error::File { path: folder.join("config.json"), message });
         if config.feed_forward_proj != "gated-gelu" {
@@ -136,11 +136,33 @@ pub struct T5Output {
 #[derive(Debug)]
 pub struct T5Encoder {
     config: T5Config,
+    places: Places,
+    params: StageParams,
+}
+
+/// Where the parameters are.
+#[derive(Debug)]
+struct Places {
     tokens: Slot,
     distances: Slot,
     blocks: Vec<Block>,
     norm: Slot,
-    params: StageParams,
+}
+
+impl Places {
+    /// Declares the parameters; `table` is the name of the table of tokens.
+    fn declare(config: &T5Config, table: &str) -> (Self, Vec<Spec>) {
+        let mut specs = SpecList::new("", None);
+        let tokens = specs.base(table, &[config.vocab_size, config.d_model], Init::Normal(1.0));
+        let distances = specs.base(
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            &[config.relative_attention_num_buckets, config.num_heads],
+            Init::Normal(1.0),
+        );
+        let blocks = (0..config.num_layers).map(|i| Block::new(&mut specs, config, i)).collect();
+        let norm = specs.base("encoder.final_layer_norm.weight", &[config.d_model], Init::Ones);
+        (Self { tokens, distances, blocks, norm }, specs.finish())
+    }
 }
 
 /// The two names of the one table of tokens; files hold either or both.
@@ -155,33 +177,25 @@ impl T5Encoder {
         let config = T5Config::read(folder)?;
         let weights = Weights::open(folder)?;
         let table = if weights.contains(TOKENS[0]) { TOKENS[0] } else { TOKENS[1] };
-        let mut specs = SpecList::new("", None);
-        let tokens = specs.base(table, &[config.vocab_size, config.d_model], Init::Normal(1.0));
-        let distances = specs.base(
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            &[config.relative_attention_num_buckets, config.num_heads],
-            Init::Normal(1.0),
-        );
-        let blocks = (0..config.num_layers).map(|i| Block::new(&mut specs, &config, i)).collect();
-        let norm = specs.base("encoder.final_layer_norm.weight", &[config.d_model], Init::Ones);
-        let params = load(&weights, &specs.finish(), |name| TOKENS.contains(&name), dtype, device)?;
-        Ok(Self { config, tokens, distances, blocks, norm, params })
+        let (places, specs) = Places::declare(&config, table);
+        let params = load(&weights, &specs, |name| TOKENS.contains(&name), dtype, device)?;
+        Ok(Self { config, places, params })
     }
 
-    /// The sizes.
-    pub fn config(&self) -> &T5Config {
-        &self.config
+    /// The tensors of a model of these sizes.
+    pub fn specs(config: &T5Config) -> Vec<Spec> {
+        Places::declare(config, TOKENS[0]).1
     }
 
     /// Texts as tokens, all of one length; every token sees all others.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<T5Output> {
-        let x = embed(self.params.get(self.tokens)?, ids)?; // [B, T, D]
+        let x = embed(self.params.get(self.places.tokens)?, ids)?; // [B, T, D]
         let bias = self.bias(x.dim(1)?)?;
         let mut hidden = vec![x];
-        for block in &self.blocks {
+        for block in &self.places.blocks {
             hidden.push(self.block(block, &hidden[hidden.len() - 1], &bias)?);
         }
-        let last = self.normalised(&hidden[hidden.len() - 1], self.norm)?;
+        let last = self.normalised(&hidden[hidden.len() - 1], self.places.norm)?;
         Ok(T5Output { hidden, last })
     }
 
@@ -202,7 +216,7 @@ impl T5Encoder {
 
     /// What the distance of two tokens adds to their score in every block, `[1, H, T, T]`, f32.
     fn bias(&self, tokens: usize) -> Result<Tensor> {
-        let table = self.params.get(self.distances)?; // [buckets, H]
+        let table = self.params.get(self.places.distances)?; // [buckets, H]
         let bucket = |i: usize| self.config.bucket((i % tokens) as i64 - (i / tokens) as i64) as u32;
         let buckets = Tensor::from_iter((0..tokens * tokens).map(bucket), table.device())?;
         let bias = table.index_select(&buckets, 0)?.reshape((tokens, tokens, self.config.num_heads))?;

@@ -49,11 +49,13 @@ impl Tokenizer {
         };
 
         let special = Special::read(folder)?;
-        inner.add_special_tokens(special.tokens).map_err(damaged)?;
-        let Some(padding) = special.padding.as_deref().and_then(|pad| inner.token_to_id(pad)) else {
-            let pad = special.padding.unwrap_or("none".into());
+        let Some(pad) = special.padding else {
+            return Err(error("names no pad token; its tokenizer_config.json has to".into()));
+        };
+        let Some(padding) = inner.token_to_id(&pad) else {
             return Err(error(format!("has the pad token {pad}, which is not in its vocabulary; download it again")));
         };
+        inner.add_special_tokens(special.tokens).map_err(damaged)?;
         inner.with_padding(None);
         let added = inner.get_post_processor().map_or(0, |p| tokenizers::PostProcessor::added_tokens(p, false));
         if length <= added {
@@ -66,16 +68,19 @@ impl Tokenizer {
 
     /// The tokens of a text, its end cut off where it is too long, filled up where it is short; always the same number.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, true);
-        let encoding = encoding.map_err(|e| Error::Failed(format!("the text {text:?} cannot be tokenized: {e}")))?;
-        let mut ids = encoding.get_ids().to_vec();
+        let mut ids = self.tokens(text)?.get_ids().to_vec();
         ids.resize(self.length, self.padding);
         Ok(ids)
     }
 
-    /// Tokens of every text.
-    pub fn length(&self) -> usize {
-        self.length
+    /// Whether the text has more tokens than there is room for.
+    pub fn cuts(&self, text: &str) -> Result<bool> {
+        Ok(!self.tokens(text)?.get_overflowing().is_empty())
+    }
+
+    fn tokens(&self, text: &str) -> Result<tokenizers::Encoding> {
+        let encoding = self.inner.encode_fast(text, true);
+        encoding.map_err(|e| Error::Failed(format!("the text {text:?} cannot be tokenized: {e}")))
     }
 }
 

@@ -172,6 +172,12 @@ impl Vae {
     }
 }
 
+/// The tensors of an autoencoder of these sizes.
+pub fn specs(config: &Config) -> Vec<Spec> {
+    let stages = [coder::encoder(config), coder::decoder(config)];
+    stages.iter().flatten().flat_map(|stage| stage.specs()).cloned().collect()
+}
+
 /// `f` of each of a batch's pictures or latents alone.
 fn each(batch: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let parts = (0..batch.dim(0)?).map(|i| f(&batch.narrow(0, i, 1)?)).collect::<Result<Vec<_>>>()?;

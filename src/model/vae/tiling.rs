@@ -8,8 +8,8 @@ pub(super) const OVERLAP: usize = 4;
 
 /// `decode` of `latent` `[1, C, h, w]`, tile by tile if a side is longer than `tile` (a multiple of [`OVERLAP`]): a tile
 /// begins before the one above it and the one on its left end, and in what they share the pictures go over into each
-/// other linearly (diffusers `AutoencoderKL._tiled_decode`, models/autoencoders/autoencoder_kl.py of v0.33.1). `decode`
-/// gives f32 `[1, 3, scale h, scale w]`.
+/// other linearly (diffusers `AutoencoderKL.tiled_decode`, models/autoencoders/autoencoder_kl.py of v0.33.1, which goes
+/// over twice where four tiles meet; here the rows are put together first). `decode` gives f32 `[1, 3, scale h, scale w]`.
 pub(super) fn tiled(
     latent: &Tensor,
     (tile, scale): (usize, usize),
@@ -22,22 +22,23 @@ pub(super) fn tiled(
     let shared = tile / OVERLAP;
     let stride = tile - shared;
     let cut = |t: &Tensor, dim, start: usize, len: usize| t.narrow(dim, start, len.min(t.dim(dim)? - start));
-    let (mut rows, mut above) = (Vec::new(), Vec::<Tensor>::new());
+    let (mut rows, mut above) = (Vec::new(), None);
     for y in (0..height).step_by(stride) {
         let mut row = Vec::<Tensor>::new();
-        for (column, x) in (0..width).step_by(stride).enumerate() {
-            let mut picture = decode(&cut(&cut(latent, 2, y, tile)?, 3, x, tile)?)?;
-            if let Some(above) = above.get(column) {
-                picture = blend(above, &picture, 2, shared * scale)?;
-            }
-            if let Some(left) = row.last() {
-                picture = blend(left, &picture, 3, shared * scale)?;
-            }
-            row.push(picture);
+        for x in (0..width).step_by(stride) {
+            let picture = decode(&cut(&cut(latent, 2, y, tile)?, 3, x, tile)?)?;
+            row.push(match row.last() {
+                Some(left) => blend(left, &picture, 3, shared * scale)?,
+                None => picture,
+            });
         }
-        let kept = row.iter().map(|p| cut(&cut(p, 2, 0, stride * scale)?, 3, 0, stride * scale));
-        rows.push(Tensor::cat(&kept.collect::<candle_core::Result<Vec<_>>>()?, 3)?);
-        above = row;
+        let kept = row.iter().map(|p| cut(p, 3, 0, stride * scale)).collect::<candle_core::Result<Vec<_>>>()?;
+        let mut row = Tensor::cat(&kept, 3)?;
+        if let Some(above) = &above {
+            row = blend(above, &row, 2, shared * scale)?;
+        }
+        rows.push(cut(&row, 2, 0, stride * scale)?);
+        above = Some(row);
     }
     Ok(Tensor::cat(&rows, 2)?)
 }
