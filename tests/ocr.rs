@@ -266,11 +266,13 @@ fn scores_that_cannot_be_trained_on_are_refused_by_name() {
     let prompts = prompts(&["a", "b", "c"]);
     let reward =
         |name: &str, weight, scores: [Option<f64>; 3]| Scores { name: name.into(), weight, scores: scores.to_vec() };
+    let none = std::collections::BTreeSet::new();
     let ocr = reward("ocr", 2.0, [Some(0.5), None, Some(1.0)]);
     let colour = reward("colour", -1.0, [Some(0.25), Some(1.0), None]);
-    check_scores(&[ocr.clone(), colour.clone()], &prompts).unwrap();
+    check_scores(&[ocr.clone(), colour.clone()], &prompts, &none).unwrap();
+    check_scores(std::slice::from_ref(&ocr), &prompts, &[1].into()).unwrap();
 
-    let error = |rewards: &[Scores]| check_scores(rewards, &prompts).unwrap_err().to_string();
+    let error = |rewards: &[Scores]| check_scores(rewards, &prompts, &none).unwrap_err().to_string();
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
     assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));

@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result},
 };
 use candle_core::Tensor;
+use std::collections::BTreeSet;
 
 /// Scores images against their prompts.
 pub trait Reward {
@@ -67,12 +68,12 @@ pub struct Attempt {
     pub failed: Vec<usize>,
 }
 
-/// Refuses scores that cannot be trained on.
+/// Refuses scores that cannot be trained on; `failed` images may have none, their groups are left out.
 ///
 /// # Errors
 /// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image no reward applies to (both name
 /// image and prompt), or a number of scores that is not the number of prompts.
-pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
+pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<usize>) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
     }
@@ -83,7 +84,7 @@ pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
                 return Err(Error::NotFinite(format!("reward {name}: score {score} for {}", place())));
             }
         }
-        if rewards.iter().all(|reward| reward.scores[image].is_none()) {
+        if !failed.contains(&image) && rewards.iter().all(|reward| reward.scores[image].is_none()) {
             let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
             let message = format!("none applies to {}; name one that does or take the prompt out", place());
             return Err(Error::Reward { name, message });

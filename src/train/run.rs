@@ -4,7 +4,7 @@ use super::Trainer;
 use super::points::Points;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
-use crate::comm::{World, binding_advice, exchange, phase};
+use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     let interrupt = Interrupt::install()?;
     let mut run = Run::start(config, resume, world)?;
     if run.trainer.state.update == 0 {
-        run.evaluate()?;
+        run.evaluate().map_err(|e| run.ended_by(e))?;
     }
     while !run.done() {
         run.iteration().map_err(|e| run.ended_by(e))?;
@@ -47,7 +47,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
             run.saved_at_last()?;
         }
         if run.due(config.run.eval_every) {
-            run.evaluate()?;
+            run.evaluate().map_err(|e| run.ended_by(e))?;
         }
         if !leaving && run.due(config.run.checkpoint_every) {
             run.save()?;
@@ -155,6 +155,7 @@ impl<'a> Run<'a> {
             skipped,
         };
         let eval_rewards = loader.build(&evaluated(config))?;
+        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
