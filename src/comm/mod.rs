@@ -23,7 +23,7 @@ mod world;
 
 pub use self::call::{Call, Pending};
 pub use self::cores::{binding_advice, threads_per_rank};
-pub use self::message::exchange;
+pub use self::message::{agreed, exchange};
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, Session as MpiSession};
 pub use self::solo::Solo;

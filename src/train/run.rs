@@ -5,7 +5,7 @@ use super::points::Points;
 use super::preflight::preflight;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
-use crate::comm::{World, binding_advice, exchange, phase};
+use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     let interrupt = Interrupt::install()?;
     let mut run = Run::start(config, resume, world)?;
     if run.trainer.state.update == 0 {
-        run.evaluate()?;
+        run.evaluate().map_err(|e| run.ended_by(e))?;
     }
     while !run.done() {
         run.iteration().map_err(|e| run.ended_by(e))?;
@@ -48,7 +48,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
             run.saved_at_last()?;
         }
         if run.due(config.run.eval_every) {
-            run.evaluate()?;
+            run.evaluate().map_err(|e| run.ended_by(e))?;
         }
         if !leaving && run.due(config.run.checkpoint_every) {
             run.save()?;
@@ -144,12 +144,13 @@ impl<'a> Run<'a> {
         }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
+        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
             pipeline,
             prompts,
-            rewards: reward::build(&config.reward, threads)?,
+            rewards: loader.build(&config.reward)?,
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -157,7 +158,8 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let eval_rewards = loader.build(&evaluated(config))?;
+        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
