@@ -37,7 +37,11 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod config;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
 pub mod data;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod evaluate;

@@ -7,6 +7,7 @@ use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery};
 use crate::interrupt::Interrupt;
@@ -17,9 +18,8 @@ use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward, RewardConfig, RewardKind};
-use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,7 +93,8 @@ impl<'a> Run<'a> {
         config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
-        let device = Device::Cpu;
+        let (device, why) = device::select(config.parallel.device, world.place())?;
+        let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
         let flat = pipeline.base.flatten(&layout)?;
@@ -126,6 +127,7 @@ impl<'a> Run<'a> {
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
         progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        progress.note(&format!("computes on {why}"));
         if let Some(advice) = binding_advice() {
             progress.note(&advice);
         }

@@ -8,11 +8,14 @@
 mod activation;
 mod attention;
 mod float;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod linear;
 mod norm;
 mod op;
 mod residual;
 mod seed;
+mod time;
 
 pub use activation::{gelu, silu};
 pub use attention::attention;
@@ -20,6 +23,7 @@ pub use linear::linear;
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;
 pub use seed::seed;
+pub use time::time_features;
 
 #[cfg(test)]
 mod tests;
