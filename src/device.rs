@@ -28,7 +28,8 @@ pub fn select(choice: DeviceChoice, place: &Place) -> Result<(Device, String)> {
         DeviceChoice::Cpu => Ok((Device::Cpu, "the CPU".into())),
         DeviceChoice::Auto => match open(place)? {
             Ok((device, name)) => Ok((device, name)),
-            Err(why) => Ok((Device::Cpu, format!("the CPU: {why}"))),
+            Err(why) if cfg!(feature = "cuda") => Ok((Device::Cpu, format!("the CPU: {why}"))),
+            Err(_) => Ok((Device::Cpu, "the CPU".into())),
         },
         DeviceChoice::Cuda => open(place)?.map_err(|why| {
             Error::Usage(format!("parallel.device = \"cuda\", but {why}; or set parallel.device = \"cpu\""))
@@ -47,7 +48,7 @@ fn open(_: &Place) -> Result<Found> {
 #[cfg(feature = "cuda")]
 use gpu::open;
 
-/// Tests let several ranks share a GPU by setting this variable to 1, and NCCL_HOSTID to another word for every rank.
+/// Tests let several ranks share a GPU by setting this variable to 1.
 #[cfg(feature = "cuda")]
 const SHARE: &str = "FLOWRL_SHARE_GPU";
 
@@ -246,7 +247,7 @@ mod gpu {
 
     /// What to set to let ranks share a GPU, in words.
     pub fn how_to_share() -> String {
-        format!("tests may set {SHARE}=1, and NCCL_HOSTID to another word for every rank")
+        format!("tests may set {SHARE}=1")
     }
 
     #[cfg(test)]

@@ -37,7 +37,6 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod config;
-#[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod cuda;
 pub mod data;

@@ -113,6 +113,11 @@ impl World {
                 crate::device::how_to_share()
             )));
         }
+        if crate::device::may_be_shared() && std::env::var_os(HOST_ID).is_none() {
+            // NCCL refuses two ranks of one host on one GPU; with names of their own they are on different hosts.
+            // SAFETY: NCCL, the only code that reads this outside the standard library, is not open yet.
+            unsafe { std::env::set_var(HOST_ID, format!("rank{}", self.rank())) };
+        }
         let mine = if self.rank() == 0 { Nccl::new_id()?.to_vec() } else { vec![0; ID_BYTES] };
         let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
         let id = id.try_into().map_err(|_| Error::Failed("the id of NCCL has another length".into()))?;
@@ -202,6 +207,10 @@ fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<
 fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
 }
+
+/// NCCL's name for a host.
+#[cfg(feature = "cuda")]
+const HOST_ID: &str = "NCCL_HOSTID";
 
 /// The first two ranks that are on the same GPU.
 #[cfg(feature = "cuda")]

@@ -4,12 +4,15 @@
 //! is a [`Gpu`]: a real one, or, in tests/cuda_kernels, the same sources compiled for the CPU.
 
 pub mod attention;
+#[cfg(feature = "cuda")]
 mod device;
 pub mod elementwise;
 mod gpu;
+#[cfg(feature = "cuda")]
 pub(crate) mod library;
 pub mod norm;
 pub mod reduce;
 
+#[cfg(feature = "cuda")]
 pub(crate) use device::{array, tensor};
 pub use gpu::{Argument, Array, Gpu, Launch, ceil};

@@ -125,12 +125,17 @@ impl Partition {
 
     /// Part `index` of the flat vector `[total]`, with padding `[S]`.
     pub fn cut(&self, flat: &Tensor, index: usize) -> Result<Tensor> {
-        let mut parts = vec![Tensor::zeros(0, DType::F32, flat.device())?];
-        for piece in &self.pieces {
+        let mut parts = Vec::with_capacity(2 * self.pieces.len());
+        for piece in self.pieces.iter().filter(|piece| piece.part > 0) {
             let start = (piece.flat.start + index * piece.part).min(piece.flat.end);
             let len = piece.part.min(piece.flat.end - start);
-            parts.push(flat.narrow(0, start, len)?);
-            parts.push(Tensor::zeros(piece.part - len, DType::F32, flat.device())?);
+            // A GPU has no empty tensors.
+            if len > 0 {
+                parts.push(flat.narrow(0, start, len)?);
+            }
+            if len < piece.part {
+                parts.push(Tensor::zeros(piece.part - len, DType::F32, flat.device())?);
+            }
         }
         Ok(Tensor::cat(&parts, 0)?)
     }

@@ -126,8 +126,7 @@ impl<'a> Run<'a> {
             std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
-        progress.note(&format!("{}: {}", config.run.name, world.describe()));
-        progress.note(&format!("computes on {why}"));
+        progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
         if let Some(advice) = binding_advice() {
             progress.note(&advice);
         }

@@ -78,10 +78,8 @@ impl Nccl {
         let compute = gpu.cuda_stream();
         let context = compute.context();
         watch::arm_once(rank, deadline, abort)?;
-        let starting = watch::collective("init of NCCL");
         context.bind_to_thread().map_err(failed("the GPU"))?;
         let handle = Arc::new(Handle::connect(id, rank, world_size, deadline)?);
-        drop(starting);
         let stream = context.new_stream().map_err(failed("a stream for NCCL"))?;
         let monitor = Monitor::start(handle.clone(), context.clone(), abort)?;
         Ok(Self { rank, world_size, device: device.clone(), compute, stream, handle, monitor, abort })
@@ -244,9 +242,10 @@ impl Drop for Nccl {
         // The end waits for all peers, like any collective.
         let _ending = watch::collective("end of NCCL");
         if std::thread::panicking() || self.stream.synchronize().is_err() {
+            self.monitor.stop(true);
             return self.handle.give_up();
         }
-        self.monitor.stop();
+        self.monitor.stop(false);
         self.handle.finalize();
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaEvent};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,6 +18,8 @@ const TICK: Duration = Duration::from_millis(2);
 pub(super) struct Monitor {
     calls: Option<Sender<Flight>>,
     thread: Option<JoinHandle<()>>,
+    /// Whether it ends although calls are under way.
+    at_once: Arc<AtomicBool>,
 }
 
 /// A call under way. The deadline runs from when the GPU has come to it, not from when the host asked for it.
@@ -31,12 +34,11 @@ impl Monitor {
     /// Starts the thread; `abort` ends all ranks.
     pub fn start(handle: Arc<Handle>, context: Arc<CudaContext>, abort: fn(i32) -> !) -> Result<Self> {
         let (calls, queue) = channel();
+        let at_once = Arc::new(AtomicBool::new(false));
+        let told = at_once.clone();
         let work = move || {
-            if let Err(e) = context
-                .bind_to_thread()
-                .map_err(|e| Error::Failed(format!("the GPU: {e:?}")))
-                .and_then(|()| look(&handle, &queue))
-            {
+            let bound = context.bind_to_thread().map_err(|e| Error::Failed(format!("the GPU: {e:?}")));
+            if let Err(e) = bound.and_then(|()| look(&handle, &queue, &told)) {
                 // Nobody can say whether the collective will ever end.
                 eprintln!("{}", watch::signed(&watch::at_last(&e.to_string())));
                 abort(e.exit_code())
@@ -44,7 +46,7 @@ impl Monitor {
         };
         let thread = std::thread::Builder::new().name("nccl".into()).spawn(work);
         let thread = thread.map_err(|e| Error::Failed(format!("the thread of NCCL could not be started: {e}")))?;
-        Ok(Self { calls: Some(calls), thread: Some(thread) })
+        Ok(Self { calls: Some(calls), thread: Some(thread), at_once })
     }
 
     /// Looks after a call that the GPU comes to at `ready` and ends at `done`.
@@ -54,8 +56,9 @@ impl Monitor {
         self.calls.as_ref().ok_or_else(gone)?.send(flight).map_err(|_| gone())
     }
 
-    /// Ends the thread, when no call is under way.
-    pub fn stop(&mut self) {
+    /// Ends the thread, at once or when no call is under way.
+    pub fn stop(&mut self, at_once: bool) {
+        self.at_once.store(at_once, Ordering::SeqCst);
         drop(self.calls.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -64,7 +67,7 @@ impl Monitor {
 }
 
 /// Until the calls end: an error of NCCL's or of the GPU's.
-fn look(handle: &Handle, queue: &Receiver<Flight>) -> Result<()> {
+fn look(handle: &Handle, queue: &Receiver<Flight>, at_once: &AtomicBool) -> Result<()> {
     let mut flights: VecDeque<Flight> = VecDeque::new();
     loop {
         let next = match flights.is_empty() {
@@ -76,6 +79,9 @@ fn look(handle: &Handle, queue: &Receiver<Flight>) -> Result<()> {
             Err(RecvTimeoutError::Disconnected) if flights.is_empty() => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
             Err(RecvTimeoutError::Timeout) => (),
+        }
+        if at_once.load(Ordering::SeqCst) {
+            return Ok(());
         }
         let Some(name) = flights.front().map(|flight| flight.name) else { continue };
         handle.state(name)?;

@@ -5,6 +5,7 @@
 // fragments of the matrix instructions are put to the test; races, occupancy and speed are not.
 #pragma once
 #include <cmath>
+#include <math.h>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,7 +18,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 // One block at a time.
 #define __shared__ static
 
@@ -139,8 +140,6 @@ inline void load_transposed(unsigned (&r)[4], const __nv_bfloat16 *row) {
     }
     host::meet(warp.meeting);
 }
-
-using std::exp;
 
 namespace host {
 
