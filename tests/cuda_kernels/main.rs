@@ -139,8 +139,9 @@ fn rms_norms() {
 /// Tiles of 64 and 32 rows, the last ones short; and a sequence shorter than any tile.
 #[test]
 fn attention_of_any_head_and_on_the_matrix_units() {
-    let shapes = [[2, 150, 2, 64], [1, 5, 3, 64], [1, 129, 1, 64], [2, 33, 2, 24], [1, 20, 1, 128]];
-    for (dtype, shape) in TYPES.into_iter().flat_map(|dtype| shapes.map(|shape| (dtype, shape))) {
+    let any = [[2, 21, 2, 24], [1, 9, 1, 128], [1, 5, 3, 64]].map(|shape| (DType::F32, shape));
+    let units = [[2, 150, 2, 64], [1, 5, 3, 64], [1, 129, 1, 64], [1, 21, 2, 24]].map(|shape| (DType::BF16, shape));
+    for (dtype, shape) in any.into_iter().chain(units) {
         let shape: &[usize] = &shape;
         let (host, case) = (Host::default(), case(|t| ops::attention(&t[0], &t[1], &t[2]), &[shape; 3], dtype));
         let [q, k, v, d_out] = &case.arrays(&host, dtype)[..] else { unreachable!() };

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <csetjmp>
 #include <cstring>
 #include <ucontext.h>
 #include <utility>
@@ -61,23 +62,29 @@ struct Warp {
     const uint16_t *rows[32];
 };
 
+// Switched by jumps, which unlike swapcontext ask nothing of the system.
 struct Fibre {
-    ucontext_t context;
+    ucontext_t beginning;
+    jmp_buf place;
     std::vector<char> stack;
     Index thread;
-    bool done;
+    bool begun, done;
 };
 
 inline std::vector<Fibre> fibres;
 inline std::vector<Warp> warps;
 inline Meeting block;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline int current;
 inline void (*body)(void **);
 inline void **arguments;
 
 inline Warp &warp() { return warps[current / 32]; }
 inline int lane() { return current % 32; }
+
+inline void leave() {
+    if (!_setjmp(fibres[current].place)) _longjmp(scheduler, 1);
+}
 
 inline void meet(Meeting &meeting) {
     int round = meeting.rounds;
@@ -86,7 +93,7 @@ inline void meet(Meeting &meeting) {
         meeting.rounds++;
         return;
     }
-    while (meeting.rounds == round) swapcontext(&fibres[current].context, &scheduler);
+    while (meeting.rounds == round) leave();
 }
 
 } // namespace host
@@ -146,7 +153,7 @@ namespace host {
 inline void enter() {
     body(arguments);
     fibres[current].done = true;
-    swapcontext(&fibres[current].context, &scheduler);
+    leave();
 }
 
 // Runs a kernel, block after block.
@@ -163,20 +170,23 @@ inline void run(void (*kernel)(void **), void **args, const unsigned grid[3], co
             warps[i / 32].meeting.members++;
             Fibre &fibre = fibres[i];
             fibre.thread = {i % threads[0], i / threads[0] % threads[1], i / threads[0] / threads[1]};
-            fibre.done = false;
+            fibre.begun = fibre.done = false;
             fibre.stack.resize(1 << 16);
-            getcontext(&fibre.context);
-            fibre.context.uc_stack.ss_sp = fibre.stack.data();
-            fibre.context.uc_stack.ss_size = fibre.stack.size();
-            fibre.context.uc_link = nullptr;
-            makecontext(&fibre.context, enter, 0);
+            getcontext(&fibre.beginning);
+            fibre.beginning.uc_stack.ss_sp = fibre.stack.data();
+            fibre.beginning.uc_stack.ss_size = fibre.stack.size();
+            fibre.beginning.uc_link = nullptr;
+            makecontext(&fibre.beginning, enter, 0);
         }
         for (bool busy = true; busy;) {
             busy = false;
             for (current = 0; current < count; current++) {
                 if (fibres[current].done) continue;
                 busy = true;
-                swapcontext(&scheduler, &fibres[current].context);
+                if (_setjmp(scheduler)) continue;
+                if (fibres[current].begun) _longjmp(fibres[current].place, 1);
+                fibres[current].begun = true;
+                setcontext(&fibres[current].beginning);
             }
         }
     }
