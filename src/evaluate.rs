@@ -1,13 +1,14 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
 use crate::comm::{World, exchange};
+use crate::config::RunConfig;
 use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
 use crate::params::ParamSet;
-use crate::pipeline::Pipeline;
-use crate::reward::Reward;
+use crate::pipeline::{Kind, Pipeline};
+use crate::reward::{Reward, RewardConfig, RewardKind};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling};
 use candle_core::Tensor;
@@ -40,6 +41,21 @@ impl Default for EvalConfig {
     fn default() -> Self {
         Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
     }
+}
+
+/// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
+pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
+    let mut all = config.reward.clone();
+    let checks: &[RewardKind] = match config.model.kind {
+        Kind::Glyphs => &[RewardKind::Ocr, RewardKind::Colour],
+        Kind::Sd35Medium => &[],
+    };
+    for &name in checks {
+        if all.iter().all(|r| r.name != name) {
+            all.push(RewardConfig { name, weight: 1.0 });
+        }
+    }
+    all
 }
 
 /// The images of an evaluation that a person looks at.
@@ -114,7 +130,7 @@ impl Evaluation<'_> {
         let all = exchange(&*world.host, &scores)?;
         let metrics = self.summary(rewards, &all, count);
         let shown: Vec<(usize, Vec<f32>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let (_, h, w) = pipeline.model.latent;
+        let (h, w) = pipeline.picture();
         let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
         let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, pixels)| pixels).collect();
         let images = Tensor::from_vec(pixels, ((), 3, h, w), &candle_core::Device::Cpu)?;

@@ -4,7 +4,6 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::params::{Layout, Role};
-use crate::pipeline;
 use crate::shard::Partition;
 use serde::Serialize;
 use std::fmt;
@@ -86,7 +85,7 @@ impl Plan {
             ));
         }
         let timesteps = config.timesteps();
-        let model = pipeline::build(&config.model);
+        let model = config.model.build()?;
         let specs = model.specs();
         let layout = Layout::new(&specs, config.model.trainable);
         let count = |role: Role| -> usize {

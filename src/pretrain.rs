@@ -13,7 +13,7 @@ use crate::flow::{SamplerConfig, interpolate};
 use crate::observe::{Metrics, Progress};
 use crate::optim::{OptimConfig, Sharded};
 use crate::params::{Layout, ParamSet, Trainable};
-use crate::pipeline::{ModelConfig, Pipeline};
+use crate::pipeline::{self, ModelConfig, Pipeline};
 use crate::reward::Reward;
 use crate::rng::{Purpose, Stream};
 use crate::rollout::micro_batches;
@@ -115,7 +115,7 @@ pub fn pretrain(
     let model = ModelConfig { trainable: Trainable::Full, path: config.init.clone(), ..ModelConfig::default() };
     let pipeline = match &config.init {
         Some(_) => Pipeline::load(&model, config.seed, &Device::Cpu)?,
-        None => Pipeline::random(&model, config.seed, &Device::Cpu)?,
+        None => pipeline::random(config.seed, &Device::Cpu)?,
     };
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
     let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::Optimizer, &*world.device)?;
@@ -205,7 +205,7 @@ fn accumulate(
         let values: Vec<f32> = points.iter().flat_map(f).copied().collect();
         Ok(Tensor::from_vec(values, (points.len(), 3, HEIGHT, WIDTH), &pipeline.device)?)
     };
-    let x0 = pipeline.encode_pictures(&stack(|p| &p.picture)?)?;
+    let x0 = pipeline::encode_pictures(&stack(|p| &p.picture)?)?;
     let eps = stack(|p| &p.noise)?;
     let t = Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?;
     let prompts: Vec<_> = points.iter().map(|p| p.prompt.clone()).collect();

@@ -89,7 +89,7 @@ fn a_mistake_is_told_before_mpi_starts() {
 
 #[test]
 fn help_shows_an_example_and_version_the_version() {
-    for command in ["", "train", "plan", "pretrain", "report", "inspect"] {
+    for command in ["", "train", "plan", "pretrain", "report", "export", "inspect"] {
         let arguments: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let help = done(&arguments);
         assert!(help.contains("Example") && help.contains(&format!("flowrl-dist {command}")), "{help}");

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use flowrl_dist::data::{
-    PromptSet,
+    Format, PromptSet,
     glyphs::{Colour, GROUNDS, GlyphPrompt, HELD_OUT, INKS, colour_pairs, contrast, is_held_out},
     render::{Face, HEIGHT, Style, WIDTH, render},
 };
@@ -138,7 +138,7 @@ fn read(name: &str, bytes: &[u8]) -> Result<Vec<String>, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     std::fs::write(&path, bytes).unwrap();
-    let set = PromptSet::from_file(&path).map_err(|error| error.to_string())?;
+    let set = PromptSet::from_file(&path, Format::Auto).map_err(|error| error.to_string())?;
     assert!(set.prompts.iter().enumerate().all(|(i, prompt)| prompt.index == i));
     Ok(set.prompts.into_iter().map(|prompt| prompt.text).collect())
 }
@@ -172,6 +172,6 @@ fn a_wrong_prompt_file_is_named_with_its_line() {
         );
         assert!(!message.contains('\n'));
     }
-    let missing = PromptSet::from_file("no/such/file.txt").unwrap_err().to_string();
+    let missing = PromptSet::from_file("no/such/file.txt", Format::Auto).unwrap_err().to_string();
     assert!(missing.starts_with("no/such/file.txt: "), "{missing}");
 }

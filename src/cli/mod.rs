@@ -1,9 +1,16 @@
 //! The command line: one file a command.
 
+mod bench;
+mod checkpoint;
+mod eval;
+mod export;
 mod inspect;
 mod plan;
 mod pretrain;
+mod prompts;
+mod random_model;
 mod report;
+mod sample;
 mod train;
 
 use crate::comm::{Backend, World};
@@ -35,12 +42,26 @@ enum Command {
     Train(train::Arguments),
     /// Print what a run would do, on how many ranks: no GPU, no MPI
     Plan(plan::Arguments),
+    /// Sample pictures of prompts, with a checkpoint or the base model
+    Sample(sample::Arguments),
+    /// Score a checkpoint on the prompts of the run's evaluations, or on others
+    Eval(eval::Arguments),
     /// Make the base model of the embedded task, by supervised training
     Pretrain(pretrain::Arguments),
+    /// Write a model folder with random weights, to try a machine or a queue with
+    RandomModel(random_model::Arguments),
     /// Write the report page of a run folder, or compare several
     Report(report::Arguments),
-    /// Verify a checkpoint and print what it holds
+    /// Write a prompt file
+    #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
+        test_metadata.jsonl")]
+    Prompts(prompts::Arguments),
+    /// Write what was trained as files that diffusers and PEFT read
+    Export(export::Arguments),
+    /// Verify a checkpoint, or a model's files, and print what they hold
     Inspect(inspect::Arguments),
+    /// Measure this machine: its collectives, or the speeds that plan predicts times with
+    Bench(bench::Arguments),
 }
 
 /// Runs the program; returns its exit code.
@@ -56,9 +77,15 @@ pub fn run() -> i32 {
         None => train::run(&arguments.train),
         Some(Command::Train(arguments)) => train::run(&arguments),
         Some(Command::Plan(arguments)) => plan::run(&arguments),
+        Some(Command::Sample(arguments)) => sample::run(&arguments),
+        Some(Command::Eval(arguments)) => eval::run(&arguments),
         Some(Command::Pretrain(arguments)) => pretrain::run(&arguments),
+        Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
+        Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::Export(arguments)) => export::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
+        Some(Command::Bench(arguments)) => bench::run(&arguments),
     };
     match result {
         Ok(code) => code,

@@ -3,11 +3,15 @@
 use super::print;
 use crate::config::RunConfig;
 use crate::error::{EXIT_DONE, Error, Result};
+use crate::forecast::{Forecast, Machine};
+use crate::plan::Plan;
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// What a plan is asked for.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  flowrl-dist plan --config configs/glyphs/flow-awr.toml --ranks 8")]
+#[command(after_help = "Examples:\n  flowrl-dist plan --config configs/glyphs/flow-awr.toml --ranks 8\n  \
+    flowrl-dist plan --config configs/sd35/pickscore-flow-awr.toml --ranks 64 --machine configs/machines/h100x8.toml")]
 pub struct Arguments {
     /// Configuration file (TOML); without it the embedded glyphs task
     #[arg(long, value_name = "FILE")]
@@ -18,18 +22,45 @@ pub struct Arguments {
     /// Ranks of the run
     #[arg(long, default_value_t = 1)]
     ranks: usize,
+    /// Ranks of a node; without it as many as the machine has devices
+    #[arg(long, value_name = "RANKS")]
+    ranks_per_node: Option<usize>,
+    /// Machine file (TOML), such as configs/machines/h100x8.toml: predicts the times, too
+    #[arg(long, value_name = "FILE")]
+    machine: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// What is printed.
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    plan: Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forecast: Option<Forecast>,
+}
+
 /// Prints the geometry of a run, or what makes it impossible.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = RunConfig::load(arguments.config.as_deref(), &arguments.set)?;
+    let machine = arguments.machine.as_deref().map(Machine::read).transpose()?;
     let plan = config.plan(arguments.ranks)?;
+    let per_node = match (arguments.ranks_per_node, &machine) {
+        (Some(0), _) => return Err(Error::Usage("--ranks-per-node 0: use at least 1".into())),
+        (Some(_), None) => {
+            return Err(Error::Usage("--ranks-per-node: says nothing without a machine; add --machine FILE".into()));
+        }
+        (Some(ranks), _) => ranks,
+        (None, Some(machine)) => machine.devices,
+        (None, None) => 1,
+    };
+    let forecast = machine.map(|machine| Forecast::new(&config, &plan, &machine, per_node)).transpose()?;
+    let answer = Answer { plan, forecast };
     let text = match arguments.json {
-        true => serde_json::to_string_pretty(&plan).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
-        false => plan.to_string(),
+        true => serde_json::to_string_pretty(&answer).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
+        false => format!("{}{}", answer.plan, answer.forecast.map_or(String::new(), |forecast| forecast.to_string())),
     };
     print(&text);
     Ok(EXIT_DONE)

@@ -2,30 +2,21 @@
 
 use crate::error::Error;
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
-/// Reads `file`, or `embedded` without one, applies `key.path=value` settings over it, and checks the result.
+/// Reads `file`, or `embedded` without one, with what it extends, applies `key.path=value` settings over it, and checks
+/// the result.
 pub(super) fn read<T: DeserializeOwned>(
     file: Option<&Path>,
     embedded: &str,
     set: &[String],
     check: impl Fn(&T) -> Result<(), String>,
 ) -> Result<T, Error> {
-    let (origin, text) = match file {
-        None => ("the embedded configuration".to_owned(), embedded.to_owned()),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|e| {
-                Error::Usage(format!("{}: cannot be read ({e}); give a TOML file to --config", path.display()))
-            })?;
-            (path.display().to_string(), text)
-        }
+    let (origin, table) = match file {
+        None => ("the embedded configuration".to_owned(), parse(embedded, "the embedded configuration")?),
+        Some(path) => (path.display().to_string(), read_extended(path, &mut Vec::new())?),
     };
-    let table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
-        let (found, why) = (text.lines().nth(line).unwrap_or_default().trim(), one_line(e.message()));
-        Error::Usage(format!("{origin}: line {}: {found}: is not TOML ({why}); write key = value", line + 1))
-    })?;
     let mut root = Value::Table(table);
     for setting in set {
         apply(&mut root, setting)?;
@@ -34,6 +25,53 @@ pub(super) fn read<T: DeserializeOwned>(
     let config = typed(root).map_err(problem)?;
     check(&config).map_err(problem)?;
     Ok(config)
+}
+
+/// The key with which a file names another, whose values it starts from.
+const EXTENDS: &str = "extends";
+
+/// The table of a file over that of the file it extends, whose path is relative to its own folder.
+fn read_extended(path: &Path, readers: &mut Vec<PathBuf>) -> Result<Table, Error> {
+    let origin = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|e| match readers.last() {
+        None => Error::Usage(format!("{origin}: cannot be read ({e}); give a TOML file to --config")),
+        Some(reader) => Error::Usage(format!(
+            "{}: {EXTENDS} = {origin:?}: cannot be read ({e}); name a file, relative to this one's folder",
+            reader.display()
+        )),
+    })?;
+    let mut table = parse(&text, &origin)?;
+    let Some(base) = table.remove(EXTENDS) else { return Ok(table) };
+    let bad = |why: &str| Err(Error::Usage(format!("{origin}: {EXTENDS} = {base}: {why}")));
+    let Some(name) = base.as_str() else { return bad("must be a path in quotes") };
+    readers.push(path.to_path_buf());
+    let base_path = path.parent().unwrap_or(Path::new("")).join(name);
+    if readers.len() > 8 {
+        return bad("more than 8 files, each extending the next; is there a circle?");
+    }
+    let mut all = read_extended(&base_path, readers)?;
+    overlay(&mut all, table);
+    Ok(all)
+}
+
+/// Puts the values of `above` over `below`: sections are merged, everything else, lists too, is replaced.
+fn overlay(below: &mut Table, above: Table) {
+    for (key, value) in above {
+        match (below.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+fn parse(text: &str, origin: &str) -> Result<Table, Error> {
+    text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
+        let (found, why) = (text.lines().nth(line).unwrap_or_default().trim(), one_line(e.message()));
+        Error::Usage(format!("{origin}: line {}: {found}: is not TOML ({why}); write key = value", line + 1))
+    })
 }
 
 /// Whether a setting gave the key that a problem begins with, or a part of it.

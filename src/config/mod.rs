@@ -5,7 +5,7 @@ mod load;
 mod validate;
 
 use crate::comm::Backend;
-use crate::data::PromptSet;
+use crate::data::{Format, PromptSet, Split};
 use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
@@ -106,7 +106,7 @@ impl Default for RunSection {
     }
 }
 
-/// `[data]`: `glyphs` or `glyphs-4` for the embedded task's prompts, or a prompt file.
+/// `[data]`: `glyphs` or `glyphs-4` for the embedded task's prompts, a prompt file, or a data set's folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
@@ -114,11 +114,13 @@ pub struct DataConfig {
     pub train: String,
     /// Prompts that are evaluated.
     pub eval: String,
+    /// How prompt files are written.
+    pub format: Format,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { train: "glyphs".into(), eval: "glyphs".into() }
+        Self { train: "glyphs".into(), eval: "glyphs".into(), format: Format::Auto }
     }
 }
 
@@ -247,12 +249,12 @@ impl RunConfig {
 
     /// The prompts that are trained on.
     pub fn train_prompts(&self) -> Result<PromptSet, Error> {
-        PromptSet::train(&self.data.train)
+        PromptSet::load(&self.data.train, Split::Train, self.data.format)
     }
 
     /// The prompts that are evaluated.
     pub fn eval_prompts(&self) -> Result<PromptSet, Error> {
-        PromptSet::eval(&self.data.eval)
+        PromptSet::load(&self.data.eval, Split::Eval, self.data.format)
     }
 
     /// The geometry of the run on `ranks` ranks, or what makes it impossible.

@@ -51,13 +51,19 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.solver=ddim"], &["sampler.solver = \"ddim\": must be one of \"euler\", \"dpm2\", \"sde\""]),
     (&["advantage.map=relu"], &["advantage.map = \"relu\": must be one of \"linear\", \"softmax\", \"gated-softmax\""]),
     (&["advantage.normaliser=std"], &["advantage.normaliser = \"std\": must be one of \"global-std\""]),
-    (&["reward.0.name=clip"], &["reward[0].name = \"clip\": must be \"ocr\" or \"colour\""]),
+    (&["reward.0.name=clip"], &["reward[0].name = \"clip\": must be one of \"ocr\", \"colour\", \"jpeg-"]),
     (&["old_policy.schedule=3"], &["old_policy.schedule = 3: must be 0 (on policy), 1 (linear) or 2 (delayed)"]),
     (&["old_policy.schedule=linear"], &["old_policy.schedule = \"linear\": must be 0 (on policy), 1 (linear) or 2"]),
     (&["old_policy.schedule=-1"], &["old_policy.schedule = -1: must be 0"]),
     (&["parallel.shard=params"], &["parallel.shard = \"params\": must be \"none\" or \"optimizer\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
-    (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\""]),
+    (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
+    (&["model.kind=sd35-medium"], &["model.kind = \"sd35-medium\": needs model.path"]),
+    (
+        &["model.kind=sd35-medium", "model.path=sd35", "model.resolution=500"],
+        &["model.resolution = 500: use a multiple of 16"],
+    ),
+    (&["model.kind=sd35-medium", "model.path=sd35", "model.t5_tokens=0"], &["model.t5_tokens = 0: must be at least 1"]),
     (&["model.trainable=half"], &["model.trainable = \"half\": must be \"full\" or \"lora\""]),
     (&["log.level=inof"], &["log.level = \"inof\": must be one of error, warn"]),
     // Counts.
@@ -261,6 +267,35 @@ fn a_mistake_is_told_of_where_it_was_made() {
 }
 
 #[test]
+fn a_file_may_extend_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    write("base.toml", "[optim]\nlr = 1e-5\neps = 1e-6\n[[reward]]\nname = \"ocr\"\n[[reward]]\nname = \"colour\"\n");
+    write("more/middle.toml", "extends = \"../base.toml\"\n[run]\nseed = 3\n");
+    let mine = write("mine.toml", "extends = \"more/middle.toml\"\n[optim]\nlr = 1e-3\n[[reward]]\nname = \"ocr\"\n");
+    let config = RunConfig::load(Some(&mine), &settings(&["run.updates=7"])).unwrap();
+    assert_eq!((config.optim.lr, config.optim.eps, config.run.seed, config.run.updates), (1e-3, 1e-6, 3, 7));
+    assert_eq!(config.reward.len(), 1, "a list is replaced");
+
+    let lost = write("lost.toml", "extends = \"none.toml\"\n");
+    refused(
+        Some(&lost),
+        &[],
+        &lost.display().to_string(),
+        &["extends = ", "none.toml", "relative to this one's folder"],
+    );
+    let circle = write("circle.toml", "extends = \"circle.toml\"\n");
+    refused(Some(&circle), &[], &circle.display().to_string(), &["is there a circle?"]);
+    let odd = write("odd.toml", "extends = 3\n");
+    refused(Some(&odd), &[], &odd.display().to_string(), &["extends = 3: must be a path in quotes"]);
+}
+
+#[test]
 fn a_resolved_configuration_reads_back_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let set = settings(&[
@@ -364,8 +399,8 @@ fn the_reference_explains_every_key() {
     full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
     let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
     full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
-    let ModelConfig { kind, path: _, trainable, lora } = full.model;
-    full.model = ModelConfig { kind, path: Some("base".into()), trainable, lora };
+    full.model.path = Some("base".into());
+    full.model.lora.targets = Some(vec!["attn.to_q".into()]);
     let full: Table = full.to_toml().unwrap().parse().unwrap();
     assert_eq!(keys(&complete_reference().parse().unwrap()), keys(&full));
 

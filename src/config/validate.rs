@@ -1,13 +1,13 @@
 //! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
 
 use super::RunConfig;
-use crate::data::PromptSet;
 use crate::data::glyphs::GlyphPrompt;
+use crate::data::{Prompt, PromptSet};
 use crate::error::Error;
 use crate::flow::Solver;
 use crate::objective::{Form, Gamma, Method, Objective};
 use crate::params::Trainable;
-use crate::pipeline::Kind;
+use crate::pipeline::{Kind, ModelConfig};
 use serde::Serialize;
 use std::path::Path;
 use toml::Value;
@@ -237,30 +237,45 @@ fn optim(config: &RunConfig) -> Check {
 
 fn model(config: &RunConfig) -> Check {
     let m = &config.model;
-    if let Some(path) = &m.path {
-        file("model.path", path)?;
-    }
-    if m.trainable == Trainable::Lora {
-        count("model.lora.rank", m.lora.rank)?;
-        positive("model.lora.alpha", m.lora.alpha)?;
-        let known = match m.kind {
-            Kind::Glyphs => crate::params::LORA_TARGETS,
-        };
-        if m.lora.targets.is_empty() {
-            return Err(format!("model.lora.targets = []: nothing would be trained; choose from {}", known.join(", ")));
+    match (m.kind, &m.path) {
+        (Kind::Glyphs, Some(path)) => file("model.path", path)?,
+        // Whether it is there and whole is asked where it is needed: a plan needs no weights.
+        (Kind::Sd35Medium, path) => {
+            if path.is_none() {
+                return Err(
+                    "model.path is missing: name the folder or the file with Stable Diffusion 3.5 Medium".into()
+                );
+            }
+            within("model.t5_tokens", m.t5_tokens as u64, 1, 512)?;
+            if m.resolution == 0 || !m.resolution.is_multiple_of(16) {
+                return Err(format!("model.resolution = {}: use a multiple of 16, such as 512", m.resolution));
+            }
         }
-        if let Some(odd) = m.lora.targets.iter().find(|t| !known.contains(&t.as_str())) {
-            return Err(format!(
-                "model.lora.targets = [{odd:?}]: no layer is called that; choose from {}",
-                known.join(", ")
-            ));
-        }
+        (Kind::Glyphs, None) => {}
     }
-    Ok(())
+    match m.trainable {
+        Trainable::Lora => adapters(m),
+        Trainable::Full => Ok(()),
+    }
+}
+
+fn adapters(model: &ModelConfig) -> Check {
+    count("model.lora.rank", model.lora.rank)?;
+    positive("model.lora.alpha", model.lora.alpha)?;
+    let Some(targets) = &model.lora.targets else { return Ok(()) };
+    let known = model.kind.lora_targets();
+    if targets.is_empty() {
+        return Err(format!("model.lora.targets = []: nothing would be trained; choose from {}", known.join(", ")));
+    }
+    match targets.iter().find(|t| !known.contains(&t.as_str())) {
+        Some(odd) => {
+            Err(format!("model.lora.targets = [{odd:?}]: no layer is called that; choose from {}", known.join(", ")))
+        }
+        None => Ok(()),
+    }
 }
 
 fn data(config: &RunConfig) -> Check {
-    let Kind::Glyphs = config.model.kind;
     type Read = fn(&RunConfig) -> Result<PromptSet, Error>;
     let sets: [(&str, &str, Read); 2] = [
         ("data.train", &config.data.train, RunConfig::train_prompts),
@@ -268,12 +283,13 @@ fn data(config: &RunConfig) -> Check {
     ];
     for (key, source, read) in sets {
         let embedded = PromptSet::is_embedded(source);
-        if !embedded {
+        if !embedded && !Path::new(source).is_dir() {
             file(key, Path::new(source))?;
         }
         let prompts = read(config).map_err(|e| format!("{key} = {source:?}: {e}"))?;
-        for prompt in prompts.prompts.iter().filter(|_| !embedded) {
-            GlyphPrompt::parse(&prompt.text).map_err(|e| format!("{key} = {source:?}: {e}"))?;
+        if config.model.kind == Kind::Glyphs && !embedded {
+            let parse = |prompt: &Prompt| GlyphPrompt::parse(&prompt.text).map(|_| ());
+            prompts.prompts.iter().try_for_each(parse).map_err(|e| format!("{key} = {source:?}: {e}"))?;
         }
         let (wanted, held) = (config.batch.prompts, prompts.len());
         if key == "data.train" && wanted > held {

@@ -8,8 +8,9 @@ const DIM: usize = 64;
 const ROWS: usize = 64;
 const THREADS: usize = 128;
 
-/// Features of the widest head.
-const WIDEST: usize = 128;
+/// Features of the widest head, and of the widest whose row a few registers hold.
+const WIDEST: usize = 512;
+const NARROW: usize = 128;
 
 /// [B, T, H, d], and how logits are scaled.
 struct Sizes {
@@ -58,13 +59,14 @@ impl Sizes {
         gpu.launch(&Launch { file: "attention", kernel, grid, threads: [THREADS, 1, 1], arguments: &arguments })
     }
 
-    /// A warp a row.
+    /// A warp a row; `kernel` is the end of its name.
     fn on_any<G: Gpu>(&self, gpu: &G, kernel: &str, arrays: &[&Array], rest: &[Argument]) -> Result<()> {
         let mut arguments = arrays.iter().map(|&a| a.into()).collect::<Vec<_>>();
         arguments.push(self.rows().into());
         arguments.extend([self.tokens, self.heads, self.dim].map(|size| Argument::Int(size as i32)));
         arguments.extend(rest);
-        let kernel = format!("{kernel}_{}", suffix(arrays[0].dtype, "attention")?);
+        let kind = if self.dim > NARROW { "wide" } else { "any" };
+        let kernel = format!("attention_{kind}{kernel}_{}", suffix(arrays[0].dtype, "attention")?);
         let grid = [ceil(self.rows(), THREADS / 32), 1, 1];
         let threads = [THREADS, 1, 1];
         gpu.launch(&Launch { file: "attention_any", kernel: &kernel, grid, threads, arguments: &arguments })
@@ -80,7 +82,7 @@ pub fn attention<G: Gpu>(gpu: &G, q: &Array, k: &Array, v: &Array) -> Result<[G:
     let (arrays, scale) = ([q, k, v, &out, &lse], [sizes.scale().into()]);
     match sizes.fits_matrix_units(&[q, k, v, &out]) {
         true => sizes.on_matrix_units(gpu, "attention_forward", &arrays, &scale)?,
-        false => sizes.on_any(gpu, "attention_any", &arrays, &scale)?,
+        false => sizes.on_any(gpu, "", &arrays, &scale)?,
     }
     Ok([out_memory, lse_memory])
 }
@@ -108,7 +110,7 @@ impl Backward<'_> {
         let &Self { q, k, v, out, lse, d_out } = self;
         let sizes = Sizes::of(q, k, v)?;
         let (_delta, delta) = allocate(gpu, DType::F32, &lse.shape)?;
-        sizes.on_any(gpu, "attention_delta", &[out, d_out, &delta], &[])?;
+        sizes.on_any(gpu, "_delta", &[out, d_out, &delta], &[])?;
         let (dq_memory, dq) = allocate(gpu, q.dtype, &q.shape)?;
         let (dk_memory, dk) = allocate(gpu, q.dtype, &q.shape)?;
         let (dv_memory, dv) = allocate(gpu, q.dtype, &q.shape)?;
@@ -119,8 +121,8 @@ impl Backward<'_> {
             sizes.on_matrix_units(gpu, "attention_backward_keys", &keys, &factors)?;
             sizes.on_matrix_units(gpu, "attention_backward_queries", &queries, &factors)?;
         } else {
-            sizes.on_any(gpu, "attention_any_backward_keys", &keys, &factors)?;
-            sizes.on_any(gpu, "attention_any_backward_queries", &queries, &factors)?;
+            sizes.on_any(gpu, "_backward_keys", &keys, &factors)?;
+            sizes.on_any(gpu, "_backward_queries", &queries, &factors)?;
         }
         Ok([dq_memory, dk_memory, dv_memory])
     }

@@ -2,6 +2,7 @@
 
 use super::{Prompt, PromptSet};
 use crate::rng::{Purpose, Stream};
+use std::collections::BTreeSet;
 
 impl PromptSet {
     /// The `count` different prompts of iteration `iteration` (from 0): the next ones of an order that is drawn anew each
@@ -16,6 +17,19 @@ impl PromptSet {
         let order = Stream::new(seed, Purpose::Prompts, [iteration / per_epoch, 0, 0, 0]).permutation(self.len());
         let start = (iteration % per_epoch) as usize * count;
         order[start..start + count].iter().map(|&i| self.prompts[i].clone()).collect()
+    }
+
+    /// The texts that the first `iterations` iterations draw, each once.
+    ///
+    /// # Panics
+    /// As [`PromptSet::draw`].
+    pub fn drawn(&self, seed: u64, iterations: u64, count: usize) -> BTreeSet<&str> {
+        let per_epoch = (self.len() / count) as u64;
+        if iterations >= 8 * per_epoch {
+            return self.prompts.iter().map(|prompt| prompt.text.as_str()).collect(); // as good as all
+        }
+        let draws = (0..iterations).flat_map(|iteration| self.draw(seed, iteration, count));
+        draws.map(|prompt| self.prompts[prompt.index].text.as_str()).collect()
     }
 }
 
@@ -35,5 +49,8 @@ mod tests {
         // 10 prompts hold three draws of 3; the tenth is dropped.
         let drawn: Vec<usize> = (0..3).flat_map(|i| set.draw(1, i, 3)).map(|p| p.index).collect();
         assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 9);
+        let texts: BTreeSet<String> = drawn.iter().map(|i| i.to_string()).collect();
+        assert!(set.drawn(1, 3, 3).into_iter().eq(texts.iter().map(String::as_str)));
+        assert_eq!(set.drawn(1, 1000, 3).len(), 10);
     }
 }

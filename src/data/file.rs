@@ -1,24 +1,54 @@
-//! Prompt files: plain text or JSON lines.
+//! Prompt files: plain text or JSON lines, and folders of them.
 
+use super::{Format, Metadata, Split};
 use crate::error::{Error, Result};
-use serde::Deserialize;
-use std::path::Path;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// A line of a `.jsonl` prompt file. Fields of other programs (`tag`, `metadata`, ...) are not ours to refuse.
-#[derive(Deserialize)]
-struct JsonLine {
-    prompt: String,
+/// A prompt as a file holds it.
+pub(super) struct Line {
+    pub text: String,
+    pub metadata: Option<Metadata>,
+}
+
+/// The file of a source: itself, or what a data set's folder holds for the split.
+///
+/// Folders are those of DiffusionNFT and Flow-GRPO: `train_metadata.jsonl` or `train.txt`, and `test` likewise.
+pub(super) fn file_of(source: &Path, split: Split, format: Format) -> Result<PathBuf> {
+    if !source.is_dir() {
+        return Ok(source.to_path_buf());
+    }
+    let stem = match split {
+        Split::Train => "train",
+        Split::Eval => "test",
+    };
+    let names = [format!("{stem}_metadata.jsonl"), format!("{stem}.jsonl"), format!("{stem}.txt")];
+    let wanted: &[String] = match format {
+        Format::Auto => &names,
+        Format::Jsonl => &names[..2],
+        Format::Text => &names[2..],
+    };
+    let found = wanted.iter().map(|name| source.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let message = format!("this folder holds none of {}; name the prompt file itself", wanted.join(", "));
+        Error::File { path: source.to_path_buf(), message }
+    })
 }
 
 /// The prompts of a file in its order; see [`PromptSet::from_file`](super::PromptSet::from_file).
-pub(super) fn read_prompts(path: &Path) -> Result<Vec<String>> {
+pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Line>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
         at_line(path, line, "not UTF-8; save the file as UTF-8".to_string())
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl"));
+    let is_json = match format {
+        Format::Text => false,
+        Format::Jsonl => true,
+        Format::Auto => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl")),
+    };
 
     let mut prompts = Vec::new();
     for (i, line) in text.lines().enumerate() {
@@ -29,7 +59,7 @@ pub(super) fn read_prompts(path: &Path) -> Result<Vec<String>> {
         let prompt = if is_json {
             json_prompt(line).map_err(|message| at_line(path, i + 1, message))?
         } else {
-            line.to_string()
+            Line { text: line.to_string(), metadata: None }
         };
         prompts.push(prompt);
     }
@@ -40,14 +70,22 @@ pub(super) fn read_prompts(path: &Path) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// The trimmed `prompt` of a JSON line, or what is wrong with it.
-fn json_prompt(line: &str) -> std::result::Result<String, String> {
+/// The trimmed `prompt` of a JSON line with the whole object, or what is wrong with it.
+fn json_prompt(line: &str) -> std::result::Result<Line, String> {
     let remedy = r#"write {"prompt": "..."}"#;
-    let JsonLine { prompt } = serde_json::from_str(line).map_err(|error| format!("{error}; {remedy}"))?;
-    match prompt.trim() {
-        "" => Err(format!("the prompt is empty; {remedy}")),
-        prompt => Ok(prompt.to_string()),
+    let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| format!("{error}; {remedy}"))?;
+    let text = match object.get("prompt") {
+        None => return Err(format!("there is no field \"prompt\"; {remedy}")),
+        Some(Value::String(text)) => text.trim(),
+        Some(other) => return Err(format!("the prompt is {other}, not text; {remedy}")),
+    };
+    if text.is_empty() {
+        return Err(format!("the prompt is empty; {remedy}"));
     }
+    let text = text.to_string();
+    // Without a field beside the prompt there is nothing more to say of it.
+    let metadata = (object.len() > 1).then(|| Arc::new(object));
+    Ok(Line { text, metadata })
 }
 
 fn at_line(path: &Path, line: usize, message: String) -> Error {

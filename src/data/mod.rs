@@ -2,20 +2,58 @@
 
 mod draw;
 mod file;
+pub mod geneval;
 pub mod glyphs;
 pub mod render;
 
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use std::path::Path;
+use std::sync::Arc;
+
+/// What a prompt file says of a prompt, for the rewards that read it: the whole object of its line, prompt included.
+/// GenEval's: `tag`, `include`, `exclude`.
+pub type Metadata = Arc<Map<String, Value>>;
 
 /// One prompt of a prompt set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// Its number in the prompt set: groups are keyed by it, never by text.
     pub index: usize,
     /// What the model is told.
     pub text: String,
+    /// What its file says of it beside the text.
+    pub metadata: Option<Metadata>,
+}
+
+impl Prompt {
+    /// A prompt of which nothing more is known.
+    pub fn new(index: usize, text: impl Into<String>) -> Prompt {
+        Prompt { index, text: text.into(), metadata: None }
+    }
+}
+
+/// What the prompts are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// To train on.
+    Train,
+    /// To evaluate on.
+    Eval,
+}
+
+/// How a prompt file is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// By the file's name: JSON lines if it ends in `.jsonl`, else text.
+    #[default]
+    Auto,
+    /// One prompt a line.
+    Text,
+    /// One JSON object a line, the prompt in its field `prompt`.
+    Jsonl,
 }
 
 /// Prompts in a fixed order; `prompts[i].index == i`.
@@ -26,16 +64,26 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The prompts to train on: of the embedded task (`glyphs`: numbers of three digits, `glyphs-4`: of four), every
-    /// number that is not held out in every colour pair; or those of a file.
+    /// The prompts of a source: of the embedded task (`glyphs`: numbers of three digits, `glyphs-4`: of four), to train on
+    /// every number that is not held out in every colour pair, to evaluate every held-out number in one; those of a
+    /// file; or those of a data set's folder, `train_metadata.jsonl`, `train.jsonl` or `train.txt`, or `test` likewise.
     ///
     /// # Errors
-    /// Those of [`PromptSet::from_file`].
-    pub fn train(source: &str) -> Result<PromptSet> {
-        Ok(match embedded(source) {
-            Some(digits) => glyphs::train_prompts(digits).map(|prompt| prompt.to_string()).collect(),
-            None => PromptSet::from_file(source)?,
+    /// Those of [`PromptSet::from_file`], or a folder without such a file.
+    pub fn load(source: &str, split: Split, format: Format) -> Result<PromptSet> {
+        Ok(match (embedded(source), split) {
+            (Some(digits), Split::Train) => glyphs::train_prompts(digits).map(|prompt| prompt.to_string()).collect(),
+            (Some(digits), Split::Eval) => glyphs::eval_prompts(digits).map(|prompt| prompt.to_string()).collect(),
+            (None, _) => PromptSet::from_file(file::file_of(Path::new(source), split, format)?, format)?,
         })
+    }
+
+    /// [`PromptSet::load`] of what to train on, whatever the format.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn train(source: &str) -> Result<PromptSet> {
+        PromptSet::load(source, Split::Train, Format::Auto)
     }
 
     /// Whether a source is a prompt set of the embedded task, not a file.
@@ -43,27 +91,26 @@ impl PromptSet {
         embedded(source).is_some()
     }
 
-    /// The prompts to evaluate: every held-out number in one colour pair; or those of a file.
+    /// [`PromptSet::load`] of what to evaluate on, whatever the format.
     ///
     /// # Errors
-    /// Those of [`PromptSet::from_file`].
+    /// As there.
     pub fn eval(source: &str) -> Result<PromptSet> {
-        Ok(match embedded(source) {
-            Some(digits) => glyphs::eval_prompts(digits).map(|prompt| prompt.to_string()).collect(),
-            None => PromptSet::from_file(source)?,
-        })
+        PromptSet::load(source, Split::Eval, Format::Auto)
     }
 
-    /// Reads a prompt file: UTF-8, one prompt a line, or, when its name ends in `.jsonl`, one JSON object a line with
-    /// the prompt in the field `prompt` (other fields are left alone).
+    /// Reads a prompt file, UTF-8: one prompt a line, or one JSON object a line with the prompt in the field `prompt`,
+    /// whose object becomes the prompt's metadata.
     ///
     /// Lines are trimmed and empty ones skipped; a byte order mark and CRLF line ends are accepted.
     ///
     /// # Errors
     /// A file that cannot be read, is not UTF-8, has a line that is not such an object, or has no prompt at all; the
     /// message names the file and the line.
-    pub fn from_file(path: impl AsRef<Path>) -> Result<PromptSet> {
-        Ok(file::read_prompts(path.as_ref())?.into_iter().collect())
+    pub fn from_file(path: impl AsRef<Path>, format: Format) -> Result<PromptSet> {
+        let lines = file::read_prompts(path.as_ref(), format)?;
+        let prompt = |(index, line): (usize, file::Line)| Prompt { index, text: line.text, metadata: line.metadata };
+        Ok(PromptSet { prompts: lines.into_iter().enumerate().map(prompt).collect() })
     }
 
     /// How many prompts there are.
@@ -89,7 +136,7 @@ fn embedded(source: &str) -> Option<glyphs::Digits> {
 /// Numbers the texts in the order they come.
 impl FromIterator<String> for PromptSet {
     fn from_iter<I: IntoIterator<Item = String>>(texts: I) -> PromptSet {
-        let prompts = texts.into_iter().enumerate().map(|(index, text)| Prompt { index, text }).collect();
+        let prompts = texts.into_iter().enumerate().map(|(index, text)| Prompt::new(index, text)).collect();
         PromptSet { prompts }
     }
 }

@@ -37,6 +37,17 @@ impl Config {
         Self { width: 160, heads: 4, depth: 6, patch: 6, picture: (24, 48), characters, alphabet, colours }
     }
 
+    /// Floating-point operations of a forward pass for one sample: matrix products only, a multiplication and an addition
+    /// counted as two; without adapters.
+    pub fn flops(&self) -> f64 {
+        let (width, depth) = (self.width as f64, self.depth as f64);
+        let (image, tokens) = (self.image_tokens() as f64, (self.image_tokens() + self.condition_tokens()) as f64);
+        let square = 2.0 * width * width; // a token through a matrix of the model's width
+        let block = square * (12.0 * tokens + 6.0) + 4.0 * width * tokens * tokens;
+        let patches = 2.0 * 2.0 * self.patch_dim() as f64 * width * image; // in and out
+        depth * block + patches + square * (2.0 + 2.0) + 2.0 * 128.0 * width
+    }
+
     fn image_tokens(&self) -> usize {
         (self.picture.0 / self.patch) * (self.picture.1 / self.patch)
     }

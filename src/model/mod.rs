@@ -3,12 +3,18 @@
 //! A stage is a pure function of its parameters and inputs, so that the engine can run it again when gradients are
 //! wanted, with its parameters gathered for just that long.
 
+pub mod clip;
+pub mod files;
+mod frozen;
 pub mod glyphs;
 mod linear;
 pub mod mmdit;
 pub mod ops;
 mod patch;
+pub mod random;
+pub mod text;
 mod time;
+pub mod vae;
 
 pub use linear::Linear;
 pub use time::TimeEmbedding;

@@ -1,10 +1,14 @@
 //! Rewards: one file each, one number an image.
 
 mod colour;
+pub mod geneval;
+mod jpeg;
 mod ocr;
 mod pixels;
+pub mod preprocess;
 
 pub use colour::{ColourMatch, colour_match};
+pub use jpeg::Jpeg;
 pub use ocr::{Ocr, edit_reward};
 pub use pixels::to_rgb8;
 
@@ -34,6 +38,10 @@ pub enum RewardKind {
     Ocr,
     /// Has the picture the glyph prompt's ink and ground? [`ColourMatch`], 0, 0.5 or 1.
     Colour,
+    /// Minus the size of the picture as a JPEG file in kB: [`Jpeg`].
+    JpegCompressibility,
+    /// The size of the picture as a JPEG file in kB: [`Jpeg`].
+    JpegIncompressibility,
 }
 
 /// One `[[reward]]` of the configuration.
@@ -61,6 +69,8 @@ pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Rew
         let reward: Box<dyn Reward> = match config.name {
             RewardKind::Ocr => Box::new(Ocr::new(threads)?),
             RewardKind::Colour => Box::new(ColourMatch),
+            RewardKind::JpegCompressibility => Box::new(Jpeg::Compressibility),
+            RewardKind::JpegIncompressibility => Box::new(Jpeg::Incompressibility),
         };
         if !config.weight.is_finite() {
             let message = format!("reward {}: weight {} must be a finite number", reward.name(), config.weight);
@@ -107,4 +117,9 @@ fn check_count(name: &str, images: usize, prompts: &[Prompt]) -> Result<()> {
     }
     let message = format!("{images} images for {} prompts; pass one prompt an image", prompts.len());
     Err(Error::Reward { name: name.to_string(), message })
+}
+
+/// An error of the reward `name`: `.map_err(failed(name))`.
+fn failed<E: std::fmt::Display>(name: &str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Reward { name: name.to_string(), message: error.to_string() }
 }

@@ -3,11 +3,8 @@
 //! The recogniser is PP-OCRv4 (mobile) with its classes cut to ASCII, run by `rten`; see `assets/ocr/NOTICE`. Its
 //! input is normalised BGR `[1, 3, 48, W]`, its output class probabilities `[1, W / 8, 96]`.
 
-use super::{Reward, check_count, to_rgb8};
-use crate::{
-    data::Prompt,
-    error::{Error, Result},
-};
+use super::{Reward, check_count, failed, to_rgb8};
+use crate::{data::Prompt, error::Result};
 use candle_core::Tensor;
 use image::{
     RgbImage,
@@ -21,6 +18,7 @@ static MODEL: &[u8] = include_bytes!("../../assets/ocr/ppocrv4_rec_ascii.onnx");
 /// One character a line, in the order of the classes from 1; class 0 is the CTC blank.
 static KEYS: &str = include_str!("../../assets/ocr/ppocrv4_rec_ascii.keys.txt");
 
+const NAME: &str = "ocr";
 /// The height the recogniser was trained with, in pixels.
 const HEIGHT: u32 = 48;
 /// Pixels a time step of the recogniser is wide: widths are multiples of it.
@@ -40,7 +38,7 @@ impl Ocr {
     /// # Errors
     /// [`Error::Reward`] if the model does not load, which would be a fault of the build.
     pub fn new(threads: usize) -> Result<Ocr> {
-        let model = Model::load_static_slice(MODEL).map_err(failed)?;
+        let model = Model::load_static_slice(MODEL).map_err(failed(NAME))?;
         let pool = Arc::new(ThreadPool::with_num_threads(threads.max(1)));
         Ok(Ocr { model, alphabet: KEYS.lines().collect(), pool })
     }
@@ -62,9 +60,10 @@ impl Ocr {
         let (input, width) = preprocess(picture);
         let probabilities = self.probabilities(&input, width)?;
         let classes = 1 + self.alphabet.len();
-        let steps = ValueView::from_shape([probabilities.len() / classes, classes], &probabilities).map_err(failed)?;
+        let steps =
+            ValueView::from_shape([probabilities.len() / classes, classes], &probabilities).map_err(failed(NAME))?;
         // Greedy: the likeliest class of each step, repeats merged, blanks dropped.
-        let labels = CtcDecoder::new().decode_greedy(steps.try_into().map_err(failed)?);
+        let labels = CtcDecoder::new().decode_greedy(steps.try_into().map_err(failed(NAME))?);
         Ok(labels.to_string(&self.alphabet))
     }
 
@@ -73,17 +72,17 @@ impl Ocr {
     /// # Errors
     /// [`Error::Reward`] if the picture is not of that size or the recogniser fails.
     pub fn probabilities(&self, input: &[f32], width: usize) -> Result<Vec<f32>> {
-        let input = ValueView::from_shape([1, 3, HEIGHT as usize, width], input).map_err(failed)?;
+        let input = ValueView::from_shape([1, 3, HEIGHT as usize, width], input).map_err(failed(NAME))?;
         let options = RunOptions::default().with_thread_pool(Some(self.pool.clone()));
-        let output = self.model.run_one(input.into(), Some(options)).map_err(failed)?;
-        let (_, probabilities) = output.into_shape_vec::<f32, 3>().map_err(failed)?; // [1, W / 8, 96]
+        let output = self.model.run_one(input.into(), Some(options)).map_err(failed(NAME))?;
+        let (_, probabilities) = output.into_shape_vec::<f32, 3>().map_err(failed(NAME))?; // [1, W / 8, 96]
         Ok(probabilities)
     }
 }
 
 impl Reward for Ocr {
     fn name(&self) -> &str {
-        "ocr"
+        NAME
     }
 
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
@@ -118,8 +117,4 @@ fn preprocess(picture: &RgbImage) -> (Vec<f32>, usize) {
     let resized = resize(picture, width, HEIGHT, FilterType::Triangle);
     let channel = |c: usize| resized.pixels().map(move |pixel| (f32::from(pixel[c]) / 255.0 - 0.5) / 0.5);
     ([2, 1, 0].into_iter().flat_map(channel).collect(), width as usize)
-}
-
-fn failed(error: impl std::fmt::Display) -> Error {
-    Error::Reward { name: "ocr".to_string(), message: error.to_string() }
 }

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 
-/// Rounds images `[B, 3, H, W]` f32 RGB to eight bits a channel, one picture an image; values outside [0, 1] are
-/// clamped. A picture on disk is therefore scored as the one in memory.
+/// Rounds images `[B, 3, H, W]` f32 RGB to eight bits a channel, one picture an image: `round(255 x)`, halves to even, as
+/// the rewards' own programs do (flow_grpo/rewards.py); values outside [0, 1] are clamped. A picture on disk is therefore scored as the one in memory.
 ///
 /// # Errors
 /// [`Error::NotFinite`] for a NaN or infinite value, which names the image; [`Error::Failed`] or [`Error::Tensor`] for another shape.
@@ -24,7 +24,7 @@ pub fn to_rgb8(images: &Tensor) -> Result<Vec<RgbImage>> {
             }
             Ok(RgbImage::from_fn(width as u32, height as u32, |x, y| {
                 let at = y as usize * width + x as usize;
-                Rgb([0, 1, 2].map(|c| (image[c * plane + at].clamp(0.0, 1.0) * 255.0).round() as u8))
+                Rgb([0, 1, 2].map(|c| (image[c * plane + at].clamp(0.0, 1.0) * 255.0).round_ties_even() as u8))
             }))
         })
         .collect()

@@ -156,7 +156,7 @@ mod tests {
         let points =
             Points { seed: 3, images_per_prompt: 5, prompts: 2, updates: 2, timesteps: 4, sampler, reverse: false };
         let requests: Vec<Request> =
-            (0..10).map(|i| Request { prompt: Prompt { index: i / 5, text: String::new() }, image: i % 5 }).collect();
+            (0..10).map(|i| Request { prompt: Prompt::new(i / 5, ""), image: i % 5 }).collect();
         let updates: Vec<Vec<Place>> = (0..2).map(|u| points.of_update(7, u, &requests)).collect();
         let mut seen = std::collections::BTreeMap::<usize, Vec<usize>>::new();
         for (update, places) in updates.iter().enumerate() {

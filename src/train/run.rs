@@ -9,7 +9,7 @@ use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Gallery};
+use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
@@ -17,7 +17,7 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::{self, Reward, RewardConfig, RewardKind};
+use crate::reward::{self, Reward};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -90,11 +90,14 @@ impl<'a> Run<'a> {
         let out = &config.run.out;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
-        config.plan(world.world_size())?;
+        let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
+        let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
         let flat = pipeline.base.flatten(&layout)?;
@@ -340,17 +343,6 @@ fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
         }
         _ => Ok(found),
     }
-}
-
-/// What an evaluation reports: the rewards that are trained, and the checks that never are.
-fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
-    let mut all = config.reward.clone();
-    for name in [RewardKind::Ocr, RewardKind::Colour] {
-        if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
-        }
-    }
-    all
 }
 
 fn nanoseconds() -> u64 {

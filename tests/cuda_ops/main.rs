@@ -154,6 +154,40 @@ fn attention() -> Result<()> {
     Ok(())
 }
 
+/// What the autoencoder is made of, which has no derivative.
+#[test]
+fn convolution_group_norm_and_a_wide_head() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    let inputs = [
+        noise(1, &[2, 18, 15, 24], DType::BF16)?,
+        noise(2, &[3, 3, 24, 40], DType::BF16)?,
+        noise(3, &[40], DType::BF16)?,
+        noise(4, &[24], DType::BF16)?,
+        noise(5, &[1, 70, 1, 512], DType::BF16)?,
+    ];
+    let run = |device: &Device, dtype: DType| -> Result<Vec<Tensor>> {
+        let on = inputs.iter().map(|t| t.to_device(device)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
+        let [x, weight, bias, scale, qkv] = &on[..] else { unreachable!() };
+        let mut all = [ops::Walk::Same, ops::Walk::Half, ops::Walk::Double]
+            .map(|walk| ops::convolution(x, weight, bias, walk, None))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        all.push(ops::convolution(x, weight, bias, ops::Walk::Same, Some(&all[0]))?);
+        all.push(ops::group_norm(x, scale, scale, 8, 1e-6, true)?);
+        all.push(ops::attention(qkv, qkv, qkv)?);
+        Ok(all)
+    };
+    let expected = run(&Device::Cpu, DType::F32)?;
+    for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::BF16, 1.5e-2)] {
+        for (i, (found, expected)) in run(&gpu, dtype)?.iter().zip(&expected).enumerate() {
+            let error = error(found, expected)?;
+            println!("autoencoder's operation {i} of {dtype:?}: off by {error:.1e}");
+            assert!(error < tolerance, "{i} of {dtype:?}: {error:.1e}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn time_features() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };

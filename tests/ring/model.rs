@@ -9,7 +9,7 @@ use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::{Linear, Model, Stage, TimeEmbedding, ops};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Init, Layout, ParamSet, Spec, SpecList, StageParams, Trainable};
-use flowrl_dist::pipeline::Pipeline;
+use flowrl_dist::pipeline::{Pipeline, Task};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::shard::{Gradients, Reduction, Sharding};
 
@@ -80,7 +80,7 @@ pub fn pretrained() -> Result<Pipeline> {
     const BATCH: usize = 256;
     let model = model();
     let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
-    let mut pipeline = Pipeline { model, base, base_digest: "ring".into(), device: Device::Cpu };
+    let mut pipeline = Pipeline { model, base, base_digest: "ring".into(), device: Device::Cpu, task: Task::Glyphs };
     let layout = layout(&pipeline);
     let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &Solo)?;
     let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };

@@ -36,7 +36,7 @@ fn sampler(solver: Solver) -> SamplerConfig {
 }
 
 fn requests(prompts: usize, images: usize) -> Vec<Request> {
-    let prompt = |index| Prompt { index, text: String::new() };
+    let prompt = |index| Prompt::new(index, "");
     (0..prompts * images).map(|i| Request { prompt: prompt(i / images), image: i % images }).collect()
 }
 

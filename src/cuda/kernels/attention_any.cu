@@ -1,8 +1,7 @@
-// Attention for any type and any head of up to 128 features, on the ordinary units: a warp a row, one row of the other
-// side after the other. For f32 and small models; heads of 64 features in bf16 have attention.cu. Tensors [B, T, H, d].
+// Attention for any type and any head of up to 512 features, on the ordinary units: a warp a row, one row of the other
+// side after the other. For f32, small models and autoencoders; heads of 64 features in bf16 have attention.cu. Tensors
+// [B, T, H, d]. MOST: features a lane, 4 for d <= 128 and 16 for wider heads.
 #include "common.cuh"
-
-#define MOST 4 // features a lane: d <= 128
 
 // The row of this warp, among `rows` of [B, T, H].
 struct Row {
@@ -15,28 +14,28 @@ struct Row {
     __device__ __forceinline__ u64 first() const { return at - token * stride; }
 };
 
-template <typename T> __device__ __forceinline__ void load(float (&x)[MOST], const T *from, int dim) {
+template <int MOST, typename T> __device__ __forceinline__ void load(float (&x)[MOST], const T *from, int dim) {
     for (int i = 0; i < MOST; i++) {
         int feature = i * WARP + threadIdx.x % WARP;
         x[i] = feature < dim ? widen(from[feature]) : 0.f;
     }
 }
-template <typename T> __device__ __forceinline__ void store(T *to, const float (&x)[MOST], int dim, float factor) {
+template <int MOST, typename T> __device__ __forceinline__ void store(T *to, const float (&x)[MOST], int dim, float factor) {
     for (int i = 0; i < MOST; i++) {
         int feature = i * WARP + threadIdx.x % WARP;
         if (feature < dim) to[feature] = narrow<T>(x[i] * factor);
     }
 }
-__device__ __forceinline__ float dot(const float (&a)[MOST], const float (&b)[MOST]) {
+template <int MOST> __device__ __forceinline__ float dot(const float (&a)[MOST], const float (&b)[MOST]) {
     float sum = 0.f;
     for (int i = 0; i < MOST; i++) sum += a[i] * b[i];
     return warp_sum(sum);
 }
-__device__ __forceinline__ void add(float (&sum)[MOST], float factor, const float (&x)[MOST]) {
+template <int MOST> __device__ __forceinline__ void add(float (&sum)[MOST], float factor, const float (&x)[MOST]) {
     for (int i = 0; i < MOST; i++) sum[i] += factor * x[i];
 }
 
-template <typename T>
+template <int MOST, typename T>
 __device__ __forceinline__ void forward(const T *q, const T *k, const T *v, T *o, float *lse, u64 rows, int tokens,
                                         int heads, int dim, float scale) {
     if (warp_number() >= rows) return;
@@ -58,7 +57,7 @@ __device__ __forceinline__ void forward(const T *q, const T *k, const T *v, T *o
 }
 
 // delta [B, H, T]: sum over features of o do.
-template <typename T>
+template <int MOST, typename T>
 __device__ __forceinline__ void output_products(const T *o, const T *d_o, float *delta, u64 rows, int tokens, int heads,
                                                 int dim) {
     if (warp_number() >= rows) return;
@@ -70,7 +69,7 @@ __device__ __forceinline__ void output_products(const T *o, const T *d_o, float 
     if (threadIdx.x % WARP == 0) delta[row.line + row.token] = product;
 }
 
-template <typename T>
+template <int MOST, typename T>
 __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v, const T *d_o, const float *lse,
                                               const float *delta, T *dk, T *dv, u64 rows, int tokens, int heads, int dim,
                                               float scale, float factor) {
@@ -92,7 +91,7 @@ __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v
     store(dv + row.at, value_gradient, dim, 1.f);
 }
 
-template <typename T>
+template <int MOST, typename T>
 __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T *v, const T *d_o, const float *lse,
                                                  const float *delta, T *dq, u64 rows, int tokens, int heads, int dim,
                                                  float scale, float factor) {
@@ -111,24 +110,26 @@ __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T
     store(dq + row.at, out, dim, factor);
 }
 
-#define KERNELS(T)                                                                                                     \
-    extern "C" __global__ void attention_any_##T(const T *q, const T *k, const T *v, T *o, float *lse, u64 rows,       \
-                                                 int tokens, int heads, int dim, float scale) {                        \
-        forward(q, k, v, o, lse, rows, tokens, heads, dim, scale);                                                     \
+#define KERNELS(name, MOST, T)                                                                                         \
+    extern "C" __global__ void attention_##name##_##T(const T *q, const T *k, const T *v, T *o, float *lse, u64 rows,  \
+                                                      int tokens, int heads, int dim, float scale) {                   \
+        forward<MOST>(q, k, v, o, lse, rows, tokens, heads, dim, scale);                                               \
     }                                                                                                                  \
-    extern "C" __global__ void attention_delta_##T(const T *o, const T *d_o, float *delta, u64 rows, int tokens,       \
-                                                   int heads, int dim) {                                               \
-        output_products(o, d_o, delta, rows, tokens, heads, dim);                                                      \
+    extern "C" __global__ void attention_##name##_delta_##T(const T *o, const T *d_o, float *delta, u64 rows,          \
+                                                            int tokens, int heads, int dim) {                          \
+        output_products<MOST>(o, d_o, delta, rows, tokens, heads, dim);                                                \
     }                                                                                                                  \
-    extern "C" __global__ void attention_any_backward_keys_##T(                                                        \
+    extern "C" __global__ void attention_##name##_backward_keys_##T(                                                   \
         const T *q, const T *k, const T *v, const T *d_o, const float *lse, const float *delta, T *dk, T *dv, u64 rows, \
         int tokens, int heads, int dim, float scale, float factor) {                                                   \
-        backward_keys(q, k, v, d_o, lse, delta, dk, dv, rows, tokens, heads, dim, scale, factor);                      \
+        backward_keys<MOST>(q, k, v, d_o, lse, delta, dk, dv, rows, tokens, heads, dim, scale, factor);                \
     }                                                                                                                  \
-    extern "C" __global__ void attention_any_backward_queries_##T(                                                     \
+    extern "C" __global__ void attention_##name##_backward_queries_##T(                                                \
         const T *q, const T *k, const T *v, const T *d_o, const float *lse, const float *delta, T *dq, u64 rows,        \
         int tokens, int heads, int dim, float scale, float factor) {                                                   \
-        backward_queries(q, k, v, d_o, lse, delta, dq, rows, tokens, heads, dim, scale, factor);                       \
+        backward_queries<MOST>(q, k, v, d_o, lse, delta, dq, rows, tokens, heads, dim, scale, factor);                 \
     }
-KERNELS(float)
-KERNELS(bf16)
+KERNELS(any, 4, float)
+KERNELS(any, 4, bf16)
+KERNELS(wide, 16, float)
+KERNELS(wide, 16, bf16)

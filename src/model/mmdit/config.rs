@@ -1,12 +1,12 @@
 //! Sizes of the model, in the words of the checkpoint's config.json.
 
 use crate::error::{Error, Result};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// Sizes of the model.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     /// Side of a patch, in latent pixels.
     pub patch_size: usize,
@@ -86,9 +86,40 @@ impl Config {
         Ok(config)
     }
 
+    /// The config.json of a diffusers transformer: what [`Config::parse`] reads.
+    pub fn to_json(&self) -> Value {
+        let mut json = json!({
+            "_class_name": "SD3Transformer2DModel",
+            "_diffusers_version": "0.33.1",
+            "out_channels": self.in_channels,
+            "qk_norm": "rms_norm",
+        });
+        if let (Some(object), Ok(Value::Object(sizes))) = (json.as_object_mut(), serde_json::to_value(self)) {
+            object.extend(sizes);
+        }
+        json
+    }
+
     /// The model's width D.
     pub fn width(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim
+    }
+
+    /// Floating-point operations of a forward pass for one sample: a latent of `latent` = (height, width) and `text` text
+    /// tokens. Matrix products only, a multiplication and an addition counted as two; without adapters.
+    pub fn flops(&self, latent: (usize, usize), text: usize) -> f64 {
+        let image = (latent.0 / self.patch_size) * (latent.1 / self.patch_size);
+        let (image, text, width, layers) = (image as f64, text as f64, self.width() as f64, self.num_layers as f64);
+        let dual = self.dual_attention_layers.len() as f64;
+        let square = 2.0 * width * width; // a token through a matrix of the model's width
+        let token = 4.0 + 8.0; // query, key, value, out; and a hidden layer four times as wide
+        let attention = 4.0 * width * (image + text).powi(2) * layers + 4.0 * width * image.powi(2) * dual;
+        let blocks = (layers * token + dual * 4.0) * image + (layers * token - 9.0) * text; // the last one drops the text
+        let modulations = layers * 12.0 + dual * 3.0 - 4.0;
+        let patches = 2.0 * 2.0 * self.patch_dim() as f64 * width * image; // in and out
+        let embedding = 2.0 * width * self.joint_attention_dim as f64 * text;
+        let vector = 2.0 * width * (256.0 + self.pooled_projection_dim as f64) + (2.0 + 2.0) * square;
+        attention + square * (blocks + modulations) + patches + embedding + vector
     }
 
     /// Values of a patch.
@@ -99,5 +130,17 @@ impl Config {
     /// Side of the grid that has positions 0, 1, 2, ..., in patches.
     pub(super) fn base_size(&self) -> usize {
         self.sample_size / self.patch_size.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// torch's own counter on diffusers' model: 2224 GFLOP for Stable Diffusion 3.5 Medium at 512 px with 205 text tokens.
+    #[test]
+    fn flops_are_those_that_torch_counts() {
+        let flops = Config::sd35_medium().flops((64, 64), 205) / 1e9;
+        assert!((flops / 2224.0 - 1.0).abs() < 0.01, "{flops} GFLOP");
     }
 }

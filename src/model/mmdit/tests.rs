@@ -38,6 +38,7 @@ fn the_medium_model_has_its_parameters_and_adapters() -> Result<()> {
 #[test]
 fn a_diffusers_config_is_read() {
     assert_eq!(Config::parse(MEDIUM), Ok(Config::sd35_medium()));
+    assert_eq!(Config::parse(&Config::sd35_medium().to_json().to_string()), Ok(Config::sd35_medium()));
     let error = |from: &str, to: &str| Config::parse(&MEDIUM.replace(from, to)).expect_err("a wrong config");
     assert!(error("\"rms_norm\"", "null").starts_with("has qk_norm = null, not \"rms_norm\""));
     assert!(error("SD3Tr", "FluxTr").contains("_class_name"));

@@ -40,8 +40,9 @@ impl Gated for Gelu {
     }
 }
 
+/// 1 / (1 + e^-x).
 #[inline(always)]
-fn sigmoid<F: Float>(x: F) -> F {
+pub(super) fn sigmoid<F: Float>(x: F) -> F {
     F::ONE / (F::ONE + Float::exp(-x))
 }
 

@@ -3,9 +3,10 @@
 
 use super::activation::{Forward, Gated};
 use super::attention::Attention;
+use super::convolution::Walk;
 use super::linear::Linear;
 use super::norm::{LayerNormModulate, RmsNorm};
-use super::op::{Differentiable, Kernel};
+use super::op::{Differentiable, Kernel, refuse_tracked};
 use super::residual::GatedResidual;
 use crate::cuda::reduce::{Summand, sum_rows};
 use crate::cuda::{self, Array, attention, elementwise, norm};
@@ -280,4 +281,49 @@ impl OnGpu<3> for Linear {
         let sum = || sum_rows(gpu, Summand::Plain(&dy.array), 1);
         Ok([dx, dw, wanted[2].then(sum).transpose()?])
     }
+}
+
+/// [`super::convolution`], by candle's, which gathers all neighbours at once and multiplies: nine times the picture.
+pub(super) fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    walk: Walk,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    refuse_tracked("convolution", &[x, weight, bias, residual.unwrap_or(x)])?;
+    let (_, height, width, _) = x.dims4()?;
+    let x = x.permute((0, 3, 1, 2))?.contiguous()?; // [B, C, H, W]
+    let weight = weight.permute((3, 2, 0, 1))?.contiguous()?; // [out, in, k, k]
+    let half = weight.dim(2)? / 2;
+    let y = match walk {
+        Walk::Same => x.conv2d(&weight, half, 1, 1, 1)?,
+        Walk::Half => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&weight, 0, 2, 1, 1)?,
+        Walk::Double => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, half, 1, 1, 1)?,
+    };
+    let y = y.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(bias)?;
+    match residual {
+        Some(residual) => y + residual,
+        None => Ok(y),
+    }
+}
+
+/// [`super::group_norm`], by candle's operations, in f32.
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    refuse_tracked("group_norm", &[x, weight, bias])?;
+    let (batch, channels) = (x.dim(0)?, weight.elem_count());
+    let wide = x.to_dtype(DType::F32)?.reshape((batch, (), groups, channels / groups))?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim((1, 3))?)?;
+    let deviation = (centred.sqr()?.mean_keepdim((1, 3))? + eps)?.sqrt()?;
+    let y = centred.broadcast_div(&deviation)?.reshape(x.shape())?;
+    let y = y.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+    let y = if silu { super::silu(&y)? } else { y };
+    y.to_dtype(x.dtype())
 }

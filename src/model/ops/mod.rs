@@ -3,13 +3,16 @@
 //! candle's own fused softmax and norms have no backward and cut the gradient without an error, and its rules form
 //! the gradient of frozen operands too. Each operation here is one pass forward and one back, keeps nothing but its
 //! inputs, and forms only the gradients that are asked for. Tests compare each with the composed form and with finite
-//! differences in f64.
+//! differences in f64. Only frozen parts of a model convolve and normalise by groups: these two have no derivative and
+//! refuse an input that wants one.
 
 mod activation;
 mod attention;
+mod convolution;
 mod float;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod group_norm;
 mod linear;
 mod norm;
 mod op;
@@ -19,6 +22,8 @@ mod time;
 
 pub use activation::{gelu, silu};
 pub use attention::attention;
+pub use convolution::{Walk, convolution};
+pub use group_norm::group_norm;
 pub use linear::linear;
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;

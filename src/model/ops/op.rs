@@ -83,6 +83,23 @@ pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]
     Ok(Tensor::from_storage(storage, shape, candle_core::op::BackpropOp::none(), false))
 }
 
+/// Runs a kernel that has no derivative.
+///
+/// # Errors
+/// An input is tracked: its gradient would be cut without a word.
+pub(super) fn frozen<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+    refuse_tracked(K::NAME, &inputs)?;
+    run(kernel, inputs)
+}
+
+/// Refuses inputs that want a gradient.
+pub(super) fn refuse_tracked(name: &str, inputs: &[&Tensor]) -> Result<()> {
+    match inputs.iter().any(|t| t.track_op()) {
+        true => bail!("{name}: has no derivative, and an input wants one"),
+        false => Ok(()),
+    }
+}
+
 fn on_cpu<const N: usize, K: Kernel<N>>(
     kernel: &K,
     inputs: [(&CpuStorage, &Layout); N],

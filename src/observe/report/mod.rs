@@ -8,6 +8,7 @@ mod page;
 mod run;
 
 pub use compare::{Comparison, compare};
+pub use run::Run;
 
 use crate::error::{Error, Result};
 use std::fs;

@@ -40,6 +40,7 @@ extern "C" int host_launch(const char *name, void **arguments, const unsigned *g
     BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
     ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
-    BOTH(attention_any) BOTH(attention_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
+    BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
+    BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)
     return 1;
 }

@@ -1,0 +1,122 @@
+//! What a command takes a trained model from: a configuration, or a checkpoint and the configuration of its run.
+
+use crate::checkpoint::{self, Identity, Reader, Resume};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::params::{Layout, ParamSet};
+use crate::pipeline::Pipeline;
+use candle_core::{Device, Tensor};
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+
+/// Which model: that of a checkpoint, or the base model of a configuration.
+#[derive(clap::Args)]
+#[group(required = true, multiple = true)]
+pub struct Source {
+    /// The checkpoint, or the folder of a run, of which the newest is taken
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// The configuration [default: config.toml of the checkpoint's run]; without a checkpoint its base model is taken
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// A set of parameters in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// The trained parameters
+    Policy,
+    /// Their moving average, which is what evaluations look at
+    Ema,
+    /// The slow copy that samples
+    Old,
+}
+
+impl Which {
+    /// Its vector in a checkpoint.
+    fn vector(self) -> &'static str {
+        match self {
+            Self::Policy => "policy",
+            Self::Ema => "ema",
+            Self::Old => "old",
+        }
+    }
+}
+
+/// A checkpoint or none, with the configuration.
+pub struct Opened {
+    /// The configuration.
+    pub config: RunConfig,
+    reader: Option<Reader>,
+}
+
+impl Source {
+    /// A checkpoint, whose run's configuration counts where none is given.
+    pub fn checkpoint(checkpoint: &Path, config: Option<&Path>) -> Self {
+        Self { checkpoint: Some(checkpoint.to_path_buf()), config: config.map(Path::to_path_buf) }
+    }
+
+    /// Finds the files; no tensor is read.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where there is no complete checkpoint, [`Error::Usage`] where there is no configuration or
+    /// it is wrong.
+    pub fn open(&self) -> Result<Opened> {
+        let find = |given: &PathBuf| checkpoint::find(&Resume::From(given.clone()), Path::new(""));
+        let path = self.checkpoint.as_ref().map(find).transpose()?.flatten();
+        let reader = path.as_deref().map(checkpoint::open).transpose()?;
+        let config = match (&self.config, &path) {
+            (None, Some(path)) => Some(config_of_run(path)?),
+            (config, _) => config.clone(),
+        };
+        Ok(Opened { config: RunConfig::load(config.as_deref(), &[])?, reader })
+    }
+}
+
+impl Opened {
+    /// The parameters `which` of the checkpoint, `[total]`; none where there is no checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than `base_digest` and `layout`.
+    pub fn flat(&self, which: Which, base_digest: &str, layout: &Layout, device: &Device) -> Result<Option<Tensor>> {
+        let Some(reader) = &self.reader else { return Ok(None) };
+        let identity = Identity {
+            config_digest: self.config.digest()?,
+            base_digest: base_digest.to_owned(),
+            layout_digest: layout.digest(),
+            total: layout.total,
+            seed: self.config.run.seed,
+        };
+        for warning in reader.check_identity(&identity)? {
+            tracing::warn!("{warning}");
+        }
+        let whole = 0..layout.total;
+        let mut shard = reader.read_vectors(&[which.vector()], std::slice::from_ref(&whole))?;
+        let flat = shard.vectors.remove(which.vector()).unwrap_or_default();
+        Ok(Some(Tensor::from_vec(flat, layout.total, device)?))
+    }
+
+    /// The model with its base weights, and the parameters: `which` of the checkpoint, else the base model's.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than the configuration's.
+    pub fn load(&self, which: Which) -> Result<(Pipeline, ParamSet)> {
+        let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &Device::Cpu)?;
+        let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
+        let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {
+            Some(flat) => pipeline.base.with_flat(&layout, &flat)?,
+            None => pipeline.base.clone(),
+        };
+        Ok((pipeline, params))
+    }
+}
+
+/// The configuration of the run that wrote a checkpoint: OUT/config.toml of OUT/checkpoints/update_N.
+fn config_of_run(checkpoint: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(checkpoint).map_err(Error::io(checkpoint))?;
+    let config = absolute.parent().and_then(Path::parent).map(|run| run.join("config.toml"));
+    config.filter(|config| config.is_file()).ok_or_else(|| {
+        let path = checkpoint.display();
+        Error::Usage(format!("{path}: there is no config.toml two folders above it; give it with --config"))
+    })
+}

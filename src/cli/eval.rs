@@ -1,0 +1,67 @@
+//! `flowrl-dist eval`.
+
+use super::checkpoint::{Source, Which};
+use super::{on_ranks, print};
+use crate::data::PromptSet;
+use crate::error::{EXIT_DONE, Error, Result};
+use crate::evaluate::{Evaluation, evaluated};
+use crate::observe::logging;
+use crate::reward;
+use serde_json::{Map, Value};
+
+/// What is evaluated.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    flowrl-dist eval --checkpoint runs/a\n  \
+    mpirun -n 2 flowrl-dist eval --checkpoint runs/a/checkpoints/update_00000100 --data prompts.txt --json")]
+pub struct Arguments {
+    #[command(flatten)]
+    source: Source,
+    /// The prompts: a file with one a line, or the name of an embedded set [default: those of the run's evaluations]
+    #[arg(long, value_name = "FILE")]
+    data: Option<String>,
+    /// Which of the checkpoint's three sets of parameters
+    #[arg(long, default_value = "ema")]
+    which: Which,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Evaluates as a run does, `[eval]` and all, and prints the scores.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    let opened = arguments.source.open()?;
+    let config = &opened.config;
+    let mut prompts = match &arguments.data {
+        Some(source) => PromptSet::eval(source)?,
+        None => config.eval_prompts()?,
+    };
+    if config.eval.prompts > 0 {
+        prompts.prompts.truncate(config.eval.prompts);
+    }
+    on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
+        logging::init(world.rank(), None, "info")?;
+        let (pipeline, params) = opened.load(arguments.which)?;
+        let sampler = config.eval.sampler(&config.sampler);
+        let evaluation = Evaluation {
+            prompts: &prompts.prompts,
+            images_per_prompt: config.eval.images_per_prompt,
+            sampler: &sampler,
+            micro_batch: config.batch.micro_batch,
+            seed: config.run.seed,
+        };
+        let rewards = reward::build(&evaluated(config), candle_core::utils::get_num_threads())?;
+        let (metrics, _) = evaluation.run(&pipeline, &params, &rewards, world)?;
+        if world.rank() == 0 {
+            let text = match arguments.json {
+                true => {
+                    let object: Map<String, Value> = metrics.iter().map(|(name, x)| (name.into(), x.into())).collect();
+                    serde_json::to_string_pretty(&object).map_err(|e| Error::Failed(format!("no JSON: {e}")))?
+                }
+                false => metrics.iter().map(|(name, x)| format!("{name:<28} {x:.4}\n")).collect(),
+            };
+            print(&text);
+        }
+        Ok(EXIT_DONE)
+    })
+}

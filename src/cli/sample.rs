@@ -1,0 +1,80 @@
+//! `flowrl-dist sample`.
+
+use super::checkpoint::{Source, Which};
+use super::{choose_threads, print};
+use crate::data::{Prompt, PromptSet};
+use crate::error::{EXIT_DONE, Error, Result};
+use crate::observe::{grid, logging};
+use crate::rng::Purpose;
+use crate::rollout::{Request, Sampling};
+use std::path::PathBuf;
+
+/// What is sampled, and where to.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    flowrl-dist sample --checkpoint runs/a --prompt '\"417\" in red on yellow' -n 8 --out grid.png\n  \
+    flowrl-dist sample --config configs/glyphs/flow-awr.toml --prompt '\"417\" in red on yellow' --out base.png")]
+pub struct Arguments {
+    #[command(flatten)]
+    source: Source,
+    /// What the pictures show; as often as wanted
+    #[arg(long, required = true)]
+    prompt: Vec<String>,
+    /// Pictures of each prompt
+    #[arg(short = 'n', long = "images", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    images: u16,
+    /// Seed of the noise [default: that of the run]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Which of the checkpoint's three sets of parameters
+    #[arg(long, default_value = "ema")]
+    which: Which,
+    /// The picture that is written, a grid (PNG)
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+/// Pictures in a row of the grid.
+const COLUMNS: usize = 8;
+
+/// Small pictures are enlarged to this many pixels.
+const LEAST: usize = 96;
+
+/// Samples with the solver of evaluations and says where the picture is.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    if arguments.out.is_dir() {
+        return Err(Error::Usage(format!("--out {}: is a folder; name a file", arguments.out.display())));
+    }
+    let opened = arguments.source.open()?;
+    choose_threads();
+    logging::init(0, None, "info")?;
+    let (pipeline, params) = opened.load(arguments.which)?;
+    let config = &opened.config;
+    let images = usize::from(arguments.images);
+    let requests: Vec<Request> = arguments
+        .prompt
+        .iter()
+        .cloned()
+        .collect::<PromptSet>()
+        .prompts
+        .into_iter()
+        .flat_map(|prompt| (0..images).map(move |image| Request { prompt: prompt.clone(), image }))
+        .collect();
+    let prompts: Vec<Prompt> = requests.iter().map(|request| request.prompt.clone()).collect();
+    let sampling = Sampling {
+        pipeline: &pipeline,
+        params: &params,
+        sampler: &config.eval.sampler(&config.sampler),
+        micro_batch: config.batch.micro_batch,
+        seed: arguments.seed.unwrap_or(config.run.seed),
+        purpose: Purpose::Evaluation,
+        iteration: 0,
+    };
+    let x0 = sampling.run(&requests, &pipeline.encode(&prompts)?)?.x0;
+    let captions: Vec<String> = prompts.into_iter().map(|prompt| prompt.text).collect();
+    let scale = LEAST.div_ceil(pipeline.picture().1.max(1));
+    let picture = grid::image_grid(&pipeline.decode(&x0)?, &captions, COLUMNS.min(images), scale as u32)?;
+    grid::save_png(&picture, &arguments.out)?;
+    print(&arguments.out.display().to_string());
+    Ok(EXIT_DONE)
+}

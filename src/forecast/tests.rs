@@ -1,0 +1,71 @@
+use super::*;
+use std::path::Path;
+
+fn machine() -> Machine {
+    Machine {
+        name: "a node".into(),
+        devices: 2,
+        memory_gib: 10.0,
+        compute: Compute {
+            sample_tflops: 1e-3,
+            train_tflops: 2e-3,
+            decode_s: 0.25,
+            reward_s: 0.5,
+            optimizer_gb_s: 1.0,
+        },
+        network: Network { intra_gb_s: 2.0, inter_gb_s: 0.5, latency_us: 0.0 },
+    }
+}
+
+fn forecast(set: &[&str], ranks: usize, per_node: usize) -> Forecast {
+    let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+    let config = RunConfig::load(None, &set).unwrap();
+    Forecast::new(&config, &config.plan(ranks).unwrap(), &machine(), per_node).unwrap()
+}
+
+const SMALL: [&str; 5] =
+    ["batch.prompts=4", "batch.images_per_prompt=4", "batch.micro_batch=4", "batch.timesteps=3", "run.updates=10"];
+
+#[test]
+fn phases_are_work_over_speed() {
+    let flops = crate::pipeline::ModelConfig::default().flops().unwrap();
+    let alone = forecast(&SMALL, 1, 1);
+    let close = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+    close(alone.sample, 16.0 * 10.0 * flops / 1e9);
+    // Forward, again, two backward products, the old policy and the base model.
+    close(alone.train, 48.0 * 6.0 * flops / 2e9);
+    close(alone.decode, 16.0 * 0.25);
+    close(alone.reward, 16.0 * 0.5);
+    assert_eq!(alone.communicate, 0.0);
+    close(alone.run, 10.0 * alone.iteration);
+    close(alone.images_per_s, 16.0 / alone.iteration);
+}
+
+#[test]
+fn ranks_share_the_images_and_take_turns_on_too_few_devices() {
+    let (alone, two, four) = (forecast(&SMALL, 1, 1), forecast(&SMALL, 2, 2), forecast(&SMALL, 4, 4));
+    assert_eq!(two.sample * 2.0, alone.sample);
+    assert_eq!(four.sample, two.sample, "4 ranks on 2 devices");
+    let apart = forecast(&SMALL, 4, 2);
+    assert_eq!(apart.sample * 4.0, alone.sample);
+    assert_eq!(apart.ranks, (4, 2));
+    assert!(apart.communicate > 3.9 * four.communicate, "the slower link between nodes counts");
+}
+
+#[test]
+fn the_machines_of_the_project_can_be_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/machines");
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 2);
+    files.iter().for_each(|file| assert!(Machine::read(file).unwrap().devices > 0));
+}
+
+#[test]
+fn a_wrong_machine_is_one_line() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut wrong = machine();
+    wrong.compute.train_tflops = 0.0;
+    std::fs::write(file.path(), toml::to_string(&wrong).unwrap()).unwrap();
+    let line = Machine::read(file.path()).unwrap_err().to_string();
+    assert!(line.contains("compute.train_tflops = 0: must be a finite number above 0"), "{line}");
+}

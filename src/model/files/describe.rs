@@ -1,0 +1,143 @@
+//! What `inspect` shows of a model's files.
+
+use super::folder::{Format, parts};
+use super::{Adapter, Transformer, Weights};
+use crate::error::Result;
+use crate::model::mmdit::Config;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What lies at a path. Shows as a table; serialises.
+#[derive(Debug, Clone, Serialize)]
+pub struct Description {
+    /// The path.
+    pub path: PathBuf,
+    /// The layout in a few words.
+    pub format: &'static str,
+    /// The parts, those of a pipeline that are missing too.
+    pub parts: Vec<PartDescription>,
+    /// Sizes of the transformer, where there is one that fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transformer: Option<Config>,
+    /// Digest of the transformer's weights, as checkpoints name their base model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_digest: Option<String>,
+    /// Of an adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<AdapterDescription>,
+}
+
+/// A part of a model.
+#[derive(Debug, Clone, Serialize)]
+pub struct PartDescription {
+    /// Its name.
+    pub name: String,
+    /// Tensors.
+    pub tensors: usize,
+    /// Their elements.
+    pub parameters: usize,
+    /// Tensors of each type.
+    pub dtypes: BTreeMap<String, usize>,
+    /// Bytes of the tensors.
+    pub bytes: usize,
+    /// What is missing or wrong.
+    pub problem: Option<String>,
+}
+
+/// An adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterDescription {
+    /// Rank.
+    pub rank: usize,
+    /// The update is this times B A: alpha / rank.
+    pub scale: f64,
+    /// Modules.
+    pub modules: usize,
+    /// The ends of the modules' names.
+    pub targets: Vec<String>,
+}
+
+/// Describes a model's files: a pipeline, a transformer, a single file, an adapter. Headers are read, tensors are not.
+///
+/// # Errors
+/// The path is of no known layout.
+pub fn describe(path: &Path) -> Result<Description> {
+    let (format, parts) = parts(path)?;
+    let mut parts: Vec<_> = parts.iter().map(|p| part(&p.name, p.weights.as_ref(), p.problem.clone())).collect();
+    let (mut transformer, mut base_digest, mut adapter) = (None, None, None);
+    match format {
+        Format::PeftAdapter | Format::DiffusersAdapter => adapter = Some(described(&Adapter::open(path)?)),
+        Format::Glyphs => base_digest = Some(Weights::open(path)?.digest()),
+        Format::Pipeline | Format::Transformer | Format::SingleFile => match Transformer::open(path) {
+            Ok(found) => {
+                base_digest = Some(found.weights.digest());
+                transformer = Some(found.config);
+            }
+            Err(e) => {
+                if let Some(part) = parts.iter_mut().find(|p| p.name == "transformer" && p.problem.is_none()) {
+                    part.problem = Some(e.to_string());
+                }
+            }
+        },
+    }
+    Ok(Description { path: path.to_path_buf(), format: format.describe(), parts, transformer, base_digest, adapter })
+}
+
+fn part(name: &str, weights: Option<&Weights>, problem: Option<String>) -> PartDescription {
+    let mut dtypes = BTreeMap::new();
+    for name in weights.into_iter().flat_map(Weights::names) {
+        let dtype = weights.and_then(|weights| weights.dtype(name));
+        *dtypes.entry(dtype.map_or("unknown", |dtype| dtype.as_str()).to_owned()).or_insert(0) += 1;
+    }
+    PartDescription {
+        name: name.to_owned(),
+        tensors: weights.map_or(0, |w| w.names().count()),
+        parameters: weights.map_or(0, Weights::elements),
+        dtypes,
+        bytes: weights.map_or(0, Weights::bytes),
+        problem,
+    }
+}
+
+fn described(adapter: &Adapter) -> AdapterDescription {
+    let mut targets: Vec<_> = adapter.modules().map(target).collect();
+    targets.sort();
+    targets.dedup();
+    let (rank, scale) = (adapter.rank, adapter.scale);
+    AdapterDescription { rank, scale, modules: adapter.modules().count(), targets }
+}
+
+/// The name of a module within its block.
+fn target(module: &str) -> String {
+    let in_block = module.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.'));
+    in_block.map_or(module, |(_, name)| name).to_owned()
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "path         {}", self.path.display())?;
+        writeln!(f, "layout       {}", self.format)?;
+        if let Some(config) = &self.transformer {
+            let (layers, heads, dim) = (config.num_layers, config.num_attention_heads, config.attention_head_dim);
+            let dual = config.dual_attention_layers.len();
+            writeln!(f, "transformer  {layers} blocks ({dual} with a second attention), {heads} heads of {dim}")?;
+        }
+        if let Some(adapter) = &self.adapter {
+            let AdapterDescription { rank, scale, modules, targets } = adapter;
+            writeln!(f, "adapter      rank {rank}, scale {scale}, {modules} modules: {}", targets.join(" "))?;
+        }
+        if let Some(digest) = &self.base_digest {
+            writeln!(f, "base model   {digest}")?;
+        }
+        writeln!(f, "\n{:<16} {:>7} {:>14} {:>10}  {:<16} state", "part", "tensors", "parameters", "MiB", "types")?;
+        for part in &self.parts {
+            let types: Vec<_> = part.dtypes.iter().map(|(dtype, count)| format!("{dtype} x {count}")).collect();
+            let (tensors, parameters, mib) = (part.tensors, part.parameters, part.bytes as f64 / (1 << 20) as f64);
+            let (types, state) = (types.join(" "), part.problem.as_deref().unwrap_or("whole"));
+            writeln!(f, "{:<16} {tensors:>7} {parameters:>14} {mib:>10.1}  {types:<16} {state}", part.name)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,18 @@
+//! Weight files of the ecosystem: safetensors in the layouts that diffusers, PEFT and the model's authors write.
+
+mod adapter;
+mod describe;
+mod find;
+mod folder;
+mod sai;
+mod transformer;
+mod weights;
+
+pub use adapter::Adapter;
+pub use describe::{AdapterDescription, Description, PartDescription, describe};
+pub use folder::{Format, Part, open_part, parts};
+pub use transformer::{Loaded, Transformer};
+pub use weights::Weights;
+
+#[cfg(test)]
+mod tests;

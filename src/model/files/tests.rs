@@ -1,0 +1,136 @@
+//! Files as they are found in the wild, whole and broken.
+
+use super::*;
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+type Tensors<'a> = &'a [(&'a str, Tensor)];
+
+fn write(path: &Path, tensors: Tensors) {
+    safetensors::serialize_to_file(tensors.iter().map(|(name, t)| (*name, t.clone())), None, path).unwrap();
+}
+
+fn matrix(dtype: DType) -> Tensor {
+    Tensor::new(&[[1f32, -2.5], [0.25, 3e-5]], &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+}
+
+fn error(path: &Path) -> String {
+    Weights::open(path).unwrap_err().to_string()
+}
+
+#[test]
+fn types_are_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = [DType::F16, DType::BF16, DType::F32, DType::F64];
+    let path = folder.path().join("model.safetensors");
+    write(&path, &stored.map(|dtype| (dtype.as_str(), matrix(dtype))));
+    let weights = Weights::open(folder.path()).unwrap();
+    assert_eq!((weights.elements(), weights.bytes()), (16, 4 * (2 + 2 + 4 + 8)));
+    for from in stored {
+        assert_eq!(weights.dtype(from.as_str()), Some(from));
+        for to in stored {
+            let read = weights.tensor(from.as_str(), to, &Device::Cpu).unwrap();
+            let expected = matrix(from).to_dtype(to).unwrap();
+            assert_eq!((read.dtype(), read.dims()), (to, &[2, 2][..]));
+            let values = |t: &Tensor| t.to_dtype(DType::F64).unwrap().to_vec2::<f64>().unwrap();
+            assert_eq!(values(&read), values(&expected));
+        }
+    }
+}
+
+/// Two shards and their index, without the second shard if it is not `whole`.
+fn sharded(folder: &Path, whole: bool) {
+    write(&folder.join("model-00001-of-00002.safetensors"), &[("a", matrix(DType::F32))]);
+    if whole {
+        write(&folder.join("model-00002-of-00002.safetensors"), &[("b", matrix(DType::F16))]);
+    }
+    let map = HashMap::from([("a", "model-00001-of-00002.safetensors"), ("b", "model-00002-of-00002.safetensors")]);
+    let index = serde_json::json!({ "metadata": { "total_size": 24 }, "weight_map": map });
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn shards_are_one_model() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), true);
+    let weights = Weights::open(folder.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(weights.files().count(), 2);
+    let values = weights.tensor("b", DType::F16, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    assert_eq!(values.to_vec2::<f64>().unwrap()[0], [1.0, -2.5]);
+    // A full file goes before the shards.
+    write(&folder.path().join("model.safetensors"), &[("c", matrix(DType::F32))]);
+    assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["c"]);
+}
+
+#[test]
+fn half_a_download_is_named_and_an_other_precision_steps_in() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), false);
+    let message = error(folder.path());
+    assert!(message.contains("1 of the 2 shards it names are absent: model-00002-of-00002.safetensors;"), "{message}");
+    write(&folder.path().join("model.fp16.safetensors"), &[("c", matrix(DType::F16))]);
+    assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["c"]);
+}
+
+#[test]
+fn an_index_is_not_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), true);
+    write(&folder.path().join("model-00002-of-00002.safetensors"), &[("x", matrix(DType::F16))]);
+    assert!(error(folder.path()).contains("names b, which the file it names for it lacks"));
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map": {"a": "../secret.safetensors"}}"#).unwrap();
+    assert!(error(folder.path()).contains("not in its own folder"));
+    fs::write(&index, "[]").unwrap();
+    assert!(error(folder.path()).contains("is no index of safetensors shards"));
+}
+
+#[test]
+fn what_cannot_be_read_is_said_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, file) = (folder.path(), folder.path().join("w.safetensors"));
+    assert!(error(&root.join("none")).contains("there is nothing at this path"));
+    assert!(error(root).contains("holds no safetensors file"));
+    for name in ["diffusion_pytorch_model.bin", "sd3.ckpt"] {
+        fs::write(root.join(name), "x").unwrap();
+        assert!(error(root).contains("is a Python pickle"));
+        assert!(error(&root.join(name)).contains("safetensors.torch.save_file"));
+    }
+    for (content, wanted) in [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("<html>", "is no whole safetensors file"),
+        ("", "is no whole safetensors file"),
+    ] {
+        fs::write(&file, content).unwrap();
+        assert!(error(&file).contains(wanted), "{content:?}: {}", error(&file));
+    }
+    write(&file, &[("a", matrix(DType::F32))]);
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    assert!(error(&file).contains("download it again"));
+    fs::write(root.join("v.safetensors"), &whole).unwrap();
+    assert!(error(root).contains("holds 2 safetensors files and no index"));
+}
+
+#[test]
+fn every_difference_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let names: Vec<String> = (0..30).map(|i| format!("extra.{i:02}")).collect();
+    let mut tensors: Vec<_> = names.iter().map(|name| (name.as_str(), matrix(DType::F32))).collect();
+    tensors.push(("a", matrix(DType::F32)));
+    write(&path, &tensors);
+    let weights = Weights::open(&path).unwrap();
+    let extra = |name: &str| name.starts_with("extra");
+    weights.check([("a", &[2, 2][..])], extra).unwrap();
+    let message = weights.check([("a", &[4][..]), ("b", &[1][..])], extra).unwrap_err().to_string();
+    assert!(message.contains("2 tensors differ: a is [2, 2], not [4]; b [1] is missing."), "{message}");
+    let message = weights.check([("a", &[2, 2][..])], |_| false).unwrap_err().to_string();
+    assert!(message.contains("extra.19 is not of this model; and 10 more"), "{message}");
+    assert!(!message.contains("extra.20"));
+    assert!(weights.tensor("b", DType::F32, &Device::Cpu).unwrap_err().to_string().ends_with("lacks b"));
+    assert_eq!(weights.under("extra.").names().next(), Some("00"));
+}

@@ -1,0 +1,123 @@
+//! The transformer of Stable Diffusion 3.5 from any layout.
+
+use super::folder::open_part;
+use super::{Format, Weights};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::model::mmdit::{self, Config};
+use crate::params::{LoraConfig, ParamSet, Role, Spec};
+use candle_core::{DType, Device};
+use std::path::Path;
+
+/// The transformer's sizes and its weights, opened and not read.
+#[derive(Debug, Clone)]
+pub struct Transformer {
+    /// Sizes: of its `config.json`, or inferred from the shapes where there is none.
+    pub config: Config,
+    /// The tensors, by diffusers' names.
+    pub weights: Weights,
+}
+
+/// What a loaded transformer is.
+pub struct Loaded {
+    /// Its stages.
+    pub model: Model,
+    /// The base weights, and fresh adapters if adapters are wanted.
+    pub params: ParamSet,
+    /// [`Weights::digest`] of the base weights.
+    pub digest: String,
+}
+
+impl Transformer {
+    /// Opens the transformer of a diffusers pipeline's folder, a folder or file with the transformer alone, or the
+    /// authors' single file.
+    ///
+    /// # Errors
+    /// Nothing of this kind is there; a shard is missing; the model is another one than Stable Diffusion 3.5 Medium,
+    /// in which case everything that differs is listed.
+    pub fn open(path: &Path) -> Result<Self> {
+        let format = Format::of(path)?;
+        let config = match format {
+            Format::Pipeline => Some(path.join("transformer/config.json")),
+            Format::Transformer => Some(path.join("config.json")).filter(|config| config.is_file()),
+            Format::SingleFile => None,
+            other => {
+                let message = format!(
+                    "is a {}, not a transformer; give the diffusers folder of Stable Diffusion 3.5 Medium or its \
+                     sd3.5_medium.safetensors",
+                    other.describe()
+                );
+                return Err(Error::File { path: path.to_path_buf(), message });
+            }
+        };
+        let weights = open_part(path, "transformer")?;
+        let config = match config {
+            Some(config) => Config::read(&config)?,
+            None => infer(&weights)?,
+        };
+        let transformer = Self { config, weights };
+        let side = transformer.config.patch_size;
+        transformer.check(&mmdit::model(&transformer.config, (side, side), None)?)?;
+        Ok(transformer)
+    }
+
+    /// The model for latents of `latent` = (height, width) with its base weights in `dtype`; adapters are drawn with
+    /// `seed`, in f32. Tensors are read one after another, straight from the mapped file.
+    ///
+    /// # Errors
+    /// The latent does not fit, or the device has no room.
+    pub fn load(
+        &self,
+        lora: Option<&LoraConfig>,
+        latent: (usize, usize),
+        dtype: DType,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Loaded> {
+        let model = mmdit::model(&self.config, latent, lora)?;
+        let params = ParamSet::build(&model.specs(), |spec| match spec.role {
+            Role::Adapter => spec.initial(seed, device),
+            Role::Base | Role::Buffer => self.weights.tensor(&spec.name, dtype, device),
+        })?;
+        Ok(Loaded { model, params, digest: self.weights.digest() })
+    }
+
+    fn check(&self, model: &Model) -> Result<()> {
+        let specs = model.specs();
+        let expected = |spec: &'_ Spec| spec.role != Role::Adapter;
+        let specs = specs.iter().flat_map(|specs| specs.iter()).filter(|spec| expected(spec));
+        self.weights.check(specs.map(|spec| (spec.name.as_str(), spec.shape.as_slice())), |_| false)
+    }
+}
+
+/// The sizes of a transformer from the shapes of its tensors. Of the unit of position, which no shape tells, it takes
+/// that of Stable Diffusion 3.5 Medium; the file holds the table of positions itself.
+fn infer(weights: &Weights) -> Result<Config> {
+    let shape = |name: &str| match weights.shape(name) {
+        Some(shape) => Ok(shape),
+        None => Err(weights.error(format!("lacks {name}; give the files of Stable Diffusion 3.5 Medium"))),
+    };
+    let dim = |name: &str, axis: usize| -> Result<usize> {
+        let shape = shape(name)?;
+        let problem = || weights.error(format!("{name} is {shape:?}; give the files of Stable Diffusion 3.5 Medium"));
+        shape.get(axis).copied().filter(|&d| d > 0).ok_or_else(problem)
+    };
+    let patch = "pos_embed.proj.weight";
+    let (width, head) = (dim(patch, 0)?, dim("transformer_blocks.0.attn.norm_q.weight", 0)?);
+    let number = |name: &str| name.strip_prefix("transformer_blocks.")?.split('.').next()?.parse::<usize>().ok();
+    let depth = weights.names().filter_map(number).max().map_or(0, |last| last + 1);
+    let is_dual = |index: &usize| weights.contains(&format!("transformer_blocks.{index}.attn2.to_q.weight"));
+    Ok(Config {
+        patch_size: dim(patch, 2)?,
+        in_channels: dim(patch, 1)?,
+        num_layers: depth,
+        attention_head_dim: head,
+        num_attention_heads: width / head,
+        joint_attention_dim: dim("context_embedder.weight", 1)?,
+        caption_projection_dim: width,
+        pooled_projection_dim: dim("time_text_embed.text_embedder.linear_1.weight", 1)?,
+        sample_size: Config::sd35_medium().sample_size,
+        pos_embed_max_size: dim("pos_embed.pos_embed", 1)?.isqrt(),
+        dual_attention_layers: (0..depth).filter(is_dual).collect(),
+    })
+}

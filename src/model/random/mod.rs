@@ -1,0 +1,132 @@
+//! A folder with a Stable Diffusion 3.5 of random weights, as diffusers would write it: to try a machine, a queue or a
+//! configuration before the real files are there. Its pictures mean nothing.
+
+mod sizes;
+mod tokenizers;
+
+pub use sizes::Size;
+
+use super::text::T5Encoder;
+use super::{clip, mmdit, vae};
+use crate::error::{Error, Result};
+use crate::params::{Init, Role, Spec};
+use candle_core::{DType, Device};
+use safetensors::View;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::fs;
+use std::path::Path;
+
+/// Writes a model of this size into the folder `out`, which must not be there yet; the same seed gives the same files.
+///
+/// # Errors
+/// [`Error::Usage`] if the folder is there, [`Error::Io`] if it cannot be written.
+pub fn write(size: Size, seed: u64, out: &Path) -> Result<()> {
+    if out.exists() {
+        return Err(Error::Usage(format!("{}: is there already; name a new folder, or delete it", out.display())));
+    }
+    let configs = size.configs();
+    let folder = |name: &str| out.join(name);
+
+    let config = mmdit::Config::parse(&configs.transformer.to_string()).map_err(Error::Failed)?;
+    let model = mmdit::model(&config, (config.patch_size, config.patch_size), None)?;
+    let specs: Vec<&Spec> = model.specs().into_iter().flatten().filter(|spec| spec.role != Role::Adapter).collect();
+    let file = "diffusion_pytorch_model.safetensors";
+    part(&folder("transformer"), &configs.transformer, (file, &specs), size.dtype(), seed)?;
+
+    let specs = vae::specs(&vae::Config::parse(&configs.vae.to_string()).map_err(Error::Failed)?);
+    part(&folder("vae"), &configs.vae, (file, &specs.iter().collect::<Vec<_>>()), size.dtype(), seed)?;
+
+    let encoders = [("text_encoder", configs.clip_l), ("text_encoder_2", configs.clip_g)];
+    for ((name, config), pad) in encoders.into_iter().zip(tokenizers::CLIP_PADS) {
+        let specs = clip::TextEncoder::specs(&typed(&config)?);
+        let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
+        part(&folder(name), &config, files, size.dtype(), seed)?;
+        tokenizers::clip(&folder(&name.replace("text_encoder", "tokenizer")), pad, size.clip_vocabulary())?;
+    }
+    if let Some(config) = &configs.t5 {
+        let specs = T5Encoder::specs(&typed(config)?);
+        let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
+        part(&folder("text_encoder_3"), config, files, size.dtype(), seed)?;
+        tokenizers::t5(&folder("tokenizer_3"))?;
+    }
+    let scheduler =
+        json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0});
+    write_json(&folder("scheduler"), "scheduler_config.json", &scheduler)?;
+    write_json(out, "model_index.json", &index(configs.t5.is_some()))
+}
+
+/// A part's config.json and weights.
+fn part(folder: &Path, config: &Value, (file, specs): (&str, &[&Spec]), dtype: DType, seed: u64) -> Result<()> {
+    write_json(folder, "config.json", config)?;
+    let drawn = specs.iter().map(|spec| (spec.name.as_str(), Drawn { spec: visible(spec), dtype, seed }));
+    let path = folder.join(file);
+    safetensors::serialize_to_file(drawn, None, &path)
+        .map_err(|e| Error::File { path, message: format!("cannot be written: {e}; is the disk full?") })
+}
+
+/// What training starts from as zeros would keep the velocity at zero; weights of layers get small random values instead.
+fn visible(spec: &Spec) -> Spec {
+    let init = match spec.init {
+        Init::Zeros if spec.shape.len() > 1 => Init::Normal(0.02),
+        init => init,
+    };
+    Spec { init, ..spec.clone() }
+}
+
+/// A tensor that is drawn when it is written, so that one at a time is in memory.
+struct Drawn {
+    spec: Spec,
+    dtype: DType,
+    seed: u64,
+}
+
+impl View for Drawn {
+    fn dtype(&self) -> safetensors::Dtype {
+        match self.dtype {
+            DType::BF16 => safetensors::Dtype::BF16,
+            _ => safetensors::Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.spec.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let tensor = self.spec.initial(self.seed, &Device::Cpu).and_then(|t| Ok(t.to_dtype(self.dtype)?));
+        // A trait without errors; drawing numbers has none but a shape that is no grid, which the model has refused.
+        tensor.map_or(Cow::Owned(Vec::new()), |tensor| Cow::Owned(tensor.data().into_owned()))
+    }
+
+    fn data_len(&self) -> usize {
+        self.spec.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
+    }
+}
+
+fn index(with_t5: bool) -> Value {
+    let third = |class: &str| if with_t5 { json!(["transformers", class]) } else { json!([null, null]) };
+    json!({
+        "_class_name": "StableDiffusion3Pipeline",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": third("T5EncoderModel"),
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "tokenizer_3": third("T5TokenizerFast"),
+    })
+}
+
+fn typed<T: serde::de::DeserializeOwned>(config: &Value) -> Result<T> {
+    serde_json::from_value(config.clone()).map_err(|e| Error::Failed(format!("a size that is none: {e}")))
+}
+
+fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
+    fs::create_dir_all(folder).map_err(Error::io(folder))?;
+    let path = folder.join(name);
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Failed(format!("no JSON: {e}")))?;
+    fs::write(&path, text).map_err(Error::io(&path))
+}

@@ -1,0 +1,136 @@
+//! `[model]`: which base model, where its files are, and what of it is trained.
+
+use super::{glyphs, sd35};
+use crate::error::Result;
+use crate::model::{Model, mmdit};
+use crate::params::{self, LoraConfig, Trainable};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// The embedded task's model, in pixel space.
+    #[serde(rename = "glyphs")]
+    Glyphs,
+    /// Stable Diffusion 3.5 Medium, or a smaller model of its architecture.
+    #[serde(rename = "sd35-medium")]
+    Sd35Medium,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Which base model.
+    pub kind: Kind,
+    /// Its files; nothing: the weights that are part of the program (glyphs only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35-medium).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transformer: Option<PathBuf>,
+    /// Side of a picture in pixels (sd35-medium; a glyphs picture has its own).
+    pub resolution: usize,
+    /// Tokens of a prompt that T5 reads (sd35-medium); CLIP reads 77.
+    pub t5_tokens: usize,
+    /// The folder of encoded prompts (sd35-medium), which runs may share.
+    pub prompt_cache: PathBuf,
+    /// What is trained.
+    pub trainable: Trainable,
+    /// The adapters, if they are what is trained.
+    pub lora: LoraSection,
+}
+
+/// `[model.lora]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraSection {
+    /// Rank of the update.
+    pub rank: usize,
+    /// Scale: the update is multiplied by alpha / rank.
+    pub alpha: f64,
+    /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the model's usual ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
+}
+
+impl Default for LoraSection {
+    fn default() -> Self {
+        Self { rank: 32, alpha: 64.0, targets: None }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Glyphs,
+            path: None,
+            transformer: None,
+            resolution: 512,
+            t5_tokens: 128,
+            prompt_cache: "cache/prompts".into(),
+            trainable: Trainable::Full,
+            lora: LoraSection::default(),
+        }
+    }
+}
+
+impl Kind {
+    /// The linear layers that can have an adapter, and have one where the configuration names none.
+    pub fn lora_targets(self) -> &'static [&'static str] {
+        match self {
+            Kind::Glyphs => &params::LORA_TARGETS,
+            Kind::Sd35Medium => &mmdit::LORA_TARGETS,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// The adapters, if they are what is trained.
+    pub fn adapters(&self) -> Option<LoraConfig> {
+        let LoraSection { rank, alpha, targets } = &self.lora;
+        let usual = || self.kind.lora_targets().iter().map(|t| t.to_string()).collect();
+        let targets = targets.clone().unwrap_or_else(usual);
+        (self.trainable == Trainable::Lora).then_some(LoraConfig { rank: *rank, alpha: *alpha, targets })
+    }
+
+    /// Where the transformer's files are.
+    pub fn transformer(&self) -> Option<&Path> {
+        self.transformer.as_deref().or(self.path.as_deref())
+    }
+
+    /// Refuses files that are not there or not whole, before any time is spent.
+    ///
+    /// # Errors
+    /// [`crate::Error::File`]: everything that is absent or cannot be read.
+    pub fn check_files(&self) -> Result<()> {
+        match self.kind {
+            Kind::Glyphs => Ok(()), // the configuration's check has asked for the one file
+            Kind::Sd35Medium => sd35::check(self),
+        }
+    }
+
+    /// The velocity model, without weights.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] if the pictures do not fit the model, or what is wrong with the files that give its sizes.
+    pub fn build(&self) -> Result<Model> {
+        let adapters = self.adapters();
+        match self.kind {
+            Kind::Glyphs => Ok(glyphs::model(adapters.as_ref())),
+            Kind::Sd35Medium => sd35::model(self, adapters.as_ref()),
+        }
+    }
+
+    /// Floating-point operations of the velocity model's forward pass for one sample.
+    ///
+    /// # Errors
+    /// What is wrong with the files that give the model's sizes.
+    pub fn flops(&self) -> Result<f64> {
+        match self.kind {
+            Kind::Glyphs => Ok(glyphs::sizes().flops()),
+            Kind::Sd35Medium => sd35::flops(self),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What lies between a prompt and a picture: conditioning, velocity model, decoder; and the base model's weights.
+
+mod config;
+mod glyphs;
+mod sd35;
+
+pub use config::{Kind, LoraSection, ModelConfig};
+pub use glyphs::{encode_pictures, random, weights as glyphs_weights};
+pub use sd35::Parts as Sd35Parts;
+
+use crate::comm::Communicator;
+use crate::data::Prompt;
+use crate::error::Result;
+use crate::model::Model;
+use crate::model::text::Filled;
+use crate::params::ParamSet;
+use candle_core::{Device, Tensor};
+
+/// A text-to-image model with its base weights.
+pub struct Pipeline {
+    /// The velocity model.
+    pub model: Model,
+    /// The base weights, and fresh adapters if adapters are trained.
+    pub base: ParamSet,
+    /// Digest of the base weights.
+    pub base_digest: String,
+    /// Where the tensors lie.
+    pub device: Device,
+    /// How prompts become conditioning and samples pictures.
+    pub task: Task,
+}
+
+/// What differs between the base models beside the velocity model.
+pub enum Task {
+    /// Prompts as characters and colours, pictures as they are.
+    Glyphs,
+    /// Prompts through text encoders, pictures through a decoder.
+    Sd35(Box<Sd35Parts>),
+}
+
+impl Pipeline {
+    /// The model of the configuration with its weights; `seed` draws the adapters.
+    pub fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
+        match config.kind {
+            Kind::Glyphs => glyphs::load(config, seed, device),
+            Kind::Sd35Medium => sd35::load(config, seed, device),
+        }
+    }
+
+    /// Does once for a run what prompts need before they can be encoded: every rank calls it with all prompts of the run.
+    pub fn prepare(config: &ModelConfig, prompts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
+        match config.kind {
+            Kind::Glyphs => Ok(()),
+            Kind::Sd35Medium => {
+                let Filled { found, encoded } = sd35::encode_prompts(config, prompts, device, comm)?;
+                tracing::info!("rank {}: {encoded} prompts encoded, {found} were in the cache", comm.rank());
+                Ok(())
+            }
+        }
+    }
+
+    /// Conditioning of the prompts, tensors with a row a prompt.
+    pub fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        match &self.task {
+            Task::Glyphs => glyphs::encode(prompts, &self.device),
+            Task::Sd35(parts) => parts.encode(prompts),
+        }
+    }
+
+    /// What guidance leads away from, in the shape of `conditioning`.
+    pub fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
+        match &self.task {
+            Task::Glyphs => glyphs::negative(conditioning),
+            Task::Sd35(parts) => parts.negative(conditioning),
+        }
+    }
+
+    /// Pictures `[B, 3, H, W]` in [0, 1] of samples x0 `[B, C, H, W]`.
+    pub fn decode(&self, x0: &Tensor) -> Result<Tensor> {
+        match &self.task {
+            Task::Glyphs => glyphs::decode(x0),
+            Task::Sd35(parts) => parts.decode(x0),
+        }
+    }
+
+    /// Height and width of a picture.
+    pub fn picture(&self) -> (usize, usize) {
+        let (_, height, width) = self.model.latent;
+        match &self.task {
+            Task::Glyphs => (height, width),
+            Task::Sd35(parts) => (height * parts.scale(), width * parts.scale()),
+        }
+    }
+}

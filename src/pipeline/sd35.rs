@@ -1,0 +1,151 @@
+//! Stable Diffusion 3.5: prompts through three text encoders, pictures through the decoder.
+
+use super::{ModelConfig, Pipeline, Task};
+use crate::comm::Communicator;
+use crate::data::Prompt;
+use crate::error::{Error, Result};
+use crate::model::files::{self, Format, Transformer};
+use crate::model::text::{Encoding, Filled, PromptCache};
+use crate::model::vae::{self, Vae};
+use crate::model::{Model, mmdit};
+use crate::params::LoraConfig;
+use candle_core::{DType, Device, Tensor};
+use std::path::Path;
+
+/// Tokens of a prompt that the CLIP encoders read.
+const CLIP_TOKENS: usize = 77;
+
+/// What guidance leads away from.
+const NEGATIVE: &str = "";
+
+/// The velocity model, of the sizes that the files say; of Stable Diffusion 3.5 Medium's where there are none yet.
+pub(super) fn model(config: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Model> {
+    mmdit::model(&sizes(config)?, latent(config)?, lora)
+}
+
+/// Floating-point operations of a forward pass for one sample.
+pub(super) fn flops(config: &ModelConfig) -> Result<f64> {
+    Ok(sizes(config)?.flops(latent(config)?, CLIP_TOKENS + config.t5_tokens))
+}
+
+fn sizes(config: &ModelConfig) -> Result<mmdit::Config> {
+    match config.transformer() {
+        Some(path) if path.exists() => Ok(Transformer::open(path)?.config),
+        _ => Ok(mmdit::Config::sd35_medium()),
+    }
+}
+
+fn latent(config: &ModelConfig) -> Result<(usize, usize)> {
+    let file = config.path.as_deref().map(|path| path.join("vae/config.json"));
+    let vae = match file.filter(|file| file.is_file()) {
+        Some(file) => vae::Config::read(&file)?,
+        None => vae::Config::sd3(),
+    };
+    Ok((config.resolution / vae.scale(), config.resolution / vae.scale()))
+}
+
+/// Refuses a folder that lacks a part, before any time is spent.
+///
+/// # Errors
+/// [`Error::File`]: everything that is absent or cannot be read.
+pub(super) fn check(config: &ModelConfig) -> Result<()> {
+    let path = folder(config)?;
+    let (format, parts) = files::parts(path)?;
+    let error = |message: String| Err(Error::File { path: path.to_path_buf(), message });
+    if format != Format::Pipeline {
+        return error(format!(
+            "is a {}; model.path is the folder of the whole pipeline as diffusers writes it, with text encoders and VAE, and \
+             model.transformer another transformer",
+            format.describe()
+        ));
+    }
+    let own_transformer = config.transformer.is_none();
+    let needed = |name: &str| name != "scheduler" && (own_transformer || name != "transformer");
+    let missing = parts.iter().filter(|part| needed(&part.name));
+    let missing: Vec<String> =
+        missing.filter_map(|part| Some(format!("{} {}", part.name, part.problem.as_ref()?))).collect();
+    if !missing.is_empty() {
+        return error(format!("{}; download the folder again, whole", missing.join("; ")));
+    }
+    config.transformer().map_or(Ok(()), |path| Transformer::open(path).map(drop))
+}
+
+/// Sees to it that the cache holds the encodings of `prompts` and of what guidance leads away from; every rank does its
+/// share, and all return when all is there.
+pub(super) fn encode_prompts(
+    config: &ModelConfig,
+    prompts: &[&str],
+    device: &Device,
+    comm: &dyn Communicator,
+) -> Result<Filled> {
+    let all: Vec<&str> = prompts.iter().copied().chain([NEGATIVE]).collect();
+    cache(config)?.fill(&all, comm, device)
+}
+
+fn cache(config: &ModelConfig) -> Result<PromptCache> {
+    let folder = folder(config)?.to_path_buf();
+    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: DType::F32 };
+    PromptCache::open(&config.prompt_cache, encoding)
+}
+
+fn folder(config: &ModelConfig) -> Result<&Path> {
+    let missing = || Error::Usage("model.path is missing: name the folder of Stable Diffusion 3.5 Medium".into());
+    config.path.as_deref().ok_or_else(missing)
+}
+
+/// The transformer, the decoder, and the cache of encoded prompts.
+pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
+    let path = folder(config)?;
+    let transformer = Transformer::open(config.transformer().unwrap_or(path))?;
+    let vae = Vae::load(&path.join("vae"), DType::F32, device)?;
+    let (channels, wanted) = (vae.config.latent_channels, transformer.config.in_channels);
+    if channels != wanted {
+        let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
+        return Err(Error::File { path: path.to_path_buf(), message });
+    }
+    let loaded = transformer.load(config.adapters().as_ref(), latent(config)?, DType::F32, seed, device)?;
+    let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
+    Ok(Pipeline {
+        model: loaded.model,
+        base: loaded.params,
+        base_digest: loaded.digest,
+        device: device.clone(),
+        task: Task::Sd35(Box::new(parts)),
+    })
+}
+
+/// What stands before and behind the transformer.
+pub struct Parts {
+    prompts: PromptCache,
+    vae: Vae,
+    device: Device,
+}
+
+impl Parts {
+    /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts in the cache.
+    pub(super) fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        self.of(&texts)
+    }
+
+    /// The empty prompt, in the shape of `conditioning`.
+    pub(super) fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
+        let empty = self.of(&[NEGATIVE])?;
+        empty.iter().zip(conditioning).map(|(empty, shape)| Ok(empty.broadcast_as(shape.shape())?)).collect()
+    }
+
+    fn of(&self, texts: &[&str]) -> Result<Vec<Tensor>> {
+        let embeddings = self.prompts.get(texts, &self.device)?;
+        Ok(vec![embeddings.context, embeddings.pooled])
+    }
+
+    /// Pictures of samples.
+    pub(super) fn decode(&self, x0: &Tensor) -> Result<Tensor> {
+        self.vae.decode(x0)
+    }
+
+    /// Pixels of a picture on a side of a latent's pixel.
+    pub(super) fn scale(&self) -> usize {
+        self.vae.config.scale()
+    }
+}

@@ -1,0 +1,95 @@
+//! `sample` and `eval`: the base model, and a checkpoint of a small run.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if ["OMPI_", "PMI", "SLURM_", "RUST_LOG"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command.args(arguments).output().unwrap()
+}
+
+fn done(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(arguments: &[&str], part: &str) {
+    let output = run(arguments);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+    assert!(error.contains(part), "no {part:?} in {error}");
+}
+
+const PROMPT: &str = "\"417\" in red on yellow";
+
+/// Two updates of two images each; both sets of parameters differ from the base model's.
+fn small_run(out: &str) {
+    let set =
+        ["run.updates=2", "run.eval_every=0", "batch.prompts=1", "batch.images_per_prompt=2", "batch.timesteps=1"];
+    let more = ["sampler.steps=2", "eval.prompts=2", "eval.steps=2", "optim.lr=1e-3"];
+    let mut arguments: Vec<&str> = set.iter().chain(&more).flat_map(|set| ["--set", set]).collect();
+    arguments.extend(["--out", out]);
+    done(&arguments);
+}
+
+#[test]
+fn a_checkpoint_samples_and_is_scored() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let out = path("run");
+    small_run(&out);
+
+    let sample = |from: &[&str], more: &[&str], name: &str| -> Vec<u8> {
+        let file = path(name);
+        let stdout = done(&[&["sample"], from, &["--prompt", PROMPT, "-n", "2", "--out", &file], more].concat());
+        assert_eq!(stdout.trim_end(), file);
+        fs::read(file).unwrap()
+    };
+    let config = Path::new(&out).join("config.toml").to_str().unwrap().to_owned();
+    let (run_folder, base) = (["--checkpoint", out.as_str()], ["--config", config.as_str()]);
+    let policy = sample(&run_folder, &["--which", "policy"], "policy.png");
+    assert!(policy.starts_with(b"\x89PNG"));
+    let checkpoint = format!("{out}/checkpoints/update_00000002");
+    assert_eq!(sample(&["--checkpoint", &checkpoint], &["--which", "policy"], "again.png"), policy);
+    assert_ne!(sample(&base, &[], "base.png"), policy, "the base model's pictures are others");
+    assert_ne!(sample(&run_folder, &["--which", "policy", "--seed", "77"], "seed.png"), policy);
+
+    // The score of the EMA is the one that the run's last evaluation wrote.
+    let scores: Value = serde_json::from_str(&done(&["eval", "--checkpoint", &out, "--json"])).unwrap();
+    let log = fs::read_to_string(Path::new(&out).join("metrics.jsonl")).unwrap();
+    let mut lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let last = lines.rfind(|line| !line["eval.images"].is_null()).unwrap();
+    for key in ["eval.reward.ocr.mean", "eval.reward.colour.mean", "eval.exact", "eval.images"] {
+        assert_eq!(scores[key].as_f64().unwrap(), last[key].as_f64().unwrap(), "{key}");
+    }
+    let data = path("prompts.txt");
+    fs::write(&data, format!("{PROMPT}\n")).unwrap();
+    let text = done(&["eval", "--checkpoint", &out, "--data", &data]);
+    assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 1.0000")), "{text}");
+}
+
+#[test]
+fn mistakes_in_sampling_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().to_str().unwrap();
+    let (config, png) = ("configs/glyphs/flow-awr.toml", &*format!("{empty}/grid.png"));
+    refused(&["sample", "--prompt", PROMPT, "--out", png], "--checkpoint");
+    refused(&["sample", "--config", config, "--out", png], "--prompt");
+    refused(&["sample", "--config", config, "--prompt", "a cat", "--out", png], "not of the form");
+    refused(&["sample", "--config", config, "--prompt", PROMPT, "-n", "0", "--out", png], "0");
+    refused(&["sample", "--config", config, "--prompt", PROMPT, "--out", empty], "is a folder; name a file");
+    refused(&["sample", "--checkpoint", empty, "--prompt", PROMPT, "--out", png], "is neither a checkpoint");
+    refused(&["eval", "--checkpoint", empty], "is neither a checkpoint");
+    refused(&["eval", "--config", config, "--data", "none.txt"], "none.txt");
+    assert!(!Path::new(png).exists());
+}

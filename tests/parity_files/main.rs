@@ -1,0 +1,9 @@
+//! Files of the ecosystem, read and written, against recorded values and against their own inverse.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+mod layouts;
+mod lora;
+mod peers;
+mod sai;
