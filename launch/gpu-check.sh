@@ -5,8 +5,9 @@
 #   launch/gpu-check.sh build FOLDER      builds only, and lays stripped programs and fixtures down in FOLDER ...
 #   launch/gpu-check.sh run FOLDER        ... for a machine with a GPU and no toolkit, or no Rust
 #
-# FLOWRL_FEATURES: what to build, default "mpi,cuda" where mpirun is installed, else "cuda" alone. PyTorch is compared with
-# where `python3 -c 'import torch'` works; the launch of two ranks is tried where there is mpirun.
+# It builds with MPI where mpirun is installed and FLOWRL_WITHOUT_MPI is not set: a program with MPI does not start where its
+# library is missing. PyTorch is compared with where `python3 -c 'import torch'` works; a run of two ranks is tried where
+# there is mpirun.
 #
 # Exit code: 0 all is well; 1 something is not; 3 there is no GPU, and what needs none is well.
 set -euo pipefail
@@ -33,16 +34,18 @@ for line in sys.stdin:
 }
 
 build() {
-    local folder=$1 features=${FLOWRL_FEATURES:-} arguments=() name
-    [[ -n $features ]] || { command -v mpirun >/dev/null && features=mpi,cuda || features=cuda; }
+    local folder=$1 features=(--features cuda) arguments=() name
+    if [[ -n ${FLOWRL_WITHOUT_MPI:-} ]] || ! command -v mpirun >/dev/null; then
+        features+=(--no-default-features)
+    fi
     for name in "${tests[@]}"; do arguments+=(--test "$name"); done
     mkdir -p "$folder"
     (
         cd "$root"
-        local common=(--release --no-default-features --features "$features" --message-format=json)
-        cargo build "${common[@]}" --bin flowrl-dist
-        cargo test "${common[@]}" --no-run "${arguments[@]}"
-        cargo bench "${common[@]/--release/--profile=release}" --no-run --bench gpu
+        local common=("${features[@]}" --message-format=json)
+        cargo test --release "${common[@]}" --no-run "${arguments[@]}"
+        cargo build --release "${common[@]}" --bin flowrl-dist
+        cargo bench "${common[@]}" --no-run --bench gpu
     ) | executables | while read -r name path; do
         strip -o "$folder/$name" "$path"
     done

@@ -45,7 +45,7 @@ fn run(role: &str, rank: usize, ranks: usize) -> Result<()> {
     let (device, _) = select(DeviceChoice::Cuda, &place)?;
     let deadline = if role == "conform" { DEADLINE } else { SHORT };
     let id = shared_id(rank)?;
-    let members = NcclMembership { id, rank, world_size: ranks, deadline, abort: |code| std::process::exit(code) };
+    let members = NcclMembership { id, rank, world_size: ranks, deadline, abort: signal_hook::low_level::exit };
     if role == "alone" {
         return match Nccl::join(&device, &NcclMembership { world_size: 2, ..members }) {
             Err(Error::Peer(message)) => {
