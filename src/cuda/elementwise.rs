@@ -7,12 +7,13 @@ use candle_core::{DType, Result, bail};
 const FILE: &str = "elementwise";
 const THREADS: usize = 256;
 
-/// No more blocks than this; a thread takes several elements then.
+/// Elements of a thread, at least, and blocks at most.
+const SHARE: usize = 4;
 const MOST_BLOCKS: usize = 1 << 16;
 
 /// A kernel over n elements.
 fn each<G: Gpu>(gpu: &G, kernel: &str, n: usize, arguments: &[Argument]) -> Result<()> {
-    let grid = [ceil(n, THREADS).min(MOST_BLOCKS), 1, 1];
+    let grid = [ceil(n, THREADS * SHARE).min(MOST_BLOCKS), 1, 1];
     gpu.launch(&Launch { file: FILE, kernel, grid, threads: [THREADS, 1, 1], arguments })
 }
 

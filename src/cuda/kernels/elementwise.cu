@@ -18,43 +18,39 @@ struct Gelu {
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
 template <typename G, typename T> __device__ __forceinline__ void activation(const T *x, T *y, u64 n) {
-    EACH(i, n) {
-        float v = widen(x[i]);
-        y[i] = narrow<T>(v * sigmoid(G::gate(v)));
-    }
+    map({x}, y, n, FIRST, STEP, [](const float(&v)[1]) { return v[0] * sigmoid(G::gate(v[0])); });
 }
 
 template <typename G, typename T>
 __device__ __forceinline__ void activation_backward(const T *x, const T *dy, T *dx, u64 n) {
-    EACH(i, n) {
-        float v = widen(x[i]), s = sigmoid(G::gate(v));
-        dx[i] = narrow<T>(widen(dy[i]) * (s + v * s * (1.f - s) * G::slope(v)));
-    }
+    map({x, dy}, dx, n, FIRST, STEP, [](const float(&v)[2]) {
+        float s = sigmoid(G::gate(v[0]));
+        return v[1] * (s + v[0] * s * (1.f - s) * G::slope(v[0]));
+    });
 }
 
 // The kernels below have a block a row, so that nothing is divided by the width.
-#define EACH_COLUMN(i, width) for (u64 i = threadIdx.x; i < (width); i += blockDim.x)
 
 // y + bias, in place: y [rows, width].
 template <typename T> __device__ __forceinline__ void bias(T *y, const T *b, u64 width) {
     y += blockIdx.x * width;
-    EACH_COLUMN(i, width) y[i] = narrow<T>(widen(y[i]) + widen(b[i]));
+    map({y, b}, y, width, threadIdx.x, blockDim.x, [](const float(&v)[2]) { return v[0] + v[1]; });
 }
 
 // x + gate y: x and y [B, .., width] with `tokens` rows a sample, gate [B, width].
 template <typename T>
 __device__ __forceinline__ void gated_residual(const T *x, const T *gate, const T *y, T *out, u64 tokens, u64 width) {
-    u64 at = blockIdx.x * width;
-    x += at, y += at, out += at, gate += blockIdx.x / tokens * width;
-    EACH_COLUMN(i, width) out[i] = narrow<T>(widen(x[i]) + widen(gate[i]) * widen(y[i]));
+    u64 at = blockIdx.x * width, sample = blockIdx.x / tokens * width;
+    map({x + at, gate + sample, y + at}, out + at, width, threadIdx.x, blockDim.x,
+        [](const float(&v)[3]) { return v[0] + v[1] * v[2]; });
 }
 
 // gate d: the gradient of y; the gate's own is a sum over columns (reduce.cu).
 template <typename T>
 __device__ __forceinline__ void gated_residual_backward(const T *gate, const T *d, T *dy, u64 tokens, u64 width) {
-    u64 at = blockIdx.x * width;
-    d += at, dy += at, gate += blockIdx.x / tokens * width;
-    EACH_COLUMN(i, width) dy[i] = narrow<T>(widen(gate[i]) * widen(d[i]));
+    u64 at = blockIdx.x * width, sample = blockIdx.x / tokens * width;
+    map({gate + sample, d + at}, dy + at, width, threadIdx.x, blockDim.x,
+        [](const float(&v)[2]) { return v[0] * v[1]; });
 }
 
 // destination += source, in f32.

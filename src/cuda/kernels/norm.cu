@@ -4,19 +4,10 @@
 // Mean (0 for RMS) and reciprocal deviation of a row; the variance in a second pass, as on the CPU.
 template <bool CENTRED, typename T>
 __device__ __forceinline__ void statistics_of(const T *x, u64 width, float eps, float &mean, float &rstd) {
-    u32 lane = threadIdx.x % WARP;
-    mean = 0.f;
-    if (CENTRED) {
-        float sum = 0.f;
-        for (u64 i = lane; i < width; i += WARP) sum += widen(x[i]);
-        mean = warp_sum(sum) / (float)width;
-    }
-    float square = 0.f;
-    for (u64 i = lane; i < width; i += WARP) {
-        float d = widen(x[i]) - mean;
-        square += d * d;
-    }
-    rstd = 1.f / sqrtf(warp_sum(square) / (float)width + eps);
+    mean = CENTRED ? total({x}, width, [](const float(&v)[1]) { return v[0]; }) / (float)width : 0.f;
+    float centre = mean;
+    float square = total({x}, width, [=](const float(&v)[1]) { return (v[0] - centre) * (v[0] - centre); });
+    rstd = 1.f / sqrtf(square / (float)width + eps);
 }
 
 // LayerNorm without affine parameters, then x (1 + scale) + shift: x [B, .., width] with `tokens` rows a sample, shift
@@ -29,8 +20,8 @@ __device__ __forceinline__ void layer_norm_modulate(const T *x, const T *shift, 
     x += row * width, out += row * width, shift += sample * width, scale += sample * width;
     float mean, rstd;
     statistics_of<true>(x, width, eps, mean, rstd);
-    for (u64 i = threadIdx.x % WARP; i < width; i += WARP)
-        out[i] = narrow<T>((widen(x[i]) - mean) * rstd * (1.f + widen(scale[i])) + widen(shift[i]));
+    map({x, shift, scale}, out, width, threadIdx.x % WARP, WARP,
+        [=](const float(&v)[3]) { return (v[0] - mean) * rstd * (1.f + v[2]) + v[1]; });
 }
 
 // dx, and (mean, reciprocal deviation) of each row for the sums over rows: statistics [rows, 2].
@@ -40,22 +31,17 @@ __device__ __forceinline__ void layer_norm_modulate_backward(const T *x, const T
                                                              float eps) {
     u64 row = warp_number(), sample = row / tokens;
     if (row >= rows) return;
-    u32 lane = threadIdx.x % WARP;
     x += row * width, dy += row * width, dx += row * width, scale += sample * width;
     float mean, rstd;
     statistics_of<true>(x, width, eps, mean, rstd);
-    float sum = 0.f, product = 0.f;
-    for (u64 i = lane; i < width; i += WARP) {
-        float inner = widen(dy[i]) * (1.f + widen(scale[i]));
-        sum += inner;
-        product += inner * (widen(x[i]) - mean) * rstd;
-    }
-    sum = warp_sum(sum) / (float)width, product = warp_sum(product) / (float)width;
-    for (u64 i = lane; i < width; i += WARP) {
-        float inner = widen(dy[i]) * (1.f + widen(scale[i]));
-        dx[i] = narrow<T>(rstd * (inner - sum - (widen(x[i]) - mean) * rstd * product));
-    }
-    if (lane == 0) statistics[2 * row] = mean, statistics[2 * row + 1] = rstd;
+    float sum = total({dy, scale}, width, [](const float(&v)[2]) { return v[0] * (1.f + v[1]); }) / (float)width;
+    float product = total({dy, scale, x}, width, [=](const float(&v)[3]) {
+        return v[0] * (1.f + v[1]) * (v[2] - mean) * rstd;
+    }) / (float)width;
+    map({dy, scale, x}, dx, width, threadIdx.x % WARP, WARP, [=](const float(&v)[3]) {
+        return rstd * (v[0] * (1.f + v[1]) - sum - (v[2] - mean) * rstd * product);
+    });
+    if (threadIdx.x % WARP == 0) statistics[2 * row] = mean, statistics[2 * row + 1] = rstd;
 }
 
 // x / rms(x) weight: x [rows, width], weight [width].
@@ -66,7 +52,7 @@ __device__ __forceinline__ void rms_norm(const T *x, const T *weight, T *out, u6
     x += row * width, out += row * width;
     float mean, rstd;
     statistics_of<false>(x, width, eps, mean, rstd);
-    for (u64 i = threadIdx.x % WARP; i < width; i += WARP) out[i] = narrow<T>(widen(x[i]) * rstd * widen(weight[i]));
+    map({x, weight}, out, width, threadIdx.x % WARP, WARP, [=](const float(&v)[2]) { return v[0] * rstd * v[1]; });
 }
 
 template <typename T>
@@ -74,16 +60,15 @@ __device__ __forceinline__ void rms_norm_backward(const T *x, const T *weight, c
                                                   u64 rows, u64 width, float eps) {
     u64 row = warp_number();
     if (row >= rows) return;
-    u32 lane = threadIdx.x % WARP;
     x += row * width, dy += row * width, dx += row * width;
     float mean, rstd;
     statistics_of<false>(x, width, eps, mean, rstd);
-    float product = 0.f;
-    for (u64 i = lane; i < width; i += WARP) product += widen(dy[i]) * widen(weight[i]) * widen(x[i]);
-    product = warp_sum(product) * rstd / (float)width;
-    for (u64 i = lane; i < width; i += WARP)
-        dx[i] = narrow<T>(rstd * (widen(dy[i]) * widen(weight[i]) - widen(x[i]) * rstd * product));
-    if (lane == 0) statistics[2 * row] = 0.f, statistics[2 * row + 1] = rstd;
+    float product = total({dy, weight, x}, width, [](const float(&v)[3]) { return v[0] * v[1] * v[2]; });
+    product *= rstd / (float)width;
+    map({dy, weight, x}, dx, width, threadIdx.x % WARP, WARP, [=](const float(&v)[3]) {
+        return rstd * (v[0] * v[1] - v[2] * rstd * product);
+    });
+    if (threadIdx.x % WARP == 0) statistics[2 * row] = 0.f, statistics[2 * row + 1] = rstd;
 }
 
 #define KERNELS(T)                                                                                                     \
