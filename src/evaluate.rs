@@ -6,12 +6,12 @@ use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
-use crate::params::ParamSet;
 use crate::pipeline::{Kind, Pipeline};
 use crate::reward::{Reward, RewardConfig, RewardKind};
 use crate::rng::Purpose;
-use crate::rollout::{Request, Sampling};
-use candle_core::Tensor;
+use crate::rollout::{Request, Sampling, busiest};
+use crate::shard::Weights;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[eval]`.
@@ -60,7 +60,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
 
 /// The images of an evaluation that a person looks at.
 pub struct Gallery {
-    /// `[n, 3, H, W]` in [0, 1].
+    /// `[n, 3, H, W]` in [0, 1], large ones made smaller.
     pub images: Tensor,
     /// Their prompts.
     pub captions: Vec<String>,
@@ -82,6 +82,8 @@ pub struct Evaluation<'a> {
 
 /// Images that the gallery shows, one for each of the first prompts.
 const GALLERY: usize = 24;
+/// Their longest side in pixels: every rank gets them all.
+const SIDE: usize = 256;
 
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
@@ -89,21 +91,25 @@ impl Evaluation<'_> {
     pub fn run(
         &self,
         pipeline: &Pipeline,
-        params: &ParamSet,
+        params: &dyn Weights,
         rewards: &[Box<dyn Reward>],
         world: &World,
     ) -> Result<(Metrics, Gallery)> {
         let count = self.prompts.len() * self.images_per_prompt;
         let mine = share(count, world.rank(), world.world_size());
-        let requests: Vec<Request> = mine
-            .clone()
-            .map(|i| Request {
-                prompt: self.prompts[i / self.images_per_prompt].clone(),
-                image: i % self.images_per_prompt,
-            })
-            .collect();
+        let images_per_rank = count.div_ceil(world.world_size());
+        let request = |i: usize| Request {
+            prompt: self.prompts[i / self.images_per_prompt].clone(),
+            image: i % self.images_per_prompt,
+        };
+        let mut requests: Vec<Request> = mine.clone().map(request).collect();
+        if requests.is_empty() && busiest(params, images_per_rank) > 0 {
+            requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
+        }
         let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
-        let mut gallery: Vec<(usize, Vec<f32>)> = Vec::new();
+        let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
+        let (height, width) = pipeline.picture();
+        let shrink = height.max(width).div_ceil(SIDE);
         if !requests.is_empty() {
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
             let conditioning = pipeline.encode(&prompts)?;
@@ -116,24 +122,25 @@ impl Evaluation<'_> {
                 purpose: Purpose::Evaluation,
                 iteration: 0,
             };
-            let images = pipeline.decode(&sampling.run(&requests, &conditioning)?.x0)?;
-            for (scores, reward) in scores.iter_mut().zip(rewards) {
+            let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
+            for (scores, reward) in scores.iter_mut().zip(rewards).filter(|_| !mine.is_empty()) {
                 *scores = reward.score(&images, &prompts)?;
             }
-            for (i, request) in requests.iter().enumerate() {
+            for (i, request) in requests.iter().enumerate().take(mine.len()) {
                 let place = (mine.start + i) / self.images_per_prompt;
                 if request.image == 0 && place < GALLERY {
-                    gallery.push((place, images.get(i)?.flatten_all()?.to_vec1::<f32>()?));
+                    let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
+                    let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
+                    gallery.push((place, bytes.flatten_all()?.to_vec1()?));
                 }
             }
         }
         let all = exchange(&*world.host, &scores)?;
         let metrics = self.summary(rewards, &all, count);
-        let shown: Vec<(usize, Vec<f32>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let (h, w) = pipeline.picture();
+        let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
         let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
-        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, pixels)| pixels).collect();
-        let images = Tensor::from_vec(pixels, ((), 3, h, w), &candle_core::Device::Cpu)?;
+        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
+        let images = Tensor::from_vec(pixels, ((), 3, height / shrink, width / shrink), &Device::Cpu)?;
         Ok((metrics, Gallery { images, captions }))
     }
 

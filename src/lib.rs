@@ -29,7 +29,9 @@
 //! `x0` estimate `x_t - t v`. An *iteration* is one rollout round, an *update* one optimizer step.
 //!
 //! # Precision, once
-//! Weights and activations: f32 on the CPU. Master parameters, moments, gradients and their reduction: f32.
+//! Weights and activations of the model, and what of its weights travels: `model.dtype`, f32 or bf16; norms and softmax
+//! in it: f32. Master parameters, moments, old policy, EMA, the sum of gradients and its reduction, and every state of a
+//! solver: f32. A gradient has the type of its weight until it is added to the sum.
 //! Rewards, advantages, solver sigmas and every statistic: f64.
 
 pub mod advantage;

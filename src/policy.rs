@@ -1,67 +1,127 @@
 //! The three sets of parameters of a run, by their four names: `policy` is trained, `old` samples and anchors,
-//! `reference` is the base model; the EMA lives in the optimizer's shard and is gathered when it is evaluated.
+//! `reference` is the base model; the EMA lives in the optimizer's shard and is brought here when it is evaluated.
 
-use crate::comm::World;
+use crate::comm::{Communicator, World};
 use crate::error::Result;
 use crate::optim::Sharded;
-use crate::params::{Layout, ParamSet, Trainable};
-use crate::pipeline::Pipeline;
+use crate::params::{Layout, ParamSet, Spec, Trainable};
+use crate::shard::{PartSet, Partition, Parts, Sharding, Weights, gather};
+use candle_core::{DType, Tensor};
+use std::rc::Rc;
 
-/// Policy, old policy and base model. Frozen tensors are shared between them, not copied.
+/// Policy, old policy and base model. What is frozen is shared between them, not copied.
 pub struct Policies {
     /// The trained parameters.
-    pub policy: ParamSet,
+    pub policy: Rc<dyn Weights>,
     /// The slow copy that samples.
-    pub old: ParamSet,
+    pub old: Rc<dyn Weights>,
     /// The base model.
-    pub reference: ParamSet,
+    pub reference: Rc<dyn Weights>,
     /// Whether `old` holds the same values as `policy`, so that one velocity serves for both.
     pub old_is_policy: bool,
+    base: Base,
+}
+
+/// What sets are made of, beside their trained parameters.
+struct Base {
+    weights: BaseWeights,
     layout: Layout,
+    dtype: DType,
+    comm: Rc<dyn Communicator>,
+}
+
+enum BaseWeights {
+    /// Every rank holds all of them.
+    Whole { base: ParamSet, partition: Partition },
+    /// Every rank holds its parts of those that are frozen.
+    Parts { frozen: Rc<Parts>, slots: Rc<[usize]> },
 }
 
 impl Policies {
-    /// The sets of the optimizer's state. `old_is_policy`: the old policy was last set to the policy's values.
+    /// The sets of the optimizer's state beside the base weights, fresh adapters included if adapters are trained.
+    /// `old_is_policy`: the old policy was last set to the policy's values.
     pub fn new(
-        pipeline: &Pipeline,
+        base: ParamSet,
+        specs: &[&[Spec]],
         trainable: Trainable,
-        layout: &Layout,
         state: &Sharded,
         old_is_policy: bool,
         world: &World,
     ) -> Result<Self> {
-        let base = &pipeline.base;
-        let reference = match trainable {
-            Trainable::Full => base.clone(),
-            Trainable::Lora => base.without_adapters(&pipeline.model.specs()),
+        let (comm, layout) = (world.device.clone(), Layout::new(specs, trainable));
+        let dtype = base.dtype();
+        let (weights, reference): (_, Rc<dyn Weights>) = match state.sharding() {
+            Sharding::None | Sharding::Optimizer => {
+                let reference = match trainable {
+                    Trainable::Full => base.clone(),
+                    Trainable::Lora => base.without_adapters(specs),
+                };
+                (BaseWeights::Whole { base, partition: state.partition().clone() }, Rc::new(reference))
+            }
+            Sharding::Full => {
+                let slots: Rc<[usize]> = specs.iter().map(|stage| stage.len()).collect();
+                let frozen = Rc::new(Parts::cut(&base, &Layout::frozen(specs, trainable), dtype, &comm)?);
+                let own = match trainable {
+                    Trainable::Full => Some(Parts::cut(&base, &layout, dtype, &comm)?),
+                    Trainable::Lora => None,
+                };
+                let reference = PartSet::new(&slots, &frozen, own);
+                (BaseWeights::Parts { frozen, slots }, Rc::new(reference))
+            }
         };
-        let policy = base.with_flat(layout, &state.gather_policy(&*world.device)?)?;
-        let old = base.with_flat(layout, &state.gather_old(&*world.device)?)?;
-        Ok(Self { policy, old, reference, old_is_policy, layout: layout.clone() })
+        let base = Base { weights, layout, dtype, comm };
+        let (policy, old) = (base.with(&state.policy()?)?, base.with(state.old())?);
+        Ok(Self { policy, old, reference, old_is_policy, base })
+    }
+
+    /// The set whose trained parameters are those of all ranks' shards `[S]`, in the model's type: gathered now, or part of
+    /// the shard itself and gathered when they are used.
+    pub fn with(&self, shard: &Tensor) -> Result<Rc<dyn Weights>> {
+        self.base.with(shard)
     }
 
     /// Digest of the trained parameters of policy and old policy.
-    pub fn digest(&self, layout: &Layout) -> Result<String> {
+    pub fn digest(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for set in [&self.policy, &self.old] {
-            let bytes: Vec<u8> =
-                set.flatten(layout)?.to_vec1::<f32>()?.into_iter().flat_map(f32::to_le_bytes).collect();
-            hasher.update(&bytes);
+            for stage in 0..self.base.layout.stages() {
+                let params = set.begin(stage)?.values()?;
+                for e in self.base.layout.stage(stage) {
+                    let values = params.of(e)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                    hasher.update(&values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>());
+                }
+            }
         }
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// Gathers the policy after an update.
-    pub fn refresh_policy(&mut self, state: &Sharded, world: &World) -> Result<()> {
-        self.policy = self.policy.with_flat(&self.layout, &state.gather_policy(&*world.device)?)?;
+    /// The policy after an update.
+    pub fn refresh_policy(&mut self, state: &Sharded) -> Result<()> {
+        self.policy = self.with(&state.policy()?)?;
         self.old_is_policy = false;
         Ok(())
     }
 
-    /// Gathers the old policy after it followed the policy with the share `eta` of itself.
-    pub fn refresh_old(&mut self, state: &Sharded, eta: f64, world: &World) -> Result<()> {
-        self.old = self.old.with_flat(&self.layout, &state.gather_old(&*world.device)?)?;
+    /// The old policy after it followed the policy with the share `eta` of itself.
+    pub fn refresh_old(&mut self, state: &Sharded, eta: f64) -> Result<()> {
+        self.old = self.with(state.old())?;
         self.old_is_policy = eta == 0.0;
         Ok(())
+    }
+}
+
+impl Base {
+    fn with(&self, shard: &Tensor) -> Result<Rc<dyn Weights>> {
+        let Self { weights, layout, dtype, comm } = self;
+        Ok(match weights {
+            BaseWeights::Whole { base, partition } => {
+                let flat = gather(partition, &shard.to_dtype(*dtype)?, &**comm)?;
+                Rc::new(base.with_flat(layout, &flat)?)
+            }
+            BaseWeights::Parts { frozen, slots } => {
+                let trained = Parts::new(layout, shard.clone(), *dtype, comm);
+                Rc::new(PartSet::new(slots, frozen, Some(trained)))
+            }
+        })
     }
 }

@@ -128,7 +128,7 @@ pub fn pretrain(
         let mut metrics = Metrics::default();
         let mut gradients = Gradients::zeros(&layout, state.partition(), &pipeline.device)?;
         let mine = share(config.batch, world.rank(), world.world_size());
-        for batch in micro_batches(mine.len(), config.micro_batch) {
+        for batch in micro_batches(mine.len(), config.micro_batch, 0) {
             let points: Vec<Point> =
                 batch.places().map(|i| Point::draw(config, &prompts, step, mine.start + i)).collect::<Result<_>>()?;
             let loss = accumulate(&pipeline, &params, &points, batch.len, config.batch, &mut gradients)?;

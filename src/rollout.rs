@@ -1,13 +1,13 @@
 //! Samples of the old policy, or of any other set of parameters.
 
 use crate::data::Prompt;
-use crate::engine;
+use crate::engine::{self, Pass};
 use crate::error::Result;
 use crate::flow::sde::{Path, solve_sde};
 use crate::flow::{Ode, SamplerConfig, Solver, guide, solve};
-use crate::params::ParamSet;
 use crate::pipeline::Pipeline;
 use crate::rng::{Purpose, Stream};
+use crate::shard::Weights;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
@@ -35,7 +35,7 @@ pub struct Sampling<'a> {
     /// The model.
     pub pipeline: &'a Pipeline,
     /// Its parameters.
-    pub params: &'a ParamSet,
+    pub params: &'a dyn Weights,
     /// The solver.
     pub sampler: &'a SamplerConfig,
     /// Samples that go through the model at once, B.
@@ -86,12 +86,13 @@ impl Trajectory {
 }
 
 impl Sampling<'_> {
-    /// Samples the requests, whose conditioning has a row each.
-    pub fn run(&self, requests: &[Request], conditioning: &[Tensor]) -> Result<Samples> {
+    /// Samples the requests, at least one, whose conditioning has a row each. `images`: of the busiest rank; where running
+    /// the model is a collective call, this rank runs it as often as that one.
+    pub fn run(&self, requests: &[Request], conditioning: &[Tensor], images: usize) -> Result<Samples> {
         let sigmas = self.sampler.sigmas();
         let window = self.sampler.sde.window(self.sampler.steps, self.iteration);
         let (mut x0, mut paths) = (Vec::new(), Vec::new());
-        for batch in micro_batches(requests.len(), self.micro_batch) {
+        for batch in micro_batches(requests.len(), self.micro_batch, busiest(self.params, images)) {
             let rows = batch.rows(&self.pipeline.device)?;
             let conditioning: Vec<Tensor> =
                 conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
@@ -132,17 +133,24 @@ impl Sampling<'_> {
 /// The velocity at x `[B, C, H, W]` and t `[B]`, guided if `guidance` is not 1.
 pub fn guided(
     pipeline: &Pipeline,
-    params: &ParamSet,
+    params: &dyn Weights,
     x: &Tensor,
     t: &Tensor,
     conditioning: &[Tensor],
     guidance: f64,
 ) -> Result<Tensor> {
-    let v = engine::velocity(&pipeline.model, params, x, t, conditioning)?;
     if guidance == 1.0 {
-        return Ok(v);
+        return engine::velocity(&pipeline.model, params, x, t, conditioning);
     }
-    guide(&v, &engine::velocity(&pipeline.model, params, x, t, &pipeline.negative(conditioning)?)?, guidance)
+    let negative = pipeline.negative(conditioning)?;
+    let passes = [conditioning, &negative].map(|conditioning| Pass::new(params, x, t, conditioning));
+    let velocities = engine::velocities(&pipeline.model, passes.into())?;
+    guide(&velocities[0], &velocities[1], guidance)
+}
+
+/// What the busiest rank has to run, where all have to run it, else nothing.
+pub fn busiest(params: &dyn Weights, count: usize) -> usize {
+    if params.is_collective() { count } else { 0 }
 }
 
 /// A micro-batch: `len` samples from `start`, padded to `size` by repeating the last one.
@@ -153,7 +161,7 @@ pub fn guided(
 pub struct MicroBatch {
     /// First sample.
     pub start: usize,
-    /// Samples that count.
+    /// Samples that count; none where only other ranks have more.
     pub len: usize,
     /// Samples with padding, B.
     pub size: usize,
@@ -162,8 +170,8 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// The sample at each of the B places.
     pub fn places(&self) -> impl Iterator<Item = usize> {
-        let (start, last) = (self.start, self.start + self.len - 1);
-        (0..self.size).map(move |i| (start + i).min(last))
+        let (start, end) = (self.start, (self.start + self.len).max(1));
+        (0..self.size).map(move |i| (start + i).min(end - 1))
     }
 
     /// The same as an index tensor `[B]`.
@@ -172,9 +180,12 @@ impl MicroBatch {
     }
 }
 
-/// Cuts `count` samples into micro-batches of `size`.
-pub fn micro_batches(count: usize, size: usize) -> impl Iterator<Item = MicroBatch> {
-    (0..count).step_by(size).map(move |start| MicroBatch { start, len: size.min(count - start), size })
+/// Cuts `count` samples into micro-batches of `size`, and adds empty ones until there are as many as of `busiest` samples.
+pub fn micro_batches(count: usize, size: usize, busiest: usize) -> impl ExactSizeIterator<Item = MicroBatch> {
+    (0..count.max(busiest).div_ceil(size)).map(move |index| {
+        let start = (index * size).min(count);
+        MicroBatch { start, len: size.min(count - start), size }
+    })
 }
 
 #[cfg(test)]
@@ -183,10 +194,13 @@ mod tests {
 
     #[test]
     fn micro_batches_cover_every_sample_once_and_repeat_the_last() {
-        let batches: Vec<_> = micro_batches(7, 3).collect();
-        let places: Vec<Vec<usize>> = batches.iter().map(|b| b.places().collect()).collect();
-        assert_eq!(places, [[0, 1, 2], [3, 4, 5], [6, 6, 6]]);
-        assert_eq!(batches.iter().map(|b| b.len).sum::<usize>(), 7);
-        assert_eq!(micro_batches(0, 3).count(), 0);
+        let places = |count, busiest| -> Vec<Vec<usize>> {
+            micro_batches(count, 3, busiest).map(|batch| batch.places().collect()).collect()
+        };
+        assert_eq!(places(7, 0), [[0, 1, 2], [3, 4, 5], [6, 6, 6]]);
+        assert_eq!(places(4, 7), [[0, 1, 2], [3, 3, 3], [3, 3, 3]]);
+        assert_eq!(places(0, 4), [[0, 0, 0], [0, 0, 0]]);
+        assert!(places(0, 0).is_empty() && places(7, 9) == places(7, 0));
+        assert_eq!(micro_batches(7, 3, 12).map(|b| b.len).collect::<Vec<_>>(), [3, 3, 1, 0]);
     }
 }

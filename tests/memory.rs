@@ -1,12 +1,19 @@
-//! What block-wise gradients save: peak heap above weights and gradients, beside one graph of the whole model.
+//! What block-wise gradients save: peak heap above weights and gradients, beside one graph of the whole model. And what
+//! weights in parts save.
 
 mod blocks;
 
-use blocks::{block_wise, inputs, monolithic, trained};
+use blocks::{block_wise, inputs, model, monolithic, trained, training_pass};
+use candle_core::Device;
 use flowrl_dist::Result;
-use flowrl_dist::params::Trainable;
+use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::optim::Sharded;
+use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
+use flowrl_dist::policy::Policies;
+use flowrl_dist::shard::{Sharding, Weights};
 use std::alloc::{GlobalAlloc, Layout as Size, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The system's allocator, and how much of it is in use.
 struct Counting;
@@ -33,16 +40,27 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// One at a time: all share one heap.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 /// MiB at the peak of `work` above what was in use before.
 fn peak(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let before = NOW.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     work()?;
-    Ok((PEAK.load(Ordering::Relaxed) - before) as f64 / f64::from(1 << 20))
+    Ok(mib(PEAK.load(Ordering::Relaxed) - before))
 }
 
 #[test]
 fn activations_take_a_quarter_of_the_memory_block_by_block() -> Result<()> {
+    let _alone = alone();
     let inputs = inputs()?;
     for trainable in [Trainable::Full, Trainable::Lora] {
         let (model, layout, params) = trained(trainable)?;
@@ -58,6 +76,58 @@ fn activations_take_a_quarter_of_the_memory_block_by_block() -> Result<()> {
         );
         assert!(ratio >= 4.0, "{trainable:?}: {each} of {whole} MiB, {gradients} of gradients");
         assert!(each < second && second < none, "{trainable:?}: {each}, {second}, {none} MiB");
+    }
+    Ok(())
+}
+
+const RANKS: usize = 4;
+
+/// MiB a rank of the whole model; held by policy, old policy and base model in parts, beside the optimizer's state; and
+/// at the peak of a training point above that.
+fn in_parts(trainable: Trainable, all: bool) -> Result<[f64; 4]> {
+    let lora = (trainable == Trainable::Lora).then(LoraConfig::default);
+    let (model, inputs) = (model(lora.as_ref()), inputs()?.first()?);
+    let specs = model.specs();
+    let (layout, set) = (Layout::new(&specs, trainable), ParamSet::init(&specs, 1, &Device::Cpu)?);
+    let flat = set.flatten(&layout)?;
+    // What the same takes where all weights are there.
+    let leaves = set.with_flat(&layout, &flat)?;
+    let others: &[&dyn Weights] = if all { &[&set, &set] } else { &[] };
+    let activations = peak(|| training_pass(&model, &leaves, others, &inputs, |_, _| Ok(())))?;
+
+    let measured = ThreadGroup::run(RANKS, |world| {
+        let state = Sharded::new(&flat, &layout, Sharding::Full, &*world.device)?;
+        world.host.barrier()?;
+        let before = NOW.load(Ordering::Relaxed);
+        world.host.barrier()?;
+        let policies = Policies::new(set.clone(), &specs, trainable, &state, false, &world)?;
+        world.host.barrier()?;
+        let held = NOW.load(Ordering::Relaxed);
+        PEAK.store(held, Ordering::Relaxed);
+        world.host.barrier()?;
+        let Policies { policy, old, reference, .. } = &policies;
+        let others: &[&dyn Weights] = if all { &[&**old, &**reference] } else { &[] };
+        training_pass(&model, &**policy, others, &inputs, |_, _| Ok(()))?;
+        world.host.barrier()?;
+        Ok([held - before, PEAK.load(Ordering::Relaxed) - held].map(|bytes| mib(bytes) / RANKS as f64))
+    })?;
+    let whole = mib(4 * specs.iter().flat_map(|s| s.iter()).map(|s| s.shape.iter().product::<usize>()).sum::<usize>());
+    Ok([whole, measured[0][0], measured[0][1], activations])
+}
+
+#[test]
+fn weights_in_parts_take_a_share_and_the_stages_in_use() -> Result<()> {
+    let _alone = alone();
+    for (trainable, all) in [(Trainable::Full, false), (Trainable::Lora, true)] {
+        let stage = mib(4 * 18 * 384 * 384); // the weights of a block
+        let [whole, held, peak, activations] = in_parts(trainable, all)?;
+        let stages = (peak - activations) / stage;
+        eprintln!(
+            "{trainable:?} on {RANKS} ranks: {whole:.1} MiB of weights, {held:.1} held by a rank, {peak:.1} more at the peak, \
+             {activations:.1} of them activations: {stages:.1} blocks of {stage:.1} MiB"
+        );
+        assert!(held < 1.02 * whole / RANKS as f64, "{held} of {whole} MiB");
+        assert!(stages < 3.5, "{stages} stages were there at once");
     }
     Ok(())
 }

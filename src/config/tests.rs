@@ -55,7 +55,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["old_policy.schedule=3"], &["old_policy.schedule = 3: must be 0 (on policy), 1 (linear) or 2 (delayed)"]),
     (&["old_policy.schedule=linear"], &["old_policy.schedule = \"linear\": must be 0 (on policy), 1 (linear) or 2"]),
     (&["old_policy.schedule=-1"], &["old_policy.schedule = -1: must be 0"]),
-    (&["parallel.shard=params"], &["parallel.shard = \"params\": must be \"none\" or \"optimizer\""]),
+    (&["parallel.shard=params"], &["parallel.shard = \"params\": must be one of \"none\", \"optimizer\", \"full\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
     (&["model.kind=sd35-medium"], &["model.kind = \"sd35-medium\": needs model.path"]),

@@ -7,8 +7,9 @@
 //! backward pass ends. A stage that is not checkpointed keeps its graph, which costs its memory and saves its second run.
 
 use crate::error::{Error, Result};
-use crate::model::{Model, ops};
-use crate::params::{ParamSet, StageParams};
+use crate::model::{Model, Stage, ops};
+use crate::params::StageParams;
+use crate::shard::{Coming, Weights};
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
@@ -24,89 +25,173 @@ impl Checkpointing {
     /// Each stage: the least memory.
     pub const EACH: Self = Self(1);
 
-    fn of(self, stage: usize) -> bool {
+    /// Whether a stage runs again.
+    pub(crate) fn of(self, stage: usize) -> bool {
         self.0 > 0 && stage.is_multiple_of(self.0)
+    }
+}
+
+/// One pass through the model: by which weights, from which inputs.
+pub struct Pass<'a> {
+    weights: &'a dyn Weights,
+    /// Those of the next stage.
+    inputs: Vec<Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    /// From x_t `[B, C, H, W]`, t `[B]` and the conditioning.
+    pub fn new(weights: &'a dyn Weights, x_t: &Tensor, t: &Tensor, conditioning: &[Tensor]) -> Self {
+        Self { weights, inputs: [x_t, t].into_iter().chain(conditioning).map(Tensor::detach).collect() }
+    }
+
+    /// Runs a stage outside any graph.
+    fn run(&mut self, stage: &dyn Stage, params: Coming) -> Result<()> {
+        self.inputs = stage.forward(&params.values()?, &self.inputs)?;
+        Ok(())
+    }
+
+    /// The last stage's output.
+    fn velocity(mut self) -> Result<Tensor> {
+        self.inputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))
     }
 }
 
 /// What [`forward`] keeps of each stage for [`backward`].
 pub struct Tape(Vec<Recorded>);
 
-/// A stage's inputs, and the outputs with their graph if it keeps one.
+/// A stage's inputs; and, if it keeps its graph, its parameters and outputs.
 struct Recorded {
     inputs: Vec<Tensor>,
-    outputs: Option<Vec<Tensor>>,
+    graph: Option<(StageParams, Vec<Tensor>)>,
+}
+
+/// Where the graph of a stage comes from in the backward pass.
+enum Source<'a> {
+    /// It was kept: parameters and outputs.
+    Kept(StageParams, Vec<Tensor>),
+    /// The stage runs again.
+    Again(Coming<'a>),
 }
 
 /// The velocity `[B, C, H, W]` at x_t `[B, C, H, W]`, t `[B]`, without a graph and keeping nothing.
-pub fn velocity(model: &Model, params: &ParamSet, x_t: &Tensor, t: &Tensor, conditioning: &[Tensor]) -> Result<Tensor> {
-    let mut inputs = stem_inputs(x_t, t, conditioning);
-    for (index, stage) in model.stages.iter().enumerate() {
-        inputs = stage.forward(&params.stage(index).detached(), &inputs)?;
-    }
-    velocity_of(inputs)
+pub fn velocity(
+    model: &Model,
+    weights: &dyn Weights,
+    x_t: &Tensor,
+    t: &Tensor,
+    conditioning: &[Tensor],
+) -> Result<Tensor> {
+    let mut all = velocities(model, vec![Pass::new(weights, x_t, t, conditioning)])?;
+    all.pop().ok_or_else(|| Error::Failed("a pass has no velocity".into()))
+}
+
+/// The velocity of each pass. All run a stage before any runs the next one, so that what their weights have in common is
+/// gathered once.
+pub fn velocities(model: &Model, mut passes: Vec<Pass>) -> Result<Vec<Tensor>> {
+    let weights: Vec<&dyn Weights> = passes.iter().map(|pass| pass.weights).collect();
+    in_order(model, &weights, |stage, params| {
+        passes.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(&*model.stages[stage], params))
+    })?;
+    passes.into_iter().map(Pass::velocity).collect()
 }
 
 /// The velocity, and what the backward pass needs.
 pub fn forward(
     model: &Model,
-    params: &ParamSet,
+    weights: &dyn Weights,
     x_t: &Tensor,
     t: &Tensor,
     conditioning: &[Tensor],
     checkpointing: Checkpointing,
 ) -> Result<(Tensor, Tape)> {
+    let (velocity, _, tape) =
+        forward_beside(model, Pass::new(weights, x_t, t, conditioning), Vec::new(), checkpointing)?;
+    Ok((velocity, tape))
+}
+
+/// The first pass's velocity, the others' velocities, stage by stage as [`velocities`], and what the backward pass of the
+/// first needs.
+pub fn forward_beside(
+    model: &Model,
+    mut first: Pass,
+    mut others: Vec<Pass>,
+    checkpointing: Checkpointing,
+) -> Result<(Tensor, Vec<Tensor>, Tape)> {
+    let weights: Vec<&dyn Weights> = std::iter::once(&first).chain(&others).map(|pass| pass.weights).collect();
     let mut tape = Vec::with_capacity(model.stages.len());
-    let mut inputs = stem_inputs(x_t, t, conditioning);
-    for (index, stage) in model.stages.iter().enumerate() {
-        let (recorded, outputs) = if checkpointing.of(index) {
-            let outputs = stage.forward(&params.stage(index).detached(), &inputs)?;
-            (Recorded { inputs, outputs: None }, outputs)
-        } else {
-            let inputs = leaves(inputs, index)?;
-            let outputs = stage.forward(params.stage(index), &inputs)?;
-            let values = outputs.iter().map(Tensor::detach).collect();
-            (Recorded { inputs, outputs: Some(outputs) }, values)
-        };
-        tape.push(recorded);
-        inputs = outputs;
+    in_order(model, &weights, |index, mut params| {
+        let (stage, own) = (&*model.stages[index], params.remove(0));
+        let inputs = first.inputs.clone();
+        tape.push(match checkpointing.of(index) {
+            true => {
+                first.run(stage, own)?;
+                Recorded { inputs, graph: None }
+            }
+            false => {
+                let (inputs, params) = (leaves(inputs, index)?, own.leaves()?);
+                let outputs = stage.forward(&params, &inputs)?;
+                first.inputs = outputs.iter().map(Tensor::detach).collect();
+                Recorded { inputs, graph: Some((params, outputs)) }
+            }
+        });
+        others.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(stage, params))
+    })?;
+    let others = others.into_iter().map(Pass::velocity).collect::<Result<_>>()?;
+    Ok((first.velocity()?, others, Tape(tape)))
+}
+
+/// Gives `run` each stage with its parameters of each set, from the first stage to the last; those of the next stage are on
+/// their way meanwhile.
+fn in_order<'a>(
+    model: &Model,
+    weights: &[&'a dyn Weights],
+    mut run: impl FnMut(usize, Vec<Coming<'a>>) -> Result<()>,
+) -> Result<()> {
+    let begin = |stage| weights.iter().map(|weights| weights.begin(stage)).collect::<Result<Vec<_>>>();
+    let mut coming = (0..model.stages.len()).map(begin).peekable();
+    let mut stage = 0;
+    while let Some(params) = coming.next() {
+        coming.peek(); // begins the next one's
+        run(stage, params?)?;
+        stage += 1;
     }
-    Ok((velocity_of(inputs)?, Tape(tape)))
+    Ok(())
 }
 
 /// Gives `take` the gradients of each stage's trainable parameters, by slot, from the last stage to the first, given the
 /// gradient of the velocity `[B, C, H, W]`.
 pub fn backward(
     model: &Model,
-    params: &ParamSet,
+    weights: &dyn Weights,
     tape: Tape,
     velocity_gradient: &Tensor,
     mut take: impl FnMut(usize, Vec<(usize, Tensor)>) -> Result<()>,
 ) -> Result<()> {
     let mut output_gradients = vec![Some(velocity_gradient.clone())];
-    for (index, Recorded { inputs, outputs }) in tape.0.into_iter().enumerate().rev() {
-        let stage = params.stage(index);
-        let (inputs, outputs) = match outputs {
-            Some(outputs) => (inputs, outputs),
-            None => {
-                let inputs = leaves(inputs, index)?;
-                let outputs = model.stages[index].forward(stage, &inputs)?;
-                (inputs, outputs)
+    let begin = |(index, Recorded { inputs, graph }): (usize, Recorded)| -> Result<_> {
+        let source = match graph {
+            Some((params, outputs)) => Source::Kept(params, outputs),
+            None => Source::Again(weights.begin(index)?),
+        };
+        Ok((index, inputs, source))
+    };
+    let mut coming = tape.0.into_iter().enumerate().rev().map(begin).peekable();
+    while let Some(next) = coming.next() {
+        coming.peek(); // begins the one before
+        let (index, inputs, source) = next?;
+        let (inputs, params, outputs) = match source {
+            Source::Kept(params, outputs) => (inputs, params, outputs),
+            Source::Again(params) => {
+                let (inputs, params) = (leaves(inputs, index)?, params.leaves()?);
+                let outputs = model.stages[index].forward(&params, &inputs)?;
+                (inputs, params, outputs)
             }
         };
-        let (input_gradients, parameter_gradients) = vector_jacobian(stage, &inputs, outputs, &output_gradients)?;
+        let (input_gradients, parameter_gradients) = vector_jacobian(&params, &inputs, outputs, &output_gradients)?;
         take(index, parameter_gradients)?;
         output_gradients = input_gradients;
     }
     Ok(())
-}
-
-fn stem_inputs(x_t: &Tensor, t: &Tensor, conditioning: &[Tensor]) -> Vec<Tensor> {
-    [x_t, t].into_iter().chain(conditioning).map(Tensor::detach).collect()
-}
-
-fn velocity_of(mut outputs: Vec<Tensor>) -> Result<Tensor> {
-    outputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))
 }
 
 /// A stage's inputs as leaves of its graph; nobody wants the gradients of the first one's.

@@ -1,11 +1,13 @@
 //! The block-wise backward pass against the monolithic one and against finite differences.
 
 use super::*;
+use crate::comm::ThreadGroup;
 use crate::model::glyphs;
-use crate::params::{Layout, LoraConfig, Trainable};
+use crate::params::{Layout, LoraConfig, ParamSet, Trainable};
 use crate::rng::{Purpose, Stream};
-use crate::shard::{Gradients, Partition};
+use crate::shard::{Gradients, PartSet, Partition, Parts};
 use candle_core::{DType, Device};
+use std::rc::Rc;
 
 fn config() -> glyphs::Config {
     glyphs::Config {
@@ -46,7 +48,7 @@ fn inputs() -> Result<(Tensor, Tensor, Vec<Tensor>)> {
 /// The same model run as one graph.
 fn monolithic(model: &Model, params: &ParamSet) -> Result<Tensor> {
     let (x, t, conditioning) = inputs()?;
-    let mut io = stem_inputs(&x, &t, &conditioning);
+    let mut io = Pass::new(params, &x, &t, &conditioning).inputs;
     for (index, stage) in model.stages.iter().enumerate() {
         io = stage.forward(params.stage(index), &io)?;
     }
@@ -55,7 +57,7 @@ fn monolithic(model: &Model, params: &ParamSet) -> Result<Tensor> {
 
 fn block_wise(
     model: &Model,
-    params: &ParamSet,
+    params: &dyn Weights,
     layout: &Layout,
     dv: &Tensor,
     checkpointing: Checkpointing,
@@ -94,6 +96,66 @@ fn check(lora: Option<&LoraConfig>, trainable: Trainable) -> Result<()> {
 fn block_wise_gradients_equal_the_monolithic_ones() -> Result<()> {
     check(None, Trainable::Full)?;
     check(Some(&LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }), Trainable::Lora)
+}
+
+/// Weights in parts give the bits of whole ones, velocities and gradients, however many ranks hold them and whichever
+/// stages keep their graphs; and three sets at once send what they have in common once.
+#[test]
+fn weights_in_parts_are_the_same_weights() -> Result<()> {
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    for (ranks, trainable) in [(1, Trainable::Full), (2, Trainable::Full), (3, Trainable::Lora)] {
+        ThreadGroup::run(ranks, |world| {
+            let model = glyphs::model(&config(), (trainable == Trainable::Lora).then_some(&lora));
+            let (specs, comm) = (model.specs(), &world.device);
+            let (params, layout) = random(&model, trainable)?;
+            let slots: Rc<[usize]> = specs.iter().map(|stage| stage.len()).collect();
+            let frozen = Rc::new(Parts::cut(&params, &Layout::frozen(&specs, trainable), DType::F32, comm)?);
+            let policy = PartSet::new(&slots, &frozen, Some(Parts::cut(&params, &layout, DType::F32, comm)?));
+            let half = params.with_flat(&layout, &(params.flatten(&layout)? * 0.5)?)?;
+            let old = PartSet::new(&slots, &frozen, Some(Parts::cut(&half, &layout, DType::F32, comm)?));
+            let (x, t, conditioning) = inputs()?;
+            let dv = noise(2, &[2, 3, 12, 18])?;
+            for checkpointing in [0, 1, 2].map(Checkpointing) {
+                let whole = block_wise(&model, &params, &layout, &dv, checkpointing)?;
+                let parts = block_wise(&model, &policy, &layout, &dv, checkpointing)?;
+                assert!(whole.to_vec1::<f32>()? == parts.to_vec1::<f32>()?, "{ranks} ranks, {checkpointing:?}");
+            }
+            let run = |sets: [&dyn Weights; 2]| {
+                let [first, second] = sets.map(|set| Pass::new(set, &x, &t, &conditioning));
+                let (v, others, _) = forward_beside(&model, first, vec![second], Checkpointing::EACH)?;
+                Ok::<_, Error>([v, others[0].clone()].map(|v| v.flatten_all()))
+            };
+            let before = world.sent();
+            let parts = run([&policy, &old])?;
+            let sent = world.sent() - before;
+            for (parts, whole) in parts.into_iter().zip(run([&params, &half])?) {
+                assert!(parts?.to_vec1::<f32>()? == whole?.to_vec1::<f32>()?);
+            }
+            let shard = |layout: &Layout| Partition::new(layout, ranks).shard_len();
+            let once = shard(&Layout::frozen(&specs, trainable)) + 2 * shard(&layout);
+            assert_eq!(sent as usize, 4 * (ranks - 1) * once);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The same gradient in bf16: weights and activations have 8 bits, and their errors add up over five stages.
+#[test]
+fn gradients_in_bf16_are_those_of_f32_within_two_percent() -> Result<()> {
+    let model = glyphs::model(&config(), None);
+    let (params, layout) = random(&model, Trainable::Full)?;
+    let narrow = ParamSet::build(&model.specs(), |_| Ok(Tensor::zeros(1, DType::BF16, &Device::Cpu)?))?;
+    let narrow = narrow.with_flat(&layout, &params.flatten(&layout)?)?;
+    let dv = noise(2, &[2, 3, 12, 18])?;
+    let gradient = |params| -> Result<Vec<f32>> {
+        Ok(block_wise(&model, params, &layout, &dv, Checkpointing::EACH)?.to_vec1::<f32>()?)
+    };
+    let (wide, narrow) = (gradient(&params)?, gradient(&narrow)?);
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    let error = norm(&mut wide.iter().zip(&narrow).map(|(a, b)| a - b)) / norm(&mut wide.iter().copied());
+    assert!(error > 1e-4 && error < 2e-2, "{error}");
+    Ok(())
 }
 
 #[test]

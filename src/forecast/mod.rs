@@ -73,7 +73,7 @@ impl Work {
             sample,
             train: points * passes(config) * forward,
             images: images as f64,
-            sent: plan.update_bytes as f64 * updates + plan.old_policy_bytes as f64,
+            sent: (plan.rollout_bytes + plan.update_bytes.iter().sum::<usize>() + plan.old_policy_bytes) as f64,
             calls: if plan.ranks > 1 { 3.0 * updates + 2.0 } else { 0.0 },
             // Master, two moments, gradient and EMA each update; master and old policy each iteration.
             optimizer: 4.0 * plan.shard as f64 * (8.0 * updates + 3.0),

@@ -2,13 +2,13 @@
 //! reads its prompt as characters and two colours.
 //!
 //! Image tokens (patches of 6 x 6 pixels) and condition tokens go through the same blocks; the time and the mean of
-//! the condition tokens modulate them (adaLN-zero).
+//! the condition tokens modulate them (adaLN-zero). The model computes in the type of its parameters and answers in f32.
 
 use super::patch::{patchify, unpatchify};
 use super::{Linear, Model, Stage, TimeEmbedding, ops};
 use crate::error::Result;
 use crate::params::{Init, LoraConfig, Slot, Spec, SpecList, StageParams};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Sizes of the model.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,7 +115,8 @@ impl Stage for Stem {
         let [x, t, characters, colours] = inputs else {
             return Err(crate::Error::Failed(format!("the glyphs model takes 4 inputs, not {}", inputs.len())));
         };
-        let patches = self.patches.forward(params, &patchify(x, self.config.patch)?)?; // [B, image, D]
+        let dtype = self.patches.dtype(params)?;
+        let patches = self.patches.forward(params, &patchify(&x.to_dtype(dtype)?, self.config.patch)?)?; // [B, image, D]
         let image = patches.broadcast_add(params.get(self.positions)?)?;
         let rows = |table: Slot, ids: &Tensor| -> Result<Tensor> {
             let (batch, count) = ids.dims2()?;
@@ -124,7 +125,8 @@ impl Stage for Stem {
         };
         let condition = Tensor::cat(&[rows(self.characters, characters)?, rows(self.colours, colours)?], 1)?;
         let condition = condition.broadcast_add(params.get(self.places)?)?; // [B, condition, D]
-        let modulation = (self.time.forward(params, t)? + self.pooled.forward(params, &condition.mean(1)?)?)?;
+        let pooled = condition.to_dtype(DType::F32)?.mean(1)?.to_dtype(dtype)?;
+        let modulation = (self.time.forward(params, t)? + self.pooled.forward(params, &pooled)?)?;
         Ok(vec![Tensor::cat(&[image, condition], 1)?, modulation])
     }
 }
@@ -218,14 +220,14 @@ impl Stage for Head {
         &self.specs
     }
 
-    /// (tokens, modulation) -> velocity `[B, C, H, W]`.
+    /// (tokens, modulation) -> velocity `[B, C, H, W]`, f32.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let [x, modulation] = pair(inputs)?;
         let image = x.narrow(1, 0, self.config.image_tokens())?.contiguous()?;
         let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(2, 1)?;
         let h = ops::layer_norm_modulate(&image, &chunks[0], &chunks[1], EPS)?;
         let patches = self.out.forward(params, &h)?; // [B, image, 3 patch^2]
-        Ok(vec![unpatchify(&patches, self.config.patch, self.config.picture)?])
+        Ok(vec![unpatchify(&patches, self.config.patch, self.config.picture)?.to_dtype(DType::F32)?])
     }
 }
 

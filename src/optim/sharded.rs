@@ -17,6 +17,7 @@ pub struct Sharded {
     adamw: AdamW,
     old: Tensor,
     ema: Tensor,
+    sharding: Sharding,
     /// Which part of which partition this rank holds.
     partition: Partition,
     part: usize,
@@ -50,12 +51,18 @@ impl Sharded {
             adamw: AdamW::new(&mine)?,
             old: mine.force_contiguous()?,
             ema: mine.force_contiguous()?,
+            sharding,
             partition,
             part,
             saved: Partition::new(layout, ranks),
             rank,
             update: 0,
         })
+    }
+
+    /// What is shared out.
+    pub fn sharding(&self) -> Sharding {
+        self.sharding
     }
 
     /// How the parameters are shared out.
@@ -110,14 +117,24 @@ impl Sharded {
         Ok(eta)
     }
 
-    /// The master parameters of all ranks, `[total]`.
-    pub fn gather_policy(&self, comm: &dyn Communicator) -> Result<Tensor> {
-        gather(&self.partition, &self.adamw.part(0)?, comm)
+    /// This rank's shard `[S]` of the master parameters, sharing memory with the state: updates change it.
+    pub fn policy(&self) -> Result<Tensor> {
+        Ok(self.adamw.part(0)?)
     }
 
-    /// The old policy of all ranks, `[total]`.
-    pub fn gather_old(&self, comm: &dyn Communicator) -> Result<Tensor> {
-        gather(&self.partition, &self.old, comm)
+    /// This rank's shard `[S]` of the old policy, which [`Sharded::update_old`] changes.
+    pub fn old(&self) -> &Tensor {
+        &self.old
+    }
+
+    /// This rank's shard `[S]` of the EMA.
+    pub fn ema(&self) -> &Tensor {
+        &self.ema
+    }
+
+    /// The master parameters of all ranks, `[total]`.
+    pub fn gather_policy(&self, comm: &dyn Communicator) -> Result<Tensor> {
+        gather(&self.partition, &self.policy()?, comm)
     }
 
     /// The EMA of all ranks, `[total]`.

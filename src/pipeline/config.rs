@@ -3,7 +3,7 @@
 use super::{glyphs, sd35};
 use crate::error::Result;
 use crate::model::{Model, mmdit};
-use crate::params::{self, LoraConfig, Trainable};
+use crate::params::{self, LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,8 @@ pub struct ModelConfig {
     pub t5_tokens: usize,
     /// The folder of encoded prompts (sd35-medium), which runs may share.
     pub prompt_cache: PathBuf,
+    /// What it computes in.
+    pub dtype: Precision,
     /// What is trained.
     pub trainable: Trainable,
     /// The adapters, if they are what is trained.
@@ -70,6 +72,7 @@ impl Default for ModelConfig {
             resolution: 512,
             t5_tokens: 128,
             prompt_cache: "cache/prompts".into(),
+            dtype: Precision::default(),
             trainable: Trainable::Full,
             lora: LoraSection::default(),
         }

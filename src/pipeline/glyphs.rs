@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::model::files::Weights;
 use crate::model::{Model, glyphs};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::path::Path;
 
 /// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were made.
@@ -46,10 +46,10 @@ pub fn weights(config: &ModelConfig, specs: &[&[Spec]]) -> Result<Weights> {
 /// The model with its weights.
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
     let model = model(config.adapters().as_ref());
-    let weights = weights(config, &model.specs())?;
+    let (weights, dtype) = (weights(config, &model.specs())?, config.dtype.dtype());
     let base = ParamSet::build(&model.specs(), |spec| match spec.role {
-        Role::Adapter => spec.initial(seed, device),
-        Role::Base | Role::Buffer => weights.tensor(&spec.name, DType::F32, device),
+        Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
+        Role::Base | Role::Buffer => weights.tensor(&spec.name, dtype, device),
     })?;
     Ok(Pipeline { model, base, base_digest: weights.digest(), device: device.clone(), task: Task::Glyphs })
 }

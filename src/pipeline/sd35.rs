@@ -84,7 +84,7 @@ pub(super) fn encode_prompts(
 
 fn cache(config: &ModelConfig) -> Result<PromptCache> {
     let folder = folder(config)?.to_path_buf();
-    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: DType::F32 };
+    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: config.dtype.dtype() };
     PromptCache::open(&config.prompt_cache, encoding)
 }
 
@@ -103,7 +103,7 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
         return Err(Error::File { path: path.to_path_buf(), message });
     }
-    let loaded = transformer.load(config.adapters().as_ref(), latent(config)?, DType::F32, seed, device)?;
+    let loaded = transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;
     let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
     Ok(Pipeline {
         model: loaded.model,

@@ -9,13 +9,17 @@
 
 mod collect;
 mod gradients;
+mod parts;
+mod weights;
 
 pub use collect::{Reduction, gather};
 pub use gradients::Gradients;
+pub use parts::{Gathered, PartSet, Parts};
+pub use weights::{Coming, Weights};
 
 use crate::error::Result;
 use crate::params::Layout;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -27,6 +31,8 @@ pub enum Sharding {
     None,
     /// Master parameters, moments, old policy and EMA.
     Optimizer,
+    /// These and the model's weights: a stage is gathered when it runs, one stage ahead, and freed after it.
+    Full,
 }
 
 impl Sharding {
@@ -34,7 +40,7 @@ impl Sharding {
     pub fn parts(self, ranks: usize) -> usize {
         match self {
             Sharding::None => 1,
-            Sharding::Optimizer => ranks,
+            Sharding::Optimizer | Sharding::Full => ranks,
         }
     }
 }
@@ -60,7 +66,7 @@ struct Piece {
 impl Partition {
     /// The parameters of `layout` in `parts` parts.
     pub fn new(layout: &Layout, parts: usize) -> Self {
-        let stages = layout.entries.last().map_or(0, |e| e.stage + 1);
+        let stages = layout.stages();
         let (mut pieces, mut offset) = (Vec::with_capacity(stages), 0);
         for stage in 0..stages {
             let start = pieces.last().map_or(0, |piece: &Piece| piece.flat.end);
@@ -125,19 +131,27 @@ impl Partition {
 
     /// Part `index` of the flat vector `[total]`, with padding `[S]`.
     pub fn cut(&self, flat: &Tensor, index: usize) -> Result<Tensor> {
-        let mut parts = Vec::with_capacity(2 * self.pieces.len());
-        for piece in self.pieces.iter().filter(|piece| piece.part > 0) {
-            let start = (piece.flat.start + index * piece.part).min(piece.flat.end);
-            let len = piece.part.min(piece.flat.end - start);
-            // A GPU has no empty tensors.
-            if len > 0 {
-                parts.push(flat.narrow(0, start, len)?);
-            }
-            if len < piece.part {
-                parts.push(Tensor::zeros(piece.part - len, DType::F32, flat.device())?);
-            }
+        // A GPU has no empty tensors.
+        let pieces = self.pieces.iter().enumerate().filter(|(_, piece)| piece.part > 0);
+        let cut = |(stage, piece): (usize, &Piece)| {
+            self.cut_stage(stage, &flat.narrow(0, piece.flat.start, piece.flat.len())?, index)
+        };
+        match &pieces.map(cut).collect::<Result<Vec<_>>>()?[..] {
+            [] => Ok(flat.narrow(0, 0, 0)?),
+            [one] => Ok(one.force_contiguous()?), // a copy, not a view
+            parts => Ok(Tensor::cat(parts, 0)?),
         }
-        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Part `index` of a stage's elements of the flat vector, with padding.
+    pub(super) fn cut_stage(&self, stage: usize, whole: &Tensor, index: usize) -> Result<Tensor> {
+        let Piece { flat, part, .. } = &self.pieces[stage];
+        let start = (index * part).min(flat.len());
+        let len = (*part).min(flat.len() - start);
+        match len {
+            0 => Ok(Tensor::zeros(*part, whole.dtype(), whole.device())?),
+            _ => Ok(whole.narrow(0, start, len)?.pad_with_zeros(0, 0, part - len)?),
+        }
     }
 
     /// What part `index` holds, without padding, in the order of [`Partition::owned`].

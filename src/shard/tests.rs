@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::comm::{Communicator, ThreadGroup};
-use crate::params::{Init, SpecList, Trainable};
+use crate::params::{Init, LoraConfig, ParamSet, Role, SpecList, Trainable};
+use candle_core::DType;
+use std::rc::Rc;
 
 /// Stages of 7, 0, 4 and 1 parameters.
 fn layout() -> Layout {
@@ -46,7 +48,7 @@ fn parts_cover_the_whole_once_and_come_back() -> Result<()> {
 #[test]
 fn gathered_and_reduced_shards_are_those_of_the_whole() -> Result<()> {
     for ranks in [1, 2, 3] {
-        for sharding in [Sharding::None, Sharding::Optimizer] {
+        for sharding in [Sharding::None, Sharding::Optimizer, Sharding::Full] {
             ThreadGroup::run(ranks, |world| {
                 let comm: &dyn Communicator = &*world.device;
                 let (layout, rank) = (layout(), world.rank());
@@ -71,6 +73,64 @@ fn gathered_and_reduced_shards_are_those_of_the_whole() -> Result<()> {
                 Ok(())
             })?;
         }
+    }
+    Ok(())
+}
+
+/// Whole stages of parts are the set that was cut, frozen tensors as views and trained ones as leaves; what sets have in
+/// common is gathered once while both use it.
+#[test]
+fn parts_give_the_stages_of_the_whole_set() -> Result<()> {
+    let lora = LoraConfig { rank: 2, alpha: 2.0, targets: vec!["a".into()] };
+    let stages = [3, 0, 4].map(|len| {
+        let mut specs = SpecList::new("", Some(&lora));
+        if len > 0 {
+            specs.base("a.weight", &[5, len], Init::Normal(1.0));
+            specs.adapter("a", len, 5);
+            specs.buffer("table", &[len], Init::Normal(1.0));
+        }
+        specs.finish()
+    });
+    let specs = stages.each_ref().map(Vec::as_slice);
+    let (layout, frozen) = (Layout::new(&specs, Trainable::Lora), Layout::frozen(&specs, Trainable::Lora));
+    assert_eq!((layout.total, frozen.total), (2 * (3 + 5) + 2 * (4 + 5), 5 * 3 + 3 + 5 * 4 + 4));
+    for (ranks, dtype) in [(1, DType::F32), (2, DType::F32), (3, DType::BF16), (4, DType::F32)] {
+        ThreadGroup::run(ranks, |world| {
+            let set = ParamSet::build(&specs, |spec| Ok(spec.initial(1, &Device::Cpu)?.to_dtype(dtype)?))?;
+            let slots: Rc<[usize]> = specs.iter().map(|stage| stage.len()).collect();
+            let parts = |layout: &Layout| Parts::cut(&set, layout, dtype, &world.device);
+            let frozen = Rc::new(parts(&frozen)?);
+            let whole = PartSet::new(&slots, &frozen, Some(parts(&layout)?));
+            let base = PartSet::new(&slots, &frozen, None);
+            let values = |t: &Tensor| -> Result<Vec<f32>> {
+                Ok(t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
+            };
+            for (stage, specs) in specs.iter().enumerate() {
+                for leaves in [true, false] {
+                    let coming = whole.begin(stage)?;
+                    let params = if leaves { coming.leaves()? } else { coming.values()? };
+                    assert_eq!(params.iter().count(), specs.len());
+                    for (slot, tensor) in params.iter() {
+                        let expected = set.stage(stage).iter().nth(slot).map(|(_, tensor)| tensor).expect("a tensor");
+                        assert_eq!(values(tensor)?, values(expected)?, "{}", specs[slot].name);
+                        assert_eq!(tensor.dims(), expected.dims());
+                        assert_eq!(tensor.is_variable(), leaves && specs[slot].role == Role::Adapter);
+                    }
+                }
+            }
+            let begin = |sets: &[&PartSet]| -> Result<u64> {
+                let before = world.sent();
+                let coming = sets.iter().map(|set| set.begin(2)).collect::<Result<Vec<_>>>()?;
+                let sent = world.sent() - before;
+                coming.into_iter().try_for_each(|coming| coming.values().map(drop))?;
+                Ok(sent)
+            };
+            let part = |len: usize| ((ranks - 1) * len.div_ceil(ranks) * dtype.size_in_bytes()) as u64;
+            assert_eq!(begin(&[&base])?, part(24));
+            assert_eq!(begin(&[&whole, &base, &whole])?, part(24) + part(18));
+            assert_eq!(begin(&[&base])?, part(24), "what nobody uses any more is gathered again");
+            Ok(())
+        })?;
     }
     Ok(())
 }

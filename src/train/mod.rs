@@ -12,7 +12,7 @@ use crate::advantage::group_advantages;
 use crate::comm::{World, exchange};
 use crate::config::RunConfig;
 use crate::data::{Prompt, PromptSet};
-use crate::engine;
+use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::flow::guide;
@@ -24,7 +24,7 @@ use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::Reward;
 use crate::rng::Purpose;
-use crate::rollout::{Request, Samples, Sampling, guided, micro_batches};
+use crate::rollout::{Request, Samples, Sampling, busiest, micro_batches};
 use crate::shard::{Gradients, Reduction};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
@@ -58,7 +58,9 @@ impl Trainer {
         let requests = self.requests(iteration);
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
         let conditioning = self.pipeline.encode(&prompts)?;
-        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, &conditioning)?;
+        let sent = self.world.sent();
+        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, &conditioning, self.most_images())?;
+        shared.set("sent.rollout", (self.world.sent() - sent) as f64);
         clock.start("decode");
         let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
@@ -93,7 +95,7 @@ impl Trainer {
                 report => report?,
             };
             self.state.update_ema(self.config.ema.decay)?;
-            self.policies.refresh_policy(&self.state, &self.world)?;
+            self.policies.refresh_policy(&self.state)?;
             metrics.set("sent.update", (self.world.sent() - sent) as f64);
             metrics.set("grad_norm", report.norm);
             metrics.set("lr", lr);
@@ -102,7 +104,7 @@ impl Trainer {
         clock.start("old_policy");
         let sent = self.world.sent();
         let eta = self.state.update_old(self.config.old_policy_decay())?;
-        self.policies.refresh_old(&self.state, eta, &self.world)?;
+        self.policies.refresh_old(&self.state, eta)?;
         shared.set("sent.old_policy", (self.world.sent() - sent) as f64);
         shared.set("old_policy.eta", eta);
         shared.set("skipped", self.skipped as f64);
@@ -114,7 +116,7 @@ impl Trainer {
     fn sampling(&self, iteration: u64) -> Sampling<'_> {
         Sampling {
             pipeline: &self.pipeline,
-            params: if self.objective.needs().on_policy { &self.policies.policy } else { &self.policies.old },
+            params: if self.objective.needs().on_policy { &*self.policies.policy } else { &*self.policies.old },
             sampler: &self.config.sampler,
             micro_batch: self.config.batch.micro_batch,
             seed: self.config.run.seed,
@@ -128,7 +130,7 @@ impl Trainer {
     /// # Errors
     /// The ranks that differ from rank 0: memory, a device or the network gave wrong numbers.
     fn check_replicas(&self) -> Result<()> {
-        let digests = exchange(&*self.world.host, &self.policies.digest(&self.layout)?)?;
+        let digests = exchange(&*self.world.host, &self.policies.digest()?)?;
         let differing = (1..digests.len()).filter(|&rank| digests[rank] != digests[0]);
         let differing: Vec<String> = differing.map(|rank| rank.to_string()).collect();
         if differing.is_empty() {
@@ -165,6 +167,12 @@ impl Trainer {
         share(batch.prompts * batch.images_per_prompt, self.world.rank(), self.world.world_size())
     }
 
+    /// The images of the rank that has most.
+    fn most_images(&self) -> usize {
+        let batch = &self.config.batch;
+        (batch.prompts * batch.images_per_prompt).div_ceil(self.world.world_size())
+    }
+
     /// The gradients of an update: summed here over all micro-batches and timesteps, and then over the ranks, each stage
     /// as soon as the last micro-batch is through it.
     fn gradients(
@@ -183,18 +191,21 @@ impl Trainer {
         for name in ["loss", "loss.policy", "loss.kl"] {
             metrics.add_mean(name, 0.0, 0.0); // known on every rank, even without points
         }
-        for batch in micro_batches(points.len(), self.config.batch.micro_batch) {
-            let last = batch.start + batch.len == points.len();
+        let policy = &*self.policies.policy;
+        let most = busiest(policy, self.points.most_of_a_rank(update, self.world.world_size()));
+        let mut batches = micro_batches(points.len(), self.config.batch.micro_batch, most);
+        while let Some(batch) = batches.next() {
+            let last = batches.len() == 0;
             let (point, conditioning) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
-            let checkpointing = self.config.parallel.checkpoint_activations;
-            let (model, policy) = (&self.pipeline.model, &self.policies.policy);
-            let (v, tape) = engine::forward(model, policy, &point.x_t, &point.t, &conditioning, checkpointing)?;
-            let others = self.others(&point, &conditioning, &v)?;
+            let (v, others, tape) = self.velocities(&point, &conditioning)?;
             let (terms, dv) = self.differentiate(&point, &v, &others, &weights(batch, global, device)?)?;
-            engine::backward(model, policy, tape, &dv, |stage, gradients| {
+            engine::backward(&self.pipeline.model, policy, tape, &dv, |stage, gradients| {
                 reduction.add(stage, gradients)?;
                 if last { reduction.begin(stage) } else { Ok(()) }
             })?;
+            if batch.len == 0 {
+                continue;
+            }
             for (name, values) in [("loss", &terms.loss), ("loss.policy", &terms.policy), ("loss.kl", &terms.kl)] {
                 let values = values.narrow(0, 0, batch.len)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 values.into_iter().for_each(|value| metrics.add_mean(name, value, 1.0));
@@ -203,27 +214,40 @@ impl Trainer {
         Ok(reduction)
     }
 
-    /// The velocities that the objective needs beside the policy's `v`.
-    fn others(&self, point: &Point, conditioning: &[Tensor], v: &Tensor) -> Result<Others> {
+    /// The policy's velocity, those that the objective needs beside it, and what the policy's backward pass needs.
+    fn velocities(&self, point: &Point, conditioning: &[Tensor]) -> Result<(Tensor, Others, Tape)> {
+        let Policies { policy, old, reference, old_is_policy, .. } = &self.policies;
         let needs = self.objective.needs();
         // Rollout steps are trained with the guidance that they were sampled with; samples and noise know of none.
         let guidance = if needs.trajectory { self.config.sampler.guidance } else { 1.0 };
-        let of = |params| guided(&self.pipeline, params, &point.x_t, &point.t, conditioning, guidance);
-        let old = match (needs.old, self.policies.old_is_policy) {
-            (false, _) => None,
-            (true, true) => Some(v.clone()), // the same parameters give the same velocity
-            (true, false) => Some(of(&self.policies.old)?),
+        let negative = (guidance != 1.0).then(|| self.pipeline.negative(conditioning)).transpose()?;
+        let pass = |params, conditioning| Pass::new(params, &point.x_t, &point.t, conditioning);
+
+        let old = (needs.old && !old_is_policy).then_some(&**old);
+        let reference = needs.reference.then_some(&**reference);
+        let mut passes = Vec::new();
+        for params in old.into_iter().chain(reference) {
+            passes.push(pass(params, conditioning));
+            passes.extend(negative.iter().map(|negative| pass(params, negative)));
+        }
+        passes.extend(negative.iter().map(|negative| pass(&**policy, negative)));
+        let checkpointing = self.config.parallel.checkpoint_activations;
+        let own = pass(&**policy, conditioning);
+        let (v, velocities, tape) = engine::forward_beside(&self.pipeline.model, own, passes, checkpointing)?;
+
+        let mut velocities = velocities.into_iter();
+        let mut next = || velocities.next().ok_or_else(|| Error::Failed("a pass has no velocity".into()));
+        let mut guided = || match negative {
+            None => next(),
+            Some(_) => guide(&next()?, &next()?, guidance),
         };
-        let reference = needs.reference.then(|| of(&self.policies.reference)).transpose()?;
-        let negative = match guidance == 1.0 {
-            true => None,
-            false => {
-                let negative = self.pipeline.negative(conditioning)?;
-                let model = &self.pipeline.model;
-                Some((engine::velocity(model, &self.policies.policy, &point.x_t, &point.t, &negative)?, guidance))
-            }
+        let old = match old {
+            Some(_) => Some(guided()?),
+            None => needs.old.then(|| v.clone()), // the same parameters give the same velocity
         };
-        Ok(Others { frozen: Frozen { old, reference }, negative })
+        let reference = reference.map(|_| guided()).transpose()?;
+        let negative = negative.is_some().then(next).transpose()?.map(|v| (v, guidance));
+        Ok((v, Others { frozen: Frozen { old, reference }, negative }, tape))
     }
 
     /// The losses `[B]` and the gradient of their weighted sum with respect to the velocity.

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::flow::{SamplerConfig, interpolate};
 use crate::objective::{Objective, Point, Target};
 use crate::pipeline::Pipeline;
-use crate::plan::images_of_update;
+use crate::plan::{busiest_images, images_of_update};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::{MicroBatch, Request, Trajectory, normals};
 use candle_core::{Device, Tensor};
@@ -85,7 +85,12 @@ impl Points {
         self.prompts * images_of_update(self.images_per_prompt, self.updates, update) * self.timesteps
     }
 
-    /// The tensors of one micro-batch of points, and its conditioning.
+    /// Points of the update that a rank has at most, however they are drawn.
+    pub fn most_of_a_rank(&self, update: usize, ranks: usize) -> usize {
+        busiest_images(self.prompts, self.images_per_prompt, self.updates, update, ranks) * self.timesteps
+    }
+
+    /// The tensors of one micro-batch of points, and its conditioning; of none, those of any point.
     pub fn micro_batch(
         &self,
         pipeline: &Pipeline,
@@ -94,7 +99,8 @@ impl Points {
         points: &[Place],
         batch: MicroBatch,
     ) -> Result<(Point, Vec<Tensor>)> {
-        let places: Vec<Place> = batch.places().map(|i| points[i]).collect();
+        let any = (0, if self.reverse { self.sampler.sde.window(self.sampler.steps, iteration).start } else { 0 });
+        let places: Vec<Place> = batch.places().map(|i| points.get(i).copied().unwrap_or(any)).collect();
         let size = places.len();
         let device = &pipeline.device;
         let column = |value: &dyn Fn(&Place) -> f64| {

@@ -14,10 +14,11 @@ use crate::interrupt::Interrupt;
 use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::{NotFinite, Sharded};
-use crate::params::{Layout, ParamSet};
+use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward};
+use crate::shard::Weights;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -98,10 +99,11 @@ impl<'a> Run<'a> {
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
-        let pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
-        let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-        let flat = pipeline.base.flatten(&layout)?;
-        let mut state = Sharded::new(&flat, &layout, config.parallel.shard, &*world.device)?;
+        let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
+        let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
+        let trainable = config.model.trainable;
+        let layout = Layout::new(&pipeline.model.specs(), trainable);
+        let mut state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
         let identity = Identity {
             config_digest: config.digest()?,
             base_digest: pipeline.base_digest.clone(),
@@ -121,7 +123,7 @@ impl<'a> Run<'a> {
         }
         let update = state.update;
         let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
-        let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
+        let policies = Policies::new(base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
         if first {
@@ -233,19 +235,21 @@ impl<'a> Run<'a> {
         phase("evaluate");
         self.progress.aside("evaluate");
         let since = Instant::now();
-        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
-        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
+        let sent = self.world().sent();
+        let ema = self.trainer.policies.with(self.trainer.state.ema())?;
         let count = match self.config.eval.prompts {
             0 => self.eval_prompts.len(),
             n => n.min(self.eval_prompts.len()),
         };
-        let (mut metrics, gallery) = self.sampled(&ema, count, &self.eval_rewards)?;
+        let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
+        metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
         self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
+        let enlarged = self.enlarged();
         if let Some(log) = &mut self.log {
             log.write(update, &metrics)?;
-            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, SCALE)?;
+            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, enlarged)?;
             grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
             log.image(update, "samples", &picture)?;
         }
@@ -253,7 +257,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn sampled(&self, params: &ParamSet, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
+    /// How many times a grid's pictures are enlarged.
+    fn enlarged(&self) -> u32 {
+        (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
+    }
+
+    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
         let eval = &self.config.eval;
         let sampler = eval.sampler(&self.config.sampler);
         let evaluation = Evaluation {
@@ -271,18 +280,17 @@ impl<'a> Run<'a> {
         self.saved_at_last()?;
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
-        let reference = self.trainer.pipeline.base.clone();
-        let (_, before) = self.sampled(&reference, count, &[])?;
-        let flat = self.trainer.state.gather_ema(&*self.world().device)?;
-        let ema = self.trainer.pipeline.base.with_flat(&self.trainer.layout, &flat)?;
-        let (_, after) = self.sampled(&ema, count, &[])?;
+        let policies = &self.trainer.policies;
+        let (_, before) = self.sampled(&*policies.reference, count, &[])?;
+        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &[])?;
         self.progress.finish();
         if self.world().rank() != 0 {
             return Ok(Outcome::Done(String::new()));
         }
         let out = &self.config.run.out;
         let title = format!("after update {}", self.trainer.state.update);
-        let picture = grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, SCALE)?;
+        let picture =
+            grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, self.enlarged())?;
         grid::save_png(&picture, &out.join("samples/before_after.png"))?;
         self.log = None;
         let page = report::write(out)?;
@@ -300,9 +308,9 @@ impl<'a> Run<'a> {
 /// The run ends after as many iterations in a row without an update.
 const MOST_FRUITLESS: u64 = 10;
 
-/// Tiles in a row of a grid, and how much small pictures are enlarged.
+/// Tiles in a row of a grid, and the width in pixels to which small pictures are enlarged.
 const COLUMNS: usize = 6;
-const SCALE: u32 = 3;
+const WIDTH: usize = 144;
 
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;

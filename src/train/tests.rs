@@ -3,8 +3,11 @@
 use super::*;
 use crate::comm::ThreadGroup;
 use crate::optim::OldPolicySchedule;
-use crate::params::ParamSet;
+use crate::params::Trainable;
+use crate::pipeline::ModelConfig;
+use crate::shard::Weights;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// Scores by the picture's mean, or not at all.
@@ -22,21 +25,17 @@ impl Reward for Faulty {
 }
 
 /// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
-fn trainer(world: &World, not_finite: &str) -> Result<(Trainer, Rc<Cell<bool>>)> {
-    let set = [
-        "batch.prompts=2",
-        "batch.images_per_prompt=3",
-        "batch.micro_batch=2",
-        "batch.timesteps=1",
-        "sampler.steps=2",
-        &format!("optim.not_finite={not_finite}"),
-    ];
-    let config = RunConfig::load(None, &set.map(String::from))?;
-    let pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
+fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<Cell<bool>>)> {
+    let small =
+        ["batch.prompts=2", "batch.images_per_prompt=3", "batch.micro_batch=2", "batch.timesteps=1", "sampler.steps=2"];
+    let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();
+    let config = RunConfig::load(None, &set)?;
+    let mut pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
+    let base = std::mem::take(&mut pipeline.base);
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-    let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
+    let state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
     let old_is_policy = OldPolicySchedule::Linear.decay().eta(0) == 0.0;
-    let policies = Policies::new(&pipeline, config.model.trainable, &layout, &state, old_is_policy, world)?;
+    let policies = Policies::new(base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
     let fault = Rc::new(Cell::new(false));
     let trainer = Trainer {
         world: world.clone(),
@@ -59,22 +58,30 @@ fn bits(trainer: &Trainer) -> Result<Vec<u32>> {
 }
 
 /// The trained parameters with NaN in the place of all.
-fn broken(trainer: &Trainer) -> Result<ParamSet> {
-    let flat = (trainer.pipeline.base.flatten(&trainer.layout)? * f64::NAN)?;
-    trainer.pipeline.base.with_flat(&trainer.layout, &flat)
+fn broken() -> Result<Rc<dyn Weights>> {
+    changed(|value| *value = f32::NAN)
+}
+
+/// The base weights after `change` of each trained parameter.
+fn changed(change: impl FnMut(&mut f32)) -> Result<Rc<dyn Weights>> {
+    let pipeline = Pipeline::load(&ModelConfig::default(), 1, &candle_core::Device::Cpu)?;
+    let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
+    let mut flat = pipeline.base.flatten(&layout)?.to_vec1::<f32>()?;
+    flat.iter_mut().for_each(change);
+    Ok(Rc::new(pipeline.base.with_flat(&layout, &Tensor::from_vec(flat, layout.total, &candle_core::Device::Cpu)?)?))
 }
 
 #[test]
 fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<()> {
     let messages = ThreadGroup::run(2, |world| {
-        let (mut trainer, fault) = trainer(&world, "stop")?;
+        let (mut trainer, fault) = trainer(&world, &["optim.not_finite=stop"])?;
         let before = bits(&trainer)?;
         fault.set(world.rank() == 1);
         let reward = trainer.iteration(0, &mut |_| ()).expect_err("a reward is NaN").to_string();
         fault.set(false);
         let fine = trainer.policies.old.clone();
         if world.rank() == 1 {
-            trainer.policies.old = broken(&trainer)?;
+            trainer.policies.old = broken()?;
         }
         let sample = trainer.iteration(1, &mut |_| ()).expect_err("a sample is NaN").to_string();
         assert!(bits(&trainer)? == before, "the weights were touched");
@@ -92,11 +99,11 @@ fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<
 #[test]
 fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
     ThreadGroup::run(2, |world| {
-        let (mut trainer, _) = trainer(&world, "skip")?;
+        let (mut trainer, _) = trainer(&world, &["optim.not_finite=skip"])?;
         let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
         let fine = trainer.policies.policy.clone();
         if world.rank() == 1 {
-            trainer.policies.policy = broken(&trainer)?;
+            trainer.policies.policy = broken()?;
         }
         assert!(trainer.iteration(0, &mut |_| ())?.is_empty(), "no update was taken");
         assert_eq!((trainer.state.update, trainer.skipped), (0, 1));
@@ -109,17 +116,108 @@ fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
     Ok(())
 }
 
+/// Every rank's state after two iterations on 4 x 2 images: master parameters, moments, old policy and EMA, joined.
+fn trained(ranks: usize, settings: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
+    let settings =
+        [&["batch.prompts=4", "batch.images_per_prompt=2", "batch.micro_batch=1", "old_policy.rate=0.3"], settings]
+            .concat();
+    let shards = ThreadGroup::run(ranks, |world| {
+        let (mut trainer, _) = trainer(&world, &settings)?;
+        trainer.iteration(0, &mut |_| ())?;
+        trainer.iteration(1, &mut |_| ())?;
+        trainer.check_replicas()?;
+        let total = trainer.layout.total;
+        Ok((trainer.state.snapshot()?, total))
+    })?;
+    let mut joined = BTreeMap::new();
+    for (shard, total) in shards {
+        for (name, values) in shard.vectors {
+            let whole = joined.entry(name).or_insert_with(|| vec![0.0; total]);
+            let places = shard.ranges.iter().cloned().flatten();
+            places.zip(values).for_each(|(place, value)| whole[place] = value);
+        }
+    }
+    Ok(joined)
+}
+
+/// L2 norm of the difference by that of `b`.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+    difference / norm(&mut b.iter().map(|&b| f64::from(b)))
+}
+
+/// What is shared out, and on how many ranks.
+type Ways<'a> = &'a [(&'a str, &'a [usize])];
+
+/// Whatever is shared out among however many ranks. DiffusionNFT asks for old policy and base model at once; on 8 ranks
+/// an update of two has ranks without a point.
+#[test]
+fn every_way_of_sharing_gives_the_same_parameters() -> Result<()> {
+    const NFT: &[&str] = &["method.name=diffusion-nft", "batch.updates_per_iteration=2"];
+    let all: &[usize] = &[1, 2, 4, 8];
+    let cases: [(&[&str], &str, Ways); 4] = [
+        (&[], "full", &[("none", all), ("optimizer", all), ("full", all)]),
+        (&[], "lora", &[("none", &[4]), ("optimizer", &[2]), ("full", all)]),
+        (NFT, "full", &[("full", &[1, 2, 8])]),
+        (NFT, "lora", &[("optimizer", &[4]), ("full", &[4])]),
+    ];
+    for (method, trainable, ways) in cases {
+        let trainable = format!("model.trainable={trainable}");
+        let run = |ranks, shard: &str| {
+            let shard = format!("parallel.shard={shard}");
+            trained(ranks, &[method, &[trainable.as_str(), shard.as_str()]].concat())
+        };
+        let one = run(1, "none")?;
+        for (shard, ranks) in ways.iter().flat_map(|(shard, all)| all.iter().map(move |ranks| (shard, *ranks))) {
+            let other = run(ranks, shard)?;
+            let distances = ["policy", "old", "ema"].map(|name| distance(&other[name], &one[name]));
+            let limit = if ranks == 1 { 0.0 } else { 1e-6 };
+            let most = distances.into_iter().fold(0.0, f64::max);
+            assert!(most <= limit, "{method:?} {trainable}, {shard} on {ranks} ranks: {most:e}");
+        }
+    }
+    Ok(())
+}
+
+/// An update with a model in bf16, of f32 master parameters, is that of f32 but for the rounding of the model: AdamW's
+/// first steps have the gradients' signs, so the noise of the small gradients shows in full.
+#[test]
+fn a_model_in_bf16_takes_the_updates_of_f32() -> Result<()> {
+    for (shard, trainable) in [("none", "full"), ("full", "full"), ("full", "lora")] {
+        let (shard, trainable) = (format!("parallel.shard={shard}"), format!("model.trainable={trainable}"));
+        let settings = [shard.as_str(), trainable.as_str()];
+        let update = |dtype: &str| -> Result<Vec<f32>> {
+            let updates = ThreadGroup::run(2, |world| {
+                let (mut trainer, _) = trainer(&world, &[&settings[..], &[&format!("model.dtype={dtype}")]].concat())?;
+                let before = trainer.state.gather_policy(&*world.device)?;
+                trainer.iteration(0, &mut |_| ())?;
+                Ok((trainer.state.gather_policy(&*world.device)? - before)?.to_vec1::<f32>()?)
+            })?;
+            Ok(updates.into_iter().next().unwrap_or_default())
+        };
+        let (wide, narrow) = (update("f32")?, update("bf16")?);
+        let distance = distance(&narrow, &wide);
+        eprintln!("{settings:?}: {distance}");
+        assert!(distance > 0.0 && distance < 0.5, "{settings:?}: {distance}");
+    }
+    Ok(())
+}
+
 #[test]
 fn replicas_that_differ_are_named() -> Result<()> {
     ThreadGroup::run(3, |world| {
-        let (mut trainer, _) = trainer(&world, "stop")?;
+        let (mut trainer, _) = trainer(&world, &["optim.not_finite=stop"])?;
         trainer.check_replicas()?;
         if world.rank() == 2 {
             // One bit of one parameter.
-            let mut flat = trainer.policies.old.flatten(&trainer.layout)?.to_vec1::<f32>()?;
-            flat[12345] = f32::from_bits(flat[12345].to_bits() ^ 1);
-            let flat = Tensor::from_vec(flat, trainer.layout.total, &candle_core::Device::Cpu)?;
-            trainer.policies.old = trainer.pipeline.base.with_flat(&trainer.layout, &flat)?;
+            let mut place = 0;
+            trainer.policies.old = changed(|value| {
+                if place == 12345 {
+                    *value = f32::from_bits(value.to_bits() ^ 1);
+                }
+                place += 1;
+            })?;
         }
         let error = trainer.check_replicas().expect_err("rank 2 differs").to_string();
         assert!(error.contains("the parameters of rank 2 differ from rank 0's"), "{error}");

@@ -1,12 +1,13 @@
 //! The model that the engine is measured on, as one graph and block by block.
+#![allow(dead_code)] // not every program uses all of this
 
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
-use flowrl_dist::engine::{self, Checkpointing};
+use flowrl_dist::engine::{self, Checkpointing, Pass};
 use flowrl_dist::model::{Model, glyphs};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
-use flowrl_dist::shard::{Gradients, Partition};
+use flowrl_dist::shard::{Gradients, Partition, Weights};
 
 /// 12 blocks, 384 wide, 256 image tokens and 7 of the condition.
 pub fn model(lora: Option<&LoraConfig>) -> Model {
@@ -43,6 +44,30 @@ pub fn inputs() -> Result<Inputs> {
             Tensor::ones((BATCH, 2), DType::U32, device)?,
         ],
     })
+}
+
+impl Inputs {
+    /// The first sample alone.
+    #[allow(dead_code, reason = "not everyone who measures wants it")]
+    pub fn first(&self) -> Result<Self> {
+        let conditioning = self.conditioning.iter().map(|c| c.narrow(0, 0, 1)).collect::<candle_core::Result<_>>()?;
+        Ok(Self { x: self.x.narrow(0, 0, 1)?, t: self.t.narrow(0, 0, 1)?, conditioning })
+    }
+}
+
+/// Velocities by the policy and the others, and the policy's gradients, which `take` gets.
+#[allow(dead_code, reason = "not everyone who measures wants it")]
+pub fn training_pass(
+    model: &Model,
+    policy: &dyn Weights,
+    others: &[&dyn Weights],
+    inputs: &Inputs,
+    take: impl FnMut(usize, Vec<(usize, Tensor)>) -> Result<()>,
+) -> Result<()> {
+    let pass = |weights| Pass::new(weights, &inputs.x, &inputs.t, &inputs.conditioning);
+    let others = others.iter().map(|&weights| pass(weights)).collect();
+    let (_, _, tape) = engine::forward_beside(model, pass(policy), others, Checkpointing::EACH)?;
+    engine::backward(model, policy, tape, &inputs.x, take)
 }
 
 /// The whole model as one graph, as candle would have it.

@@ -215,7 +215,7 @@ fn optimizer() -> flowrl_dist::Result<()> {
         }
         state.update_old(OldPolicySchedule::Linear.decay())?;
         let norms = Tensor::from_vec(norms, 3, device)?;
-        Ok(vec![norms, state.gather_policy(&Solo)?, state.gather_old(&Solo)?, state.gather_ema(&Solo)?])
+        Ok(vec![norms, state.policy()?, state.old().clone(), state.ema().clone()])
     };
     for (name, (found, expected)) in
         ["norm", "policy", "old", "ema"].iter().zip(run(&gpu)?.iter().zip(&run(&Device::Cpu)?))

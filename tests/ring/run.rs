@@ -12,12 +12,13 @@ use flowrl_dist::flow::sde::SdeConfig;
 use flowrl_dist::flow::{SamplerConfig, Solver, interpolate};
 use flowrl_dist::objective::{AdvantageConfig, Frozen, MethodConfig, Objective, Point, Target};
 use flowrl_dist::optim::{OldPolicyDecay, OptimConfig, Sharded};
-use flowrl_dist::params::{Layout, ParamSet, Trainable};
+use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::Pipeline;
 use flowrl_dist::policy::Policies;
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::rollout::{Request, Samples, Sampling, Trajectory, normals};
-use flowrl_dist::shard::{Gradients, Reduction, Sharding};
+use flowrl_dist::shard::{Gradients, Reduction, Sharding, Weights};
+use std::rc::Rc;
 
 /// Groups, all of the same empty prompt.
 const PROMPTS: usize = 8;
@@ -42,19 +43,22 @@ fn requests(prompts: usize, images: usize) -> Vec<Request> {
 
 fn sample(
     pipeline: &Pipeline,
-    params: &ParamSet,
+    params: &dyn Weights,
     solver: Solver,
     requests: &[Request],
     purpose: Purpose,
     iteration: u64,
 ) -> Result<Samples> {
     let sampler = &sampler(solver);
-    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }
-        .run(requests, &[])
+    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }.run(
+        requests,
+        &[],
+        requests.len(),
+    )
 }
 
 /// What samples of these parameters look like.
-pub fn look(pipeline: &Pipeline, params: &ParamSet) -> Result<Look> {
+pub fn look(pipeline: &Pipeline, params: &dyn Weights) -> Result<Look> {
     let requests = requests(1, 4096);
     Look::new(&sample(pipeline, params, Solver::Euler, &requests, Purpose::Evaluation, 0)?.x0)
 }
@@ -82,7 +86,8 @@ impl<'a> Run<'a> {
         let map = AdvantageConfig::default().resolve(method);
         let (world, layout) = (World::solo(), layout(pipeline));
         let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &*world.device)?;
-        let policies = Policies::new(pipeline, Trainable::Full, &layout, &state, true, &world)?;
+        let policies =
+            Policies::new(pipeline.base.clone(), &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
         let optim = OptimConfig { lr, weight_decay: 0.0, ..OptimConfig::default() };
         Ok(Self { pipeline, objective: Objective::new(method, &map), map, optim, layout, state, policies, world })
     }
@@ -94,7 +99,7 @@ impl<'a> Run<'a> {
     fn iteration(&mut self, iteration: u64, reward: &dyn Fn(&Tensor) -> Result<Vec<f64>>) -> Result<()> {
         let needs = self.objective.needs();
         let solver = if needs.trajectory { Solver::Sde } else { Solver::Euler };
-        let params = if needs.on_policy { &self.policies.policy } else { &self.policies.old };
+        let params = if needs.on_policy { &*self.policies.policy } else { &*self.policies.old };
         let requests = requests(PROMPTS, IMAGES_PER_PROMPT);
         let samples = sample(self.pipeline, params, solver, &requests, Purpose::Rollout, iteration)?;
 
@@ -104,9 +109,9 @@ impl<'a> Run<'a> {
         let point = self.point(iteration, &requests, &samples, &advantages)?;
         let gradients = self.gradients(&point)?;
         self.state.step(&gradients, &self.optim, self.optim.lr, &*self.world.device)?;
-        self.policies.refresh_policy(&self.state, &self.world)?;
+        self.policies.refresh_policy(&self.state)?;
         let eta = self.state.update_old(OLD_POLICY)?;
-        self.policies.refresh_old(&self.state, eta, &self.world)
+        self.policies.refresh_old(&self.state, eta)
     }
 
     /// Each image at a few times of the grid, all of them in one micro-batch.
@@ -142,29 +147,29 @@ impl<'a> Run<'a> {
         let model = &self.pipeline.model;
         let Policies { policy, old, reference, .. } = &self.policies;
         let needs = self.objective.needs();
-        let of = |params| engine::velocity(model, params, &point.x_t, &point.t, &[]);
+        let of = |params: &Rc<dyn Weights>| engine::velocity(model, &**params, &point.x_t, &point.t, &[]);
         let frozen = Frozen {
             old: needs.old.then(|| of(old)).transpose()?,
             reference: needs.reference.then(|| of(reference)).transpose()?,
         };
         // The first stage runs again in the backward pass, the second keeps its graph.
-        let (v, tape) = engine::forward(model, policy, &point.x_t, &point.t, &[], Checkpointing(2))?;
+        let (v, tape) = engine::forward(model, &**policy, &point.x_t, &point.t, &[], Checkpointing(2))?;
         let v = Var::from_tensor(&v)?;
         let mut store = self.objective.terms(point, &v, &frozen)?.loss.mean_all()?.backward()?;
         let dv = store.remove(v.as_tensor()).expect("the objective gives the velocity a gradient");
         let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &Device::Cpu)?;
-        engine::backward(model, policy, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
+        engine::backward(model, &**policy, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
         Reduction::new(gradients, self.state.partition(), &*self.world.device).finish()
     }
 
     /// What samples of the policy look like.
     pub fn look(&self) -> Result<Look> {
-        look(self.pipeline, &self.policies.policy)
+        look(self.pipeline, &*self.policies.policy)
     }
 
     /// The policy's parameters.
     pub fn parameters(&self) -> Result<Vec<f32>> {
-        Ok(self.policies.policy.flatten(&self.layout)?.to_vec1()?)
+        Ok(self.state.gather_policy(&*self.world.device)?.to_vec1()?)
     }
 }
 

@@ -49,14 +49,26 @@ fn any_number_of_ranks_is_the_same_run() {
     }
 }
 
-/// The bytes that a rank sends are those that `plan` predicts.
+/// The bytes that a rank sends are those that `plan` predicts: without the old policy's velocities where it is the policy.
 fn assert_planned(record: &Record, ranks: usize, settings: &[&str]) {
     let plan = Training::new(settings).plan(ranks);
     let updates = record.metrics.iter().filter(|line| line["iteration"].is_number());
     assert!(updates.clone().count() as u64 == UPDATES);
+    let (mut before, mut index, mut old_is_policy) = (0.0, 0, true);
     for line in updates {
-        assert_eq!(line["sent.update"], plan["update_bytes"], "{ranks} ranks");
+        let iteration = line["iteration"].as_f64().unwrap();
+        index = if iteration == before { index } else { 0 };
+        let left_out = if old_is_policy { plan["old_velocity_bytes"][index].as_u64().unwrap() } else { 0 };
+        let expected = plan["update_bytes"][index].as_u64().unwrap() - left_out;
+        assert_eq!(line["sent.update"].as_u64(), Some(expected), "{ranks} ranks, {line}");
+        assert_eq!(line["sent.rollout"], plan["rollout_bytes"], "{ranks} ranks");
         assert_eq!(line["sent.old_policy"], plan["old_policy_bytes"], "{ranks} ranks");
+        (before, index) = (iteration, index + 1);
+        let last = index == plan["update_bytes"].as_array().unwrap().len();
+        old_is_policy = last && line["old_policy.eta"] == 0.0;
+    }
+    for line in record.metrics.iter().filter(|line| line["eval.images"].is_number()) {
+        assert_eq!(line["sent.eval"], plan["eval_bytes"], "{ranks} ranks");
     }
 }
 
@@ -87,6 +99,29 @@ fn without_sharing_out_anything_too() {
     assert_same_run(&unbroken(2), &finished(&["parallel.shard=none"], 2), "none and optimizer");
 }
 
+/// On 8 ranks most have no image of the evaluation, and some no training point of an update.
+#[test]
+fn with_weights_in_parts_too() {
+    let _alone = alone();
+    let settings = ["parallel.shard=full"];
+    for ranks in [1, 2, 8] {
+        let other = finished(&settings, ranks);
+        assert_planned(&other, ranks, &settings);
+        assert_same_run(&unbroken(1), &other, &format!("weights in parts, {ranks} ranks"));
+    }
+}
+
+#[test]
+fn with_weights_and_adapters_in_parts_too() {
+    check(&[
+        "parallel.shard=full",
+        "parallel.checkpoint_activations=2",
+        "model.trainable=lora",
+        "method.name=diffusion-nft",
+        "batch.updates_per_iteration=2",
+    ]);
+}
+
 #[test]
 fn with_guided_rollout_steps_too() {
     check(&[
@@ -96,6 +131,7 @@ fn with_guided_rollout_steps_too() {
         "sampler.sde.window=2",
         "sampler.sde.move_every=1",
         "sampler.guidance=1.5",
+        "parallel.shard=full",
     ]);
 }
 

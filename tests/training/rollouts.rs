@@ -30,7 +30,7 @@ fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>
         purpose: Purpose::Rollout,
         iteration: 3,
     };
-    let samples = sampling.run(requests, &conditioning).unwrap();
+    let samples = sampling.run(requests, &conditioning, requests.len()).unwrap();
     let scores = reward.score(&pipeline.decode(&samples.x0).unwrap(), &prompts).unwrap();
     (bits(&samples.x0), scores.into_iter().map(|score| score.map(f64::to_bits)).collect())
 }

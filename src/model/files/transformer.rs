@@ -62,7 +62,7 @@ impl Transformer {
     }
 
     /// The model for latents of `latent` = (height, width) with its base weights in `dtype`; adapters are drawn with
-    /// `seed`, in f32. Tensors are read one after another, straight from the mapped file.
+    /// `seed`. Tensors are read one after another, straight from the mapped file.
     ///
     /// # Errors
     /// The latent does not fit, or the device has no room.
@@ -76,7 +76,7 @@ impl Transformer {
     ) -> Result<Loaded> {
         let model = mmdit::model(&self.config, latent, lora)?;
         let params = ParamSet::build(&model.specs(), |spec| match spec.role {
-            Role::Adapter => spec.initial(seed, device),
+            Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
             Role::Base | Role::Buffer => self.weights.tensor(&spec.name, dtype, device),
         })?;
         Ok(Loaded { model, params, digest: self.weights.digest() })

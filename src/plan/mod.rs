@@ -1,10 +1,14 @@
 //! Every derived count of a run: nothing else divides.
 
+mod cost;
+
+pub use cost::Item;
+
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::params::{Layout, Role};
-use crate::shard::Partition;
+use cost::Cost;
 use serde::Serialize;
 use std::fmt;
 
@@ -43,17 +47,21 @@ pub struct Plan {
     pub trainable: usize,
     /// S.
     pub shard: usize,
-    /// Bytes of weights on each rank: base, policy and old policy.
-    pub weight_bytes: usize,
-    /// Bytes of optimizer state on each rank: master, two moments, old policy, EMA.
-    pub state_bytes: usize,
-    /// Bytes of the gradient sum on each rank.
-    pub gradient_bytes: usize,
-    /// Bytes that a rank sends for an update: reduce-scatter of gradients, all-reduce of their norm, all-gather of
-    /// parameters; or one all-reduce of the gradients, where nothing is shared out.
-    pub update_bytes: usize,
+    /// What each rank holds beside activations.
+    pub memory: Vec<Item>,
+    /// Bytes that a rank sends for an iteration's rollouts: the model's weights, where they are shared out.
+    pub rollout_bytes: usize,
+    /// Micro-batches of each update of an iteration on the busiest rank; where weights are shared out, on every rank.
+    pub training_micro_batches: Vec<usize>,
+    /// Bytes that a rank sends for each update of an iteration: weights for forward and backward passes; the sum of
+    /// gradients over ranks and its norm; the new parameters.
+    pub update_bytes: Vec<usize>,
+    /// Of these, what is not sent while the old policy is the policy.
+    pub old_velocity_bytes: Vec<usize>,
     /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
     pub old_policy_bytes: usize,
+    /// Bytes that a rank sends for an evaluation: the EMA, or the weights in parts.
+    pub eval_bytes: usize,
     /// Bytes that data-parallel training with one all-reduce a backward pass would send instead.
     pub unaccumulated_bytes: usize,
 }
@@ -87,29 +95,23 @@ impl Plan {
         let timesteps = config.timesteps();
         let model = config.model.build()?;
         let specs = model.specs();
-        let layout = Layout::new(&specs, config.model.trainable);
-        let count = |role: Role| -> usize {
-            specs
-                .iter()
-                .flat_map(|s| s.iter())
-                .filter(|s| s.role == role)
-                .map(|s| s.shape.iter().product::<usize>())
-                .sum()
-        };
-        let (base, adapters) = (count(Role::Base), count(Role::Adapter));
-        let partition = Partition::new(&layout, config.parallel.shard.parts(ranks));
-        let shard = partition.shard_len();
+        let parameters = specs.iter().flat_map(|s| s.iter()).filter(|s| s.role != Role::Buffer);
+        let cost = Cost::new(config, &model, ranks);
         let sizes = (0..ranks).map(|r| share(images, r, ranks).len());
         let largest = sizes.clone().max().unwrap_or(0);
         let points: Vec<usize> = (0..b.updates_per_iteration)
             .map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps)
             .collect();
-        // Ring collectives: each rank sends (R - 1) shards for a reduce-scatter and as many for an all-gather, or both for an
-        // all-reduce where every rank holds everything.
-        let pieces = |parts: usize| Partition::new(&layout, parts).shard_len();
-        let once = (ranks - 1) * pieces(ranks) * 4;
-        let (gather, norm) = if partition.parts() == ranks { (once, 2 * (ranks - 1) * 8) } else { (0, 0) };
-        let ring = 2 * once;
+        let rollout_micro_batches = largest.div_ceil(b.micro_batch);
+        let training_micro_batches: Vec<usize> = (0..b.updates_per_iteration)
+            .map(|u| busiest_images(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
+            .map(|points| points.div_ceil(b.micro_batch))
+            .collect();
+        let of_updates =
+            |once: usize, each: usize| training_micro_batches.iter().map(|n| once + n * each).collect::<Vec<_>>();
+        let evaluated = config.eval_prompts()?.len();
+        let evaluated = if config.eval.prompts == 0 { evaluated } else { evaluated.min(config.eval.prompts) };
+        let eval_micro_batches = (evaluated * config.eval.images_per_prompt).div_ceil(ranks).div_ceil(b.micro_batch);
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
             ranks,
@@ -118,22 +120,24 @@ impl Plan {
             images,
             images_per_rank: (sizes.min().unwrap_or(0), largest),
             micro_batch: b.micro_batch,
-            rollout_micro_batches: largest.div_ceil(b.micro_batch),
+            rollout_micro_batches,
             solver_steps: config.sampler.steps,
             timesteps,
             updates_per_iteration: b.updates_per_iteration,
             iterations: config.run.updates.div_ceil(b.updates_per_iteration as u64),
             points,
             iterations_per_epoch: prompt_count / b.prompts,
-            parameters: base + adapters,
-            trainable: layout.total,
-            shard,
-            weight_bytes: 4 * (base + adapters + 2 * layout.total),
-            state_bytes: 5 * 4 * shard,
-            gradient_bytes: 4 * partition.padded_len(),
-            update_bytes: ring + norm,
-            old_policy_bytes: gather,
-            unaccumulated_bytes: ring * backward_passes.div_ceil(b.updates_per_iteration),
+            parameters: parameters.map(|s| s.shape.iter().product::<usize>()).sum(),
+            trainable: Layout::new(&specs, config.model.trainable).total,
+            shard: cost.shard(),
+            memory: cost.memory(),
+            rollout_bytes: rollout_micro_batches * config.sampler.steps * cost.velocity(),
+            update_bytes: of_updates(cost.reduction() + cost.gather_set(), cost.training()),
+            old_velocity_bytes: of_updates(0, cost.old_velocity()),
+            training_micro_batches,
+            old_policy_bytes: cost.gather_set(),
+            eval_bytes: cost.gather_set() + eval_micro_batches * config.eval.steps * cost.velocity(),
+            unaccumulated_bytes: cost.all_reduce() * backward_passes.div_ceil(b.updates_per_iteration),
         })
     }
 }
@@ -141,6 +145,18 @@ impl Plan {
 /// Images of a group of `images` that update `update` of `updates` trains on.
 pub fn images_of_update(images: usize, updates: usize, update: usize) -> usize {
     (images + updates - 1 - update) / updates
+}
+
+/// Images that a rank trains on in update `update` at most, however each group is split among the updates.
+pub fn busiest_images(prompts: usize, images: usize, updates: usize, update: usize, ranks: usize) -> usize {
+    let of_group = images_of_update(images, updates, update);
+    let of_rank = |rank| {
+        let range = share(prompts * images, rank, ranks);
+        let held =
+            |group: usize| (group * images + images).min(range.end).saturating_sub(range.start.max(group * images));
+        (range.start / images..range.end.div_ceil(images)).map(|group| held(group).min(of_group)).sum()
+    };
+    (0..ranks).map(of_rank).max().unwrap_or(0)
 }
 
 impl fmt::Display for Plan {
@@ -169,25 +185,22 @@ impl fmt::Display for Plan {
             ),
             ("parameters", format!("{} ({} trained, {} a shard)", self.parameters, self.trainable, self.shard)),
             (
-                "memory a rank",
+                "sent a rank and update",
                 format!(
-                    "{} weights, {} optimizer shard, {} gradients, and activations",
-                    mib(self.weight_bytes),
-                    mib(self.state_bytes),
-                    mib(self.gradient_bytes)
+                    "{} (with an all-reduce a backward pass: {})",
+                    self.update_bytes.iter().map(|&bytes| mib(bytes)).collect::<Vec<_>>().join(", "),
+                    mib(self.unaccumulated_bytes)
                 ),
             ),
             (
-                "sent a rank and update",
-                format!(
-                    "{} (with an all-reduce a backward pass: {}), and {} an iteration for the old policy",
-                    mib(self.update_bytes),
-                    mib(self.unaccumulated_bytes),
-                    mib(self.old_policy_bytes)
-                ),
+                "and an iteration",
+                format!("{} for rollouts, {} for the old policy", mib(self.rollout_bytes), mib(self.old_policy_bytes)),
             ),
+            ("and an evaluation", mib(self.eval_bytes)),
+            ("memory a rank", format!("{} and activations:", mib(self.memory.iter().map(|item| item.bytes).sum()))),
         ];
-        for (name, value) in rows {
+        let items = self.memory.iter().map(|item| ("", format!("{:>12} {}", mib(item.bytes), item.name)));
+        for (name, value) in rows.into_iter().chain(items) {
             writeln!(f, "{name:>24}  {value}")?;
         }
         Ok(())
@@ -197,6 +210,7 @@ impl fmt::Display for Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Purpose, Stream};
 
     fn config(set: &[&str]) -> RunConfig {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
@@ -218,7 +232,7 @@ mod tests {
             plan.shard * 4 >= plan.trainable && (plan.shard - 8) * 4 < plan.trainable,
             "one element a stage at most"
         );
-        assert_eq!(plan.update_bytes, 2 * 3 * plan.shard * 4 + 2 * 3 * 8);
+        assert_eq!(plan.update_bytes, [2 * 3 * plan.shard * 4 + 2 * 3 * 8; 2]);
     }
 
     #[test]
@@ -228,6 +242,42 @@ mod tests {
         assert!(error(9, 100).contains("at most 8 ranks or batch.prompts = 3"), "{}", error(9, 100));
         assert!(error(2, 1).contains("batch.prompts = 1"), "{}", error(2, 1));
         assert!(error(0, 100).contains("at least 1"));
+    }
+
+    /// Every draw of a permutation for every group leaves no rank more than the bound, and the bound is reached.
+    #[test]
+    fn the_busiest_rank_of_an_update_is_known_beforehand() {
+        for (prompts, images, updates, ranks) in [(3, 5, 1, 4), (3, 5, 2, 4), (3, 5, 2, 8), (2, 4, 3, 3), (4, 6, 2, 2)]
+        {
+            for update in 0..updates {
+                let bound = busiest_images(prompts, images, updates, update, ranks);
+                let most = (0..200)
+                    .flat_map(|draw| {
+                        let order = |group: usize| {
+                            Stream::new(draw, Purpose::TrainOrder, [group as u64, 0, 0, 0]).permutation(images)
+                        };
+                        let orders: Vec<_> = (0..prompts).map(order).collect();
+                        let taken = move |i: &usize| orders[i / images][i % images] % updates == update;
+                        (0..ranks).map(move |rank| share(prompts * images, rank, ranks).filter(&taken).count())
+                    })
+                    .max();
+                assert_eq!(most, Some(bound), "{prompts} x {images}, update {update} of {updates}, {ranks} ranks");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_weights_are_held_in_parts_and_sent_when_they_are_used() {
+        let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, 100).expect("a plan");
+        let held = |plan: &Plan| plan.memory.iter().map(|item| item.bytes).sum::<usize>();
+        for trainable in ["model.trainable=full", "model.trainable=lora"] {
+            let [none, full] = ["none", "full"].map(|shard| plan(&[trainable, &format!("parallel.shard={shard}")], 4));
+            assert!(held(&full) < held(&none));
+            assert_eq!((none.rollout_bytes, none.old_velocity_bytes[0]), (0, 0));
+            assert!(full.rollout_bytes > 0 && full.old_policy_bytes == 0 && full.old_velocity_bytes[0] > 0);
+            let half = plan(&[trainable, "parallel.shard=full", "model.dtype=bf16"], 4);
+            assert_eq!((half.rollout_bytes * 2, half.memory[0].bytes * 2), (full.rollout_bytes, full.memory[0].bytes));
+        }
     }
 
     #[test]
