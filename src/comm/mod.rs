@@ -12,6 +12,8 @@ mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod solo;
 mod tcp;
 #[doc(hidden)]
@@ -26,6 +28,8 @@ pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::{agreed, exchange};
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, Session as MpiSession};
+#[cfg(feature = "cuda")]
+pub use self::nccl::{ID_BYTES as NCCL_ID_BYTES, Membership as NcclMembership, Nccl};
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;

@@ -119,6 +119,22 @@ pub(super) fn arm(deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
     Ok(())
 }
 
+/// The same, where nothing has armed it yet.
+#[cfg(feature = "cuda")]
+pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
+    if ARMED.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    name_self(Some(rank), &gethostname::gethostname().to_string_lossy());
+    arm(deadline, abort)
+}
+
+/// `MESSAGE; last collective: all_reduce #7 in phase update`.
+#[cfg(feature = "cuda")]
+pub(super) fn at_last(message: &str) -> String {
+    format!("{message}; {}", scene().last())
+}
+
 /// The peers are no longer concerned: panics are this process's own, and nothing waits for others.
 pub(super) fn disarm() {
     ARMED.store(false, Ordering::SeqCst);

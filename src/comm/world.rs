@@ -5,6 +5,9 @@ use super::counted::Counted;
 use super::launcher::{self, Build, Transport};
 use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{Error, Result};
+use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -80,6 +83,61 @@ impl World {
             Transport::Mpi => join_mpi(deadline, place),
             Transport::Tcp => join_tcp(&Meeting::of(&variables)?, deadline, place),
         }
+    }
+
+    /// The same ranks with their parameters and gradients on `device`: where those are GPUs, NCCL joins them. Collective.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where only some ranks have a GPU, two share one, or NCCL is missing; [`Error::Peer`] where a rank
+    /// does not come within `deadline`.
+    pub fn on(&self, device: &Device, deadline: Duration) -> Result<Self> {
+        if self.world_size() == 1 {
+            return Ok(self.clone());
+        }
+        let gpus = exchange(&*self.host, &(self.hostname().to_owned(), crate::device::identity(device)?))?;
+        let rank = |has_gpu: bool| gpus.iter().position(|(_, gpu)| gpu.is_some() == has_gpu);
+        match (rank(true), rank(false)) {
+            (None, _) => Ok(self.clone()),
+            (Some(_), None) => self.over_nccl(device, &gpus, deadline),
+            (Some(with), Some(without)) => Err(Error::Usage(format!(
+                "rank {with} on {} has a GPU, rank {without} on {} has none: look there for a driver and CUDA's libraries, or \
+                 set parallel.device = \"cpu\"",
+                gpus[with].0, gpus[without].0
+            ))),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn over_nccl(&self, device: &Device, gpus: &[(String, Option<String>)], deadline: Duration) -> Result<Self> {
+        use super::nccl::{ID_BYTES, Membership, Nccl};
+        if let Some((first, second)) = twice(gpus)
+            && !crate::device::may_be_shared()
+        {
+            return Err(Error::Usage(format!(
+                "ranks {first} and {second} on {} are on the same GPU: start one rank for each GPU ({})",
+                gpus[first].0,
+                crate::device::how_to_share()
+            )));
+        }
+        if crate::device::may_be_shared() && std::env::var_os(HOST_ID).is_none() {
+            // NCCL refuses two ranks of one host on one GPU; with names of their own they are on different hosts.
+            // SAFETY: NCCL, the only code that reads this outside the standard library, is not open yet.
+            unsafe { std::env::set_var(HOST_ID, format!("rank{}", self.rank())) };
+        }
+        let mine = if self.rank() == 0 { Nccl::new_id()?.to_vec() } else { vec![0; ID_BYTES] };
+        let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
+        let id = id.try_into().map_err(|_| Error::Failed("the id of NCCL has another length".into()))?;
+        let (rank, world_size) = (self.rank(), self.world_size());
+        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: end_all_ranks })?;
+        let transport = format!("{}, GPUs over {}", self.transport, Nccl::library());
+        let device = Rc::new(Counted::new(Rc::new(nccl), self.sent.clone()));
+        Ok(Self { device, transport, ..self.clone() })
+    }
+
+    /// Not reached: no rank has a GPU.
+    #[cfg(not(feature = "cuda"))]
+    fn over_nccl(&self, _: &Device, _: &[(String, Option<String>)], _: Duration) -> Result<Self> {
+        Err(Error::Failed("this program was built without CUDA".into()))
     }
 
     /// One thread of a group.
@@ -168,6 +226,27 @@ fn join_tcp(
     let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
     Ok(World { _session: Some(Rc::new(session)), ..world })
+}
+
+/// NCCL's name for a host.
+#[cfg(feature = "cuda")]
+const HOST_ID: &str = "NCCL_HOSTID";
+
+/// The first two ranks that are on the same GPU.
+#[cfg(feature = "cuda")]
+fn twice(gpus: &[(String, Option<String>)]) -> Option<(usize, usize)> {
+    let first = |rank: usize| gpus.iter().position(|(_, gpu)| *gpu == gpus[rank].1);
+    (0..gpus.len()).find_map(|rank| first(rank).filter(|&first| first < rank).map(|first| (first, rank)))
+}
+
+/// Ends all ranks, from any thread.
+#[cfg(feature = "cuda")]
+fn end_all_ranks(code: i32) -> ! {
+    #[cfg(feature = "mpi")]
+    if !tcp::joined() {
+        super::mpi::abort(code);
+    }
+    tcp::abort(code)
 }
 
 fn hostname() -> String {

@@ -8,6 +8,7 @@ use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
@@ -19,9 +20,8 @@ use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward};
 use crate::shard::Weights;
-use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,7 +97,8 @@ impl<'a> Run<'a> {
         let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
-        let device = Device::Cpu;
+        let (device, why) = device::select(config.parallel.device, world.place())?;
+        let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
         let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
@@ -134,7 +135,7 @@ impl<'a> Run<'a> {
             std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
-        progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
         if let Some(advice) = binding_advice() {
             progress.note(&advice);
         }
