@@ -1,6 +1,6 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
-use crate::comm::{World, exchange};
+use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
 use crate::error::Result;
@@ -11,7 +11,7 @@ use crate::reward::{Reward, RewardConfig, RewardKind};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest};
 use crate::shard::Weights;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// `[eval]`.
@@ -52,7 +52,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     };
     for &name in checks {
         if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
+            all.push(RewardConfig::new(name));
         }
     }
     all
@@ -60,7 +60,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
 
 /// The images of an evaluation that a person looks at.
 pub struct Gallery {
-    /// `[n, 3, H, W]` in [0, 1].
+    /// `[n, 3, H, W]` in [0, 1], large ones made smaller.
     pub images: Tensor,
     /// Their prompts.
     pub captions: Vec<String>,
@@ -82,6 +82,8 @@ pub struct Evaluation<'a> {
 
 /// Images that the gallery shows, one for each of the first prompts.
 const GALLERY: usize = 24;
+/// Their longest side in pixels: every rank gets them all.
+const SIDE: usize = 256;
 
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
@@ -104,8 +106,10 @@ impl Evaluation<'_> {
         if requests.is_empty() && busiest(params, images_per_rank) > 0 {
             requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
         }
-        let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
-        let mut gallery: Vec<(usize, Vec<f32>)> = Vec::new();
+        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
+        let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
+        let (height, width) = pipeline.picture();
+        let shrink = height.max(width).div_ceil(SIDE);
         if !requests.is_empty() {
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
             let conditioning = pipeline.encode(&prompts)?;
@@ -119,23 +123,26 @@ impl Evaluation<'_> {
                 iteration: 0,
             };
             let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
-            for (scores, reward) in scores.iter_mut().zip(rewards).filter(|_| !mine.is_empty()) {
-                *scores = reward.score(&images, &prompts)?;
+            if !mine.is_empty() {
+                let attempts = rewards.iter().map(|reward| reward.attempt(&images, &prompts));
+                scores = attempts.map(|attempt| Ok(attempt?.scores)).collect();
             }
             for (i, request) in requests.iter().enumerate().take(mine.len()) {
                 let place = (mine.start + i) / self.images_per_prompt;
                 if request.image == 0 && place < GALLERY {
-                    gallery.push((place, images.get(i)?.flatten_all()?.to_vec1::<f32>()?));
+                    let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
+                    let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
+                    gallery.push((place, bytes.flatten_all()?.to_vec1()?));
                 }
             }
         }
-        let all = exchange(&*world.host, &scores)?;
-        let metrics = self.summary(rewards, &all, count);
-        let shown: Vec<(usize, Vec<f32>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let (h, w) = pipeline.picture();
+        let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
+        let mut metrics = self.summary(rewards, &all, count);
+        describe_scalings(rewards, "eval.reward", &mut metrics);
+        let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
         let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
-        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, pixels)| pixels).collect();
-        let images = Tensor::from_vec(pixels, ((), 3, h, w), &candle_core::Device::Cpu)?;
+        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
+        let images = Tensor::from_vec(pixels, ((), 3, height / shrink, width / shrink), &Device::Cpu)?;
         Ok((metrics, Gallery { images, captions }))
     }
 
@@ -155,6 +162,19 @@ impl Evaluation<'_> {
         }
         metrics.set("eval.images", count as f64);
         metrics
+    }
+}
+
+/// Adds what the rewards' means are in the other units that they are quoted in: `PREFIX.NAME.UNIT.mean` beside
+/// `PREFIX.NAME.mean`.
+pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mut Metrics) {
+    for reward in rewards {
+        let name = reward.name();
+        for (unit, factor) in reward.scalings() {
+            if let Some(mean) = metrics.get(&format!("{prefix}.{name}.mean")) {
+                metrics.set(&format!("{prefix}.{name}.{unit}.mean"), factor * mean);
+            }
+        }
     }
 }
 

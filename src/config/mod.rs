@@ -6,6 +6,7 @@ mod validate;
 
 use crate::comm::Backend;
 use crate::data::{Format, PromptSet, Split};
+use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::evaluate::EvalConfig;
@@ -194,6 +195,8 @@ impl Default for EmaConfig {
 pub struct ParallelConfig {
     /// How the ranks find each other.
     pub backend: Backend,
+    /// What they compute on.
+    pub device: DeviceChoice,
     /// What they share out.
     pub shard: Sharding,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
@@ -208,6 +211,7 @@ impl Default for ParallelConfig {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
+            device: DeviceChoice::Auto,
             shard: Sharding::Optimizer,
             checkpoint_activations: Checkpointing::EACH,
             check_every: 10,

@@ -82,6 +82,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.shift=0"], &["sampler.shift = 0: must be a finite number above 0"]),
     (&["eval.steps=0"], &["eval.steps = 0: must be at least 1"]),
     (&["eval.images_per_prompt=0"], &["eval.images_per_prompt = 0: must be at least 1"]),
+    (&["parallel.device=gpu"], &["parallel.device = \"gpu\": must be one of \"auto\", \"cpu\", \"cuda\""]),
     (&["parallel.deadline_s=0"], &["parallel.deadline_s = 0: must be at least 1"]),
     (&["parallel.deadline_s=9223372036854775807"], &["parallel.deadline_s = 9", "at most"]),
     // Numbers.

@@ -36,7 +36,7 @@ pub struct ModelConfig {
     pub t5_tokens: usize,
     /// The folder of encoded prompts (sd35-medium), which runs may share.
     pub prompt_cache: PathBuf,
-    /// What the velocity model computes in.
+    /// What it computes in.
     pub dtype: Precision,
     /// What is trained.
     pub trainable: Trainable,

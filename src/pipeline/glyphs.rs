@@ -46,8 +46,7 @@ pub fn weights(config: &ModelConfig, specs: &[&[Spec]]) -> Result<Weights> {
 /// The model with its weights.
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
     let model = model(config.adapters().as_ref());
-    let weights = weights(config, &model.specs())?;
-    let dtype = config.dtype.dtype();
+    let (weights, dtype) = (weights(config, &model.specs())?, config.dtype.dtype());
     let base = ParamSet::build(&model.specs(), |spec| match spec.role {
         Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
         Role::Base | Role::Buffer => weights.tensor(&spec.name, dtype, device),

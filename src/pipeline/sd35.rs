@@ -84,7 +84,7 @@ pub(super) fn encode_prompts(
 
 fn cache(config: &ModelConfig) -> Result<PromptCache> {
     let folder = folder(config)?.to_path_buf();
-    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: DType::F32 };
+    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: config.dtype.dtype() };
     PromptCache::open(&config.prompt_cache, encoding)
 }
 

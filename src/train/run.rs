@@ -2,11 +2,13 @@
 
 use super::Trainer;
 use super::points::Points;
+use super::preflight::preflight;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
-use crate::comm::{World, binding_advice, exchange, phase};
+use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
@@ -18,9 +20,8 @@ use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward};
 use crate::shard::Weights;
-use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +37,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     let interrupt = Interrupt::install()?;
     let mut run = Run::start(config, resume, world)?;
     if run.trainer.state.update == 0 {
-        run.evaluate()?;
+        run.evaluate().map_err(|e| run.ended_by(e))?;
     }
     while !run.done() {
         run.iteration().map_err(|e| run.ended_by(e))?;
@@ -47,7 +48,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
             run.saved_at_last()?;
         }
         if run.due(config.run.eval_every) {
-            run.evaluate()?;
+            run.evaluate().map_err(|e| run.ended_by(e))?;
         }
         if !leaving && run.due(config.run.checkpoint_every) {
             run.save()?;
@@ -89,14 +90,18 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
         let out = &config.run.out;
+        let warnings = preflight(config, world)?;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
-        let device = Device::Cpu;
+        let (device, why) = device::select(config.parallel.device, world.place())?;
+        let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
-        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
@@ -130,7 +135,7 @@ impl<'a> Run<'a> {
             std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
-        progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
         if let Some(advice) = binding_advice() {
             progress.note(&advice);
         }
@@ -140,12 +145,13 @@ impl<'a> Run<'a> {
         }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
+        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
             pipeline,
             prompts,
-            rewards: reward::build(&config.reward, threads)?,
+            rewards: loader.build(&config.reward)?,
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -153,7 +159,8 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let eval_rewards = loader.build(&evaluated(config))?;
+        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
@@ -236,23 +243,26 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let sent = self.world().sent();
         let ema = self.trainer.policies.with(self.trainer.state.ema())?;
-        let count = match self.config.eval.prompts {
-            0 => self.eval_prompts.len(),
-            n => n.min(self.eval_prompts.len()),
-        };
+        let count = evaluated_prompts(self.config, &self.eval_prompts);
         let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
         self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
+        let enlarged = self.enlarged();
         if let Some(log) = &mut self.log {
             log.write(update, &metrics)?;
-            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, SCALE)?;
+            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, enlarged)?;
             grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
             log.image(update, "samples", &picture)?;
         }
         self.progress.evaluation(update, &metrics);
         Ok(())
+    }
+
+    /// How many times a grid's pictures are enlarged.
+    fn enlarged(&self) -> u32 {
+        (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
     }
 
     fn sampled(&self, params: &dyn Weights, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
@@ -282,7 +292,8 @@ impl<'a> Run<'a> {
         }
         let out = &self.config.run.out;
         let title = format!("after update {}", self.trainer.state.update);
-        let picture = grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, SCALE)?;
+        let picture =
+            grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, self.enlarged())?;
         grid::save_png(&picture, &out.join("samples/before_after.png"))?;
         self.log = None;
         let page = report::write(out)?;
@@ -297,12 +308,20 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Prompts of an evaluation, from the start of their set.
+fn evaluated_prompts(config: &RunConfig, prompts: &PromptSet) -> usize {
+    match config.eval.prompts {
+        0 => prompts.len(),
+        n => n.min(prompts.len()),
+    }
+}
+
 /// The run ends after as many iterations in a row without an update.
 const MOST_FRUITLESS: u64 = 10;
 
-/// Tiles in a row of a grid, and how much small pictures are enlarged.
+/// Tiles in a row of a grid, and the width in pixels to which small pictures are enlarged.
 const COLUMNS: usize = 6;
-const SCALE: u32 = 3;
+const WIDTH: usize = 144;
 
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;

@@ -1,5 +1,5 @@
 //! The model that the engine is measured on, as one graph and block by block.
-#![allow(dead_code, reason = "not everyone who measures wants all of it")]
+#![allow(dead_code)] // not every program uses all of this
 
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
@@ -48,6 +48,7 @@ pub fn inputs() -> Result<Inputs> {
 
 impl Inputs {
     /// The first sample alone.
+    #[allow(dead_code, reason = "not everyone who measures wants it")]
     pub fn first(&self) -> Result<Self> {
         let conditioning = self.conditioning.iter().map(|c| c.narrow(0, 0, 1)).collect::<candle_core::Result<_>>()?;
         Ok(Self { x: self.x.narrow(0, 0, 1)?, t: self.t.narrow(0, 0, 1)?, conditioning })
@@ -55,6 +56,7 @@ impl Inputs {
 }
 
 /// Velocities by the policy and the others, and the policy's gradients, which `take` gets.
+#[allow(dead_code, reason = "not everyone who measures wants it")]
 pub fn training_pass(
     model: &Model,
     policy: &dyn Weights,

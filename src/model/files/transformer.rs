@@ -62,7 +62,7 @@ impl Transformer {
     }
 
     /// The model for latents of `latent` = (height, width) with its base weights in `dtype`; adapters are drawn with
-    /// `seed`, in f32. Tensors are read one after another, straight from the mapped file.
+    /// `seed`. Tensors are read one after another, straight from the mapped file.
     ///
     /// # Errors
     /// The latent does not fit, or the device has no room.
