@@ -70,8 +70,8 @@ impl Training {
 
     /// Runs on `ranks` ranks until update `updates`.
     pub fn run(&self, ranks: usize, updates: u64) -> Output {
-        // Long runs of the stress test: four seconds an update even where others keep the machine busy.
-        let limit = TIMEOUT.max(Duration::from_secs(4 * updates));
+        // Long runs of the stress test: ten seconds an update even where others keep the machine busy.
+        let limit = TIMEOUT.max(Duration::from_secs(10 * updates));
         Job::start(&mut self.command(ranks, updates)).finish(limit).success()
     }
 
