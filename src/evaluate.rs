@@ -1,6 +1,6 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
-use crate::comm::{World, exchange};
+use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
 use crate::error::Result;
@@ -52,7 +52,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     };
     for &name in checks {
         if all.iter().all(|r| r.name != name) {
-            all.push(RewardConfig { name, weight: 1.0 });
+            all.push(RewardConfig::new(name));
         }
     }
     all
@@ -106,7 +106,7 @@ impl Evaluation<'_> {
         if requests.is_empty() && busiest(params, images_per_rank) > 0 {
             requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
         }
-        let mut scores: Vec<Vec<Option<f64>>> = vec![Vec::new(); rewards.len()];
+        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
@@ -123,8 +123,9 @@ impl Evaluation<'_> {
                 iteration: 0,
             };
             let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
-            for (scores, reward) in scores.iter_mut().zip(rewards).filter(|_| !mine.is_empty()) {
-                *scores = reward.score(&images, &prompts)?;
+            if !mine.is_empty() {
+                let attempts = rewards.iter().map(|reward| reward.attempt(&images, &prompts));
+                scores = attempts.map(|attempt| Ok(attempt?.scores)).collect();
             }
             for (i, request) in requests.iter().enumerate().take(mine.len()) {
                 let place = (mine.start + i) / self.images_per_prompt;
@@ -135,8 +136,9 @@ impl Evaluation<'_> {
                 }
             }
         }
-        let all = exchange(&*world.host, &scores)?;
-        let metrics = self.summary(rewards, &all, count);
+        let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
+        let mut metrics = self.summary(rewards, &all, count);
+        describe_scalings(rewards, "eval.reward", &mut metrics);
         let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
         let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
         let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
@@ -160,6 +162,19 @@ impl Evaluation<'_> {
         }
         metrics.set("eval.images", count as f64);
         metrics
+    }
+}
+
+/// Adds what the rewards' means are in the other units that they are quoted in: `PREFIX.NAME.UNIT.mean` beside
+/// `PREFIX.NAME.mean`.
+pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mut Metrics) {
+    for reward in rewards {
+        let name = reward.name();
+        for (unit, factor) in reward.scalings() {
+            if let Some(mean) = metrics.get(&format!("{prefix}.{name}.mean")) {
+                metrics.set(&format!("{prefix}.{name}.{unit}.mean"), factor * mean);
+            }
+        }
     }
 }
 

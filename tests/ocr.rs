@@ -11,7 +11,8 @@ use flowrl_dist::{
         render::{HEIGHT, Style, WIDTH, render},
     },
     reward::{
-        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, build, check_scores, colour_match, edit_reward, to_rgb8,
+        ColourMatch, Ocr, Reward, RewardConfig, RewardKind, build, check_scores, colour_match, edit_reward,
+        found_reward, to_rgb8,
     },
 };
 use std::path::PathBuf;
@@ -186,6 +187,12 @@ fn the_reward_counts_edits() {
     assert_eq!(reward("a sign that says \"Hello World\" and \"no\"", "hELLOworld"), Some(1.0));
     assert_eq!(reward("\"a b\"", " A  b "), Some(1.0));
     assert_eq!(reward("\"äöü\"", "äö"), Some(1.0 - 1.0 / 3.0));
+    // With other text beside it the wanted one is still found; otherwise edits count.
+    let found = |prompt, read| found_reward(prompt, read);
+    assert_eq!(found("a sign \"Hello World\"", "OPEN hello world 24h"), Some(1.0));
+    assert_eq!(found("a sign \"417\"", "41"), Some(1.0 - 1.0 / 3.0));
+    assert_eq!(found("a sign \"417\"", "4 1 8 somewhere"), Some(0.0));
+    assert_eq!(found("a cat", "cat"), None);
     for prompt in ["a cat", "an open \"quote", "an empty \"\" quote", "spaces \"  \" only"] {
         assert_eq!(reward(prompt, "cat"), None, "{prompt}");
     }
@@ -224,8 +231,7 @@ fn images_that_cannot_be_scored_are_refused() {
     let mut picture = vec![0.5; 3 * HEIGHT * WIDTH];
     picture[7] = f32::NAN;
     let two = images(&[vec![0.5; 3 * HEIGHT * WIDTH], picture]);
-    let rewards =
-        build(&[RewardKind::Ocr, RewardKind::Colour].map(|name| RewardConfig { name, weight: 1.0 }), 1).unwrap();
+    let rewards = build(&[RewardKind::Ocr, RewardKind::Colour].map(RewardConfig::new), 1).unwrap();
     for reward in rewards {
         let error = reward.score(&two, &prompts(&["\"1\"", "\"2\""])).unwrap_err().to_string();
         assert_eq!(error, "image 1 has a pixel value of NaN; it cannot be scored");
@@ -246,7 +252,7 @@ fn rewards_are_built_from_their_configuration() {
     let names: Vec<String> = build(&configs, 1).unwrap().iter().map(|reward| reward.name().to_string()).collect();
     assert_eq!(names, ["ocr", "colour"]);
 
-    assert!(parse("[[reward]]\nname = \"clip\"").unwrap_err().to_string().contains("expected `ocr` or `colour`"));
+    assert!(parse("[[reward]]\nname = \"clip\"").unwrap_err().to_string().contains("expected one of `ocr`, `colour`"));
     assert!(
         parse("[[reward]]\nname = \"ocr\"\nwieght = 2").unwrap_err().to_string().contains("unknown field `wieght`")
     );
@@ -260,11 +266,13 @@ fn scores_that_cannot_be_trained_on_are_refused_by_name() {
     let prompts = prompts(&["a", "b", "c"]);
     let reward =
         |name: &str, weight, scores: [Option<f64>; 3]| Scores { name: name.into(), weight, scores: scores.to_vec() };
+    let none = std::collections::BTreeSet::new();
     let ocr = reward("ocr", 2.0, [Some(0.5), None, Some(1.0)]);
     let colour = reward("colour", -1.0, [Some(0.25), Some(1.0), None]);
-    check_scores(&[ocr.clone(), colour.clone()], &prompts).unwrap();
+    check_scores(&[ocr.clone(), colour.clone()], &prompts, &none).unwrap();
+    check_scores(std::slice::from_ref(&ocr), &prompts, &[1].into()).unwrap();
 
-    let error = |rewards: &[Scores]| check_scores(rewards, &prompts).unwrap_err().to_string();
+    let error = |rewards: &[Scores]| check_scores(rewards, &prompts, &none).unwrap_err().to_string();
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
     assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));

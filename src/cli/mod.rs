@@ -11,6 +11,7 @@ mod prompts;
 mod random_model;
 mod report;
 mod sample;
+mod serve_reward;
 mod train;
 
 use crate::comm::{Backend, World};
@@ -56,6 +57,12 @@ enum Command {
     #[command(after_help = "Example:\n  flowrl-dist prompts geneval --out train_metadata.jsonl -n 50000 --without \
         test_metadata.jsonl")]
     Prompts(prompts::Arguments),
+    /// Serve rewards to training runs over HTTP
+    #[command(
+        after_help = "Example:\n  flowrl-dist serve-reward --reward ocr jpeg-compressibility --listen 127.0.0.1:8000\n\n\
+        In the run's configuration: [[reward]] name = \"remote\", url = \"http://127.0.0.1:8000\", reward = \"ocr\""
+    )]
+    ServeReward(serve_reward::Arguments),
     /// Write what was trained as files that diffusers and PEFT read
     Export(export::Arguments),
     /// Verify a checkpoint, or a model's files, and print what they hold
@@ -83,6 +90,7 @@ pub fn run() -> i32 {
         Some(Command::RandomModel(arguments)) => random_model::run(&arguments),
         Some(Command::Prompts(arguments)) => prompts::run(&arguments),
         Some(Command::Report(arguments)) => report::run(&arguments),
+        Some(Command::ServeReward(arguments)) => serve_reward::run(&arguments),
         Some(Command::Export(arguments)) => export::run(&arguments),
         Some(Command::Inspect(arguments)) => inspect::run(&arguments),
         Some(Command::Bench(arguments)) => bench::run(&arguments),

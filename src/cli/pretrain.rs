@@ -26,7 +26,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = crate::config::read(&arguments.config, &arguments.set, check)?;
     on_ranks(Backend::Auto, 600, |world| {
         let terminal = logging::init(world.rank(), None, "info")?;
-        let rewards = [RewardKind::Ocr, RewardKind::Colour].map(|name| RewardConfig { name, weight: 1.0 });
+        let rewards = [RewardKind::Ocr, RewardKind::Colour].map(RewardConfig::new);
         let rewards = build(&rewards, candle_core::utils::get_num_threads())?;
         let mut progress = Progress::new(config.steps, world.rank() == 0, &terminal);
         progress.note(&world.describe());

@@ -8,6 +8,27 @@ use serde::{Serialize, de::DeserializeOwned};
 /// No message between ranks is larger than this.
 const LIMIT: usize = 256 << 20;
 
+/// This rank's value, if every rank has one: what is not finite on one rank is so on all, and a reward that one rank cannot
+/// have fails on all, with the first such rank's words. So all leave the iteration out, or save and stop, together.
+///
+/// # Errors
+/// [`Error::NotFinite`] and [`Error::Reward`] as said; any other error of this rank is its own.
+pub fn agreed<T>(mine: Result<T>, comm: &dyn Communicator) -> Result<T> {
+    type Shared = Option<(Option<String>, String)>;
+    let shared: Shared = match &mine {
+        Err(Error::NotFinite(what)) => Some((None, what.clone())),
+        Err(Error::Reward { name, message }) => Some((Some(name.clone()), message.clone())),
+        _ => None,
+    };
+    match (exchange(comm, &shared)?.into_iter().flatten().next(), mine) {
+        (Some((None, what)), Ok(_) | Err(Error::NotFinite(_) | Error::Reward { .. })) => Err(Error::NotFinite(what)),
+        (Some((Some(name), message)), Ok(_) | Err(Error::NotFinite(_) | Error::Reward { .. })) => {
+            Err(Error::Reward { name, message })
+        }
+        (_, mine) => mine,
+    }
+}
+
 /// Every rank's value, in rank order, on every rank.
 ///
 /// Values may differ in size: lengths are gathered first, then the encodings padded to the longest. Encoded by bincode,

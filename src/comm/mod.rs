@@ -4,6 +4,7 @@
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
 mod background;
+mod bootstrap;
 mod call;
 mod cores;
 mod counted;
@@ -14,6 +15,7 @@ mod mpi;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod solo;
+mod tcp;
 #[doc(hidden)]
 pub mod testing;
 mod thread;
@@ -23,7 +25,7 @@ mod world;
 
 pub use self::call::{Call, Pending};
 pub use self::cores::{binding_advice, threads_per_rank};
-pub use self::message::exchange;
+pub use self::message::{agreed, exchange};
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, Session as MpiSession};
 #[cfg(feature = "cuda")]

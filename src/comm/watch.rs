@@ -3,9 +3,6 @@
 //! The scene is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
 //! and because one process is one rank.
 
-// Without MPI a process has no peers to wait for and to take along.
-#![cfg_attr(not(feature = "mpi"), allow(dead_code))]
-
 use crate::error::{EXIT_RESTART, Error, Result};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;

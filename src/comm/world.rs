@@ -1,8 +1,9 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::bootstrap::Meeting;
 use super::counted::Counted;
-use super::launcher::{self, Transport};
-use super::{Communicator, Solo, exchange, watch};
+use super::launcher::{self, Build, Transport};
+use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{Error, Result};
 use candle_core::Device;
 #[cfg(feature = "cuda")]
@@ -21,6 +22,8 @@ pub enum Backend {
     Solo,
     /// MPI, by mpirun or `srun --mpi=pmix`.
     Mpi,
+    /// TCP, by any launcher that tells ranks and where rank 0 is; on CPUs for tests.
+    Tcp,
 }
 
 /// Where this rank runs.
@@ -46,6 +49,9 @@ pub struct World {
     place: Place,
     transport: String,
     sent: Rc<Cell<u64>>,
+    /// Ends all ranks, from any thread.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    end_all: fn(i32) -> !,
     /// What must outlive the planes: dropped last, because declared last.
     _session: Option<Rc<dyn std::any::Any>>,
 }
@@ -55,7 +61,7 @@ impl World {
     fn new(device: Rc<dyn Communicator>, host: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
         let sent = Rc::new(Cell::new(0));
         let device = Rc::new(Counted::new(device, sent.clone()));
-        Self { device, host, place, transport, sent, _session: None }
+        Self { device, host, place, transport, sent, end_all: signal_hook::low_level::exit, _session: None }
     }
 
     /// One rank alone.
@@ -73,9 +79,12 @@ impl World {
     /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
     pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
         let variables = launcher::environment();
-        match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
+        let build = Build { mpi: cfg!(feature = "mpi"), nccl: cfg!(feature = "cuda") };
+        let place = |host: &dyn Communicator| place(host, hostname(), launcher::local(&variables));
+        match launcher::choose(backend, &launcher::detect(&variables), build)? {
             Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => join_mpi(deadline, |host| place(host, hostname(), launcher::local(&variables))),
+            Transport::Mpi => join_mpi(deadline, place),
+            Transport::Tcp => join_tcp(&Meeting::of(&variables)?, deadline, place),
         }
     }
 
@@ -122,7 +131,7 @@ impl World {
         let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
         let id = id.try_into().map_err(|_| Error::Failed("the id of NCCL has another length".into()))?;
         let (rank, world_size) = (self.rank(), self.world_size());
-        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: end_all_ranks })?;
+        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: self.end_all })?;
         let transport = format!("{}, GPUs over {}", self.transport, Nccl::library());
         let device = Rc::new(Counted::new(Rc::new(nccl), self.sent.clone()));
         Ok(Self { device, transport, ..self.clone() })
@@ -199,13 +208,27 @@ fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<
     let device = super::background::Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
     let transport = format!("over MPI ({})", super::Mpi::library());
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
-    Ok(World { _session: Some(Rc::new(session)), ..world })
+    Ok(World { end_all: super::mpi::abort, _session: Some(Rc::new(session)), ..world })
 }
 
 /// Not reached: `launcher::choose` refuses first.
 #[cfg(not(feature = "mpi"))]
 fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
+}
+
+/// The world without MPI, the device plane on a thread of its own.
+fn join_tcp(
+    meeting: &Meeting,
+    deadline: Duration,
+    place: impl FnOnce(&dyn Communicator) -> Result<Place>,
+) -> Result<World> {
+    let (session, host, device) = tcp::Session::begin(meeting, deadline)?;
+    let place = place(&host)?;
+    let device = super::background::Background::new(Box::new(device), tcp::abort)?;
+    let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
+    let world = World::new(Rc::new(device), Rc::new(host), place, transport);
+    Ok(World { end_all: tcp::abort, _session: Some(Rc::new(session)), ..world })
 }
 
 /// NCCL's name for a host.
@@ -217,15 +240,6 @@ const HOST_ID: &str = "NCCL_HOSTID";
 fn twice(gpus: &[(String, Option<String>)]) -> Option<(usize, usize)> {
     let first = |rank: usize| gpus.iter().position(|(_, gpu)| *gpu == gpus[rank].1);
     (0..gpus.len()).find_map(|rank| first(rank).filter(|&first| first < rank).map(|first| (first, rank)))
-}
-
-/// Ends all ranks, from any thread.
-#[cfg(feature = "cuda")]
-fn end_all_ranks(code: i32) -> ! {
-    #[cfg(feature = "mpi")]
-    super::mpi::abort(code);
-    #[cfg(not(feature = "mpi"))]
-    signal_hook::low_level::exit(code)
 }
 
 fn hostname() -> String {

@@ -206,11 +206,9 @@ fn rewards(config: &RunConfig) -> Check {
         return Err("reward: none is given; add [[reward]] with name = \"ocr\"".into());
     }
     for (i, r) in config.reward.iter().enumerate() {
-        if !r.weight.is_finite() {
-            return Err(format!("reward[{i}].weight = {}: must be a finite number, such as 1.0", r.weight));
-        }
-        if config.reward[..i].iter().any(|earlier| earlier.name == r.name) {
-            let name = text(r.name)?;
+        r.check(config.parallel.deadline_s).map_err(|problem| format!("reward[{i}].{problem}"))?;
+        if config.reward[..i].iter().any(|earlier| earlier.label() == r.label()) {
+            let name = text(r.label())?;
             return Err(format!("reward[{i}].name = {name}: is named twice; name it once, with one weight"));
         }
     }

@@ -38,7 +38,7 @@ pub struct StepReport {
 }
 
 /// Names of the vectors in a checkpoint, in AdamW's order, then the slow copies.
-const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
+pub(crate) const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
 
 impl Sharded {
     /// Starts from the flat parameters `[total]`, the same on every rank.

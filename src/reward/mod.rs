@@ -1,16 +1,25 @@
 //! Rewards: one file each, one number an image.
 
+mod clip;
 mod colour;
+mod config;
 pub mod geneval;
 mod jpeg;
+mod loader;
 mod ocr;
 mod pixels;
 pub mod preprocess;
+pub mod remote;
+pub mod serve;
 
+pub use clip::{Aesthetic, Alignment, Backbone, ClipReward};
 pub use colour::{ColourMatch, colour_match};
+pub use config::{RewardConfig, RewardKind};
 pub use jpeg::Jpeg;
-pub use ocr::{Ocr, edit_reward};
+pub use loader::{Loader, build};
+pub use ocr::{Ocr, edit_reward, found_reward};
 pub use pixels::to_rgb8;
+pub use remote::Remote;
 
 use crate::{
     advantage::Scores,
@@ -18,79 +27,53 @@ use crate::{
     error::{Error, Result},
 };
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Scores images against their prompts.
 pub trait Reward {
-    /// The name in the configuration and in the metrics.
+    /// The name in the metrics.
     fn name(&self) -> &str;
+
     /// One score an image; `None` where the reward does not apply to the prompt.
     ///
     /// `images` is `[B, 3, H, W]` f32 in [0, 1], RGB. An image's score does not depend on the others in the call.
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>>;
-}
 
-/// Which rewards there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RewardKind {
-    /// Does the picture read as the text in the prompt's double quotes? [`Ocr`], 0 to 1.
-    Ocr,
-    /// Has the picture the glyph prompt's ink and ground? [`ColourMatch`], 0, 0.5 or 1.
-    Colour,
-    /// Minus the size of the picture as a JPEG file in kB: [`Jpeg`].
-    JpegCompressibility,
-    /// The size of the picture as a JPEG file in kB: [`Jpeg`].
-    JpegIncompressibility,
-}
-
-/// One `[[reward]]` of the configuration.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RewardConfig {
-    /// The reward.
-    pub name: RewardKind,
-    /// What its score is multiplied by before the scores are summed.
-    #[serde(default = "one")]
-    pub weight: f64,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-/// The rewards of a configuration, in its order; each may use up to `threads` threads.
-///
-/// # Errors
-/// [`Error::Usage`] for a weight that is not finite or a reward that is named twice.
-pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Reward>>> {
-    let mut rewards: Vec<Box<dyn Reward>> = Vec::with_capacity(configs.len());
-    for config in configs {
-        let reward: Box<dyn Reward> = match config.name {
-            RewardKind::Ocr => Box::new(Ocr::new(threads)?),
-            RewardKind::Colour => Box::new(ColourMatch),
-            RewardKind::JpegCompressibility => Box::new(Jpeg::Compressibility),
-            RewardKind::JpegIncompressibility => Box::new(Jpeg::Incompressibility),
-        };
-        if !config.weight.is_finite() {
-            let message = format!("reward {}: weight {} must be a finite number", reward.name(), config.weight);
-            return Err(Error::Usage(message));
-        }
-        if rewards.iter().any(|earlier| earlier.name() == reward.name()) {
-            let message = format!("reward {}: named twice; name it once, with one weight", reward.name());
-            return Err(Error::Usage(message));
-        }
-        rewards.push(reward);
+    /// As [`Reward::score`], where a score may be missing for another reason than that the reward does not apply, and
+    /// the configuration allows to go on without it.
+    fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
+        Ok(Attempt { scores: self.score(images, prompts)?, failed: Vec::new() })
     }
-    Ok(rewards)
+
+    /// Whether it is ready to score: asked once, before anything is trained.
+    ///
+    /// # Errors
+    /// [`Error::Reward`]: it is not, and what to do.
+    fn ready(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Other units that its score is quoted in: their name and what the score is multiplied by.
+    fn scalings(&self) -> &[(&str, f64)] {
+        &[]
+    }
 }
 
-/// Refuses scores that cannot be trained on.
+/// What came of scoring images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Attempt {
+    /// One an image; `None` where the reward does not apply or failed.
+    pub scores: Vec<Option<f64>>,
+    /// The images whose score could not be had. Their groups cannot be compared: they are left out.
+    pub failed: Vec<usize>,
+}
+
+/// Refuses scores that cannot be trained on; `failed` images may have none, their groups are left out.
 ///
 /// # Errors
 /// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image no reward applies to (both name
 /// image and prompt), or a number of scores that is not the number of prompts.
-pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
+pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<usize>) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
     }
@@ -101,7 +84,7 @@ pub fn check_scores(rewards: &[Scores], prompts: &[Prompt]) -> Result<()> {
                 return Err(Error::NotFinite(format!("reward {name}: score {score} for {}", place())));
             }
         }
-        if rewards.iter().all(|reward| reward.scores[image].is_none()) {
+        if !failed.contains(&image) && rewards.iter().all(|reward| reward.scores[image].is_none()) {
             let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
             let message = format!("none applies to {}; name one that does or take the prompt out", place());
             return Err(Error::Reward { name, message });

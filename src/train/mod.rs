@@ -3,18 +3,18 @@
 mod clock;
 mod gather;
 mod points;
+mod preflight;
 mod run;
 mod saving;
 
 pub use run::{Outcome, train};
 
-use crate::advantage::group_advantages;
-use crate::comm::{World, exchange};
+use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::{Prompt, PromptSet};
 use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
-use crate::evaluate::share;
+use crate::evaluate::{describe_scalings, share};
 use crate::flow::guide;
 use crate::objective::{Frozen, Objective, Point, Terms};
 use crate::observe::Metrics;
@@ -68,12 +68,13 @@ impl Trainer {
 
         // rewards -> advantages      (every rank computes all N from the same numbers, then keeps its own)
         clock.start("gather");
-        let gathered = self.gather(&agreed(scores, &self.world)?, &prompts)?;
-        let all =
-            group_advantages(&gathered.rewards, &gathered.groups, &self.config.advantage.resolve(&self.config.method))?;
+        let gathered = self.gather(&agreed(scores, &*self.world.host)?, &prompts)?;
+        let all = gathered.advantages(&self.config.advantage.resolve(&self.config.method))?;
         gathered.describe(&all, &mut shared);
+        describe_scalings(&self.rewards, "reward", &mut shared);
         let advantages = all.values[self.share()].to_vec();
-        let rollouts = Rollouts { requests, x0, trajectory, conditioning, advantages };
+        let dropped = gathered.dropped;
+        let rollouts = Rollouts { requests, x0, trajectory, conditioning, advantages, dropped };
 
         let mut updates = Vec::new();
         for update in 0..self.points.updates {
@@ -183,8 +184,9 @@ impl Trainer {
         metrics: &mut Metrics,
     ) -> Result<Reduction<'_>> {
         let device = &self.pipeline.device;
-        let points = self.points.of_update(iteration, update, &rollouts.requests);
-        let global = self.points.global_count(update);
+        let mut points = self.points.of_update(iteration, update, &rollouts.requests);
+        points.retain(|&(sample, _)| !rollouts.dropped.contains(&rollouts.requests[sample].prompt.index));
+        let global = self.points.global_count(update, rollouts.dropped.len());
         let partition = self.state.partition();
         let gradients = Gradients::zeros(&self.layout, partition, device)?;
         let mut reduction = Reduction::new(gradients, partition, &*self.world.device);
@@ -284,18 +286,6 @@ struct Others {
     frozen: Frozen,
     /// The policy's without a prompt, and the guidance, where the rollouts were guided; no gradient flows through it.
     negative: Option<(Tensor, f64)>,
-}
-
-/// This rank's value, if every rank has one: what is not finite on one rank is so on all, and all leave it out or stop.
-fn agreed<T>(mine: Result<T>, world: &World) -> Result<T> {
-    let what = match &mine {
-        Err(Error::NotFinite(what)) => Some(what.clone()),
-        _ => None,
-    };
-    match (exchange(&*world.host, &what)?.into_iter().flatten().next(), mine) {
-        (Some(what), Ok(_) | Err(Error::NotFinite(_))) => Err(Error::NotFinite(what)),
-        (_, mine) => mine,
-    }
 }
 
 /// Refuses samples that are not finite: the policy has diverged, and no reward could be computed.

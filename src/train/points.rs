@@ -8,6 +8,7 @@ use crate::plan::{busiest_images, images_of_update};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::{MicroBatch, Request, Trajectory, normals};
 use candle_core::{Device, Tensor};
+use std::collections::BTreeSet;
 
 /// This rank's samples of an iteration, with what training needs of them.
 pub struct Rollouts {
@@ -21,6 +22,8 @@ pub struct Rollouts {
     pub conditioning: Vec<Tensor>,
     /// One an image.
     pub advantages: Vec<f64>,
+    /// Groups that are not trained on because a score of theirs could not be had; the same on every rank.
+    pub dropped: BTreeSet<usize>,
 }
 
 /// The numbers that decide which points there are.
@@ -80,9 +83,9 @@ impl Points {
         points
     }
 
-    /// Points of the update over all ranks: what a mean over them divides by.
-    pub fn global_count(&self, update: usize) -> usize {
-        self.prompts * images_of_update(self.images_per_prompt, self.updates, update) * self.timesteps
+    /// Points of the update over all ranks, without those of the dropped groups: what a mean over them divides by.
+    pub fn global_count(&self, update: usize, dropped: usize) -> usize {
+        (self.prompts - dropped) * images_of_update(self.images_per_prompt, self.updates, update) * self.timesteps
     }
 
     /// Points of the update that a rank has at most, however they are drawn.
@@ -166,7 +169,7 @@ mod tests {
         let updates: Vec<Vec<Place>> = (0..2).map(|u| points.of_update(7, u, &requests)).collect();
         let mut seen = std::collections::BTreeMap::<usize, Vec<usize>>::new();
         for (update, places) in updates.iter().enumerate() {
-            assert_eq!(places.len(), points.global_count(update));
+            assert_eq!(places.len(), points.global_count(update, 0));
             places.iter().for_each(|(sample, time)| seen.entry(*sample).or_default().push(*time));
         }
         assert_eq!(seen.len(), 10);

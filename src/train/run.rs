@@ -2,9 +2,10 @@
 
 use super::Trainer;
 use super::points::Points;
+use super::preflight::preflight;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
-use crate::comm::{World, binding_advice, exchange, phase};
+use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::device;
@@ -36,7 +37,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
     let interrupt = Interrupt::install()?;
     let mut run = Run::start(config, resume, world)?;
     if run.trainer.state.update == 0 {
-        run.evaluate()?;
+        run.evaluate().map_err(|e| run.ended_by(e))?;
     }
     while !run.done() {
         run.iteration().map_err(|e| run.ended_by(e))?;
@@ -47,7 +48,7 @@ pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outco
             run.saved_at_last()?;
         }
         if run.due(config.run.eval_every) {
-            run.evaluate()?;
+            run.evaluate().map_err(|e| run.ended_by(e))?;
         }
         if !leaving && run.due(config.run.checkpoint_every) {
             run.save()?;
@@ -89,15 +90,18 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
         let out = &config.run.out;
+        let warnings = preflight(config, world)?;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
-        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
@@ -141,12 +145,13 @@ impl<'a> Run<'a> {
         }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
+        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
             pipeline,
             prompts,
-            rewards: reward::build(&config.reward, threads)?,
+            rewards: loader.build(&config.reward)?,
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -154,7 +159,8 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = reward::build(&evaluated(config), threads)?;
+        let eval_rewards = loader.build(&evaluated(config))?;
+        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
@@ -237,10 +243,7 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let sent = self.world().sent();
         let ema = self.trainer.policies.with(self.trainer.state.ema())?;
-        let count = match self.config.eval.prompts {
-            0 => self.eval_prompts.len(),
-            n => n.min(self.eval_prompts.len()),
-        };
+        let count = evaluated_prompts(self.config, &self.eval_prompts);
         let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
@@ -302,6 +305,14 @@ impl<'a> Run<'a> {
             page.display(),
             out.join("samples/before_after.png").display()
         )))
+    }
+}
+
+/// Prompts of an evaluation, from the start of their set.
+fn evaluated_prompts(config: &RunConfig, prompts: &PromptSet) -> usize {
+    match config.eval.prompts {
+        0 => prompts.len(),
+        n => n.min(prompts.len()),
     }
 }
 

@@ -65,14 +65,25 @@ impl Run<'_> {
         self.tolerate(saved)
     }
 
-    /// What ends the run, after the checkpoint that is being written, if all ranks are there to complete it.
+    /// What ends the run, if all ranks are there to hear of it: after the checkpoint that is being written; and where it is
+    /// no fault of the run's own, after one of where it stands.
     pub(super) fn ended_by(&mut self, error: Error) -> Error {
-        if let Error::NotFinite(_) = error
-            && let Err(e) = self.await_saved()
-        {
-            tracing::warn!("{e}");
+        let saved = match error {
+            Error::NotFinite(_) => self.await_saved(),
+            Error::Reward { .. } => self.save().and_then(|()| self.saved_at_last()),
+            _ => return error,
+        };
+        match (saved, error) {
+            (Ok(()), Error::Reward { name, message }) => {
+                let update = self.trainer.state.update;
+                Error::Reward { name, message: format!("{message}; saved update {update}: the same command continues") }
+            }
+            (Ok(()), error) => error,
+            (Err(e), error) => {
+                tracing::warn!("{e}");
+                error
+            }
         }
-        error
     }
 
     /// Waits for the last checkpoint; now there is no later chance.

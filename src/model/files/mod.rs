@@ -4,6 +4,7 @@ mod adapter;
 mod describe;
 mod find;
 mod folder;
+mod pickle;
 mod sai;
 mod transformer;
 mod weights;
@@ -11,6 +12,7 @@ mod weights;
 pub use adapter::Adapter;
 pub use describe::{AdapterDescription, Description, PartDescription, describe};
 pub use folder::{Format, Part, open_part, parts};
+pub use pickle::AnyWeights;
 pub use transformer::{Loaded, Transformer};
 pub use weights::Weights;
 

@@ -1,0 +1,90 @@
+//! `flowrl-dist serve-reward`.
+
+use super::choose_threads;
+use crate::config;
+use crate::error::{EXIT_DONE, Error, Result};
+use crate::observe::logging;
+use crate::reward::{Loader, RewardConfig, RewardKind, serve};
+use candle_core::Device;
+use serde::Deserialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::path::{Path, PathBuf};
+use tokio::sync::oneshot;
+
+/// What is served, and where.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Rewards that need no files, by name: ocr, jpeg-compressibility, ...
+    #[arg(long, value_name = "NAME", num_args = 1.., required_unless_present = "config")]
+    reward: Vec<String>,
+    /// A TOML file whose [[reward]] sections are served, too; other sections are not read
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen at
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
+    listen: String,
+    /// File with a token that every request must have; needed where other machines may ask
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// The part of a configuration that is served.
+#[derive(Deserialize)]
+struct Served {
+    #[serde(default)]
+    reward: Vec<RewardConfig>,
+}
+
+/// Serves until SIGTERM or SIGINT; what was asked before is answered.
+pub fn run(arguments: &Arguments) -> Result<i32> {
+    choose_threads();
+    logging::init(0, None, "info")?;
+    let token = arguments.token_file.as_deref().map(token).transpose()?;
+    let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;
+    let configs = configs(arguments)?;
+    let rewards = Loader::new(candle_core::utils::get_num_threads(), &Device::Cpu).build(&configs)?;
+
+    let (stop, stopped) = oneshot::channel();
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))?;
+    let handle = signals.handle();
+    let waiter = std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            eprintln!("flowrl-dist: signal {signal}: answering what was asked, then stopping");
+        }
+        stop.send(()).ok();
+    });
+    let names: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
+    eprintln!("flowrl-dist: serving {} at http://{address}", names.join(", "));
+    let result = serve::serve(&rewards, listener, token.as_deref(), stopped);
+    handle.close();
+    waiter.join().ok();
+    result.map(|()| EXIT_DONE)
+}
+
+/// The rewards of the command line and of the file.
+fn configs(arguments: &Arguments) -> Result<Vec<RewardConfig>> {
+    let named = |name: &String| -> Result<RewardConfig> {
+        let kind = RewardKind::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name));
+        let kind = kind.map_err(|error| Error::Usage(format!("--reward {name}: {error}")))?;
+        Ok(RewardConfig::new(kind))
+    };
+    let mut configs = arguments.reward.iter().map(named).collect::<Result<Vec<_>>>()?;
+    if let Some(file) = &arguments.config {
+        configs.extend(config::read::<Served>(file, &[], |_| Ok(()))?.reward);
+    }
+    match configs.iter().find(|config| config.name == RewardKind::Remote) {
+        None => Ok(configs),
+        Some(remote) => Err(Error::Usage(format!("reward {}: is another server's; ask that one", remote.label()))),
+    }
+}
+
+/// The token in a file, without the line's end.
+fn token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    match text.trim() {
+        "" => Err(Error::Usage(format!("--token-file {}: holds no token; write one line into it", path.display()))),
+        token => Ok(token.to_string()),
+    }
+}

@@ -1,0 +1,228 @@
+//! `[[reward]]`: which rewards there are, and their keys.
+
+use super::remote::{OnFailure, WireFormat};
+use serde::{Deserialize, Serialize};
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+/// Which rewards there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardKind {
+    /// Does the picture read as the text in the prompt's double quotes? [`Ocr`](super::Ocr), 0 to 1.
+    Ocr,
+    /// Has the picture the glyph prompt's ink and ground? [`ColourMatch`](super::ColourMatch), 0, 0.5 or 1.
+    Colour,
+    /// Minus the size of the picture as a JPEG file in kB: [`Jpeg`](super::Jpeg).
+    JpegCompressibility,
+    /// The size of the picture as a JPEG file in kB: [`Jpeg`](super::Jpeg).
+    JpegIncompressibility,
+    /// [`Alignment::ClipScore`](super::Alignment::ClipScore).
+    ClipScore,
+    /// [`Alignment::PickScore`](super::Alignment::PickScore).
+    PickScore,
+    /// [`Alignment::Hps`](super::Alignment::Hps).
+    Hps,
+    /// [`Aesthetic`](super::Aesthetic).
+    Aesthetic,
+    /// What a server says: [`Remote`](super::Remote).
+    Remote,
+}
+
+impl RewardKind {
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            RewardKind::Ocr => "ocr",
+            RewardKind::Colour => "colour",
+            RewardKind::JpegCompressibility => "jpeg-compressibility",
+            RewardKind::JpegIncompressibility => "jpeg-incompressibility",
+            RewardKind::ClipScore => "clip-score",
+            RewardKind::PickScore => "pick-score",
+            RewardKind::Hps => "hps",
+            RewardKind::Aesthetic => "aesthetic",
+            RewardKind::Remote => "remote",
+        }
+    }
+
+    /// Whether it runs a model of the CLIP family from the user's files.
+    pub(super) fn uses_clip(self) -> bool {
+        matches!(self, RewardKind::ClipScore | RewardKind::PickScore | RewardKind::Hps | RewardKind::Aesthetic)
+    }
+}
+
+/// One `[[reward]]` of the configuration. Keys beside name and weight belong to some rewards only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RewardConfig {
+    /// The reward.
+    pub name: RewardKind,
+    /// What its score is multiplied by before the scores are summed.
+    #[serde(default = "one")]
+    pub weight: f64,
+    /// CLIP family: the model's folder or file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// CLIP family: a folder with CLIP's tokenizer, if the model's has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<PathBuf>,
+    /// Aesthetic: the predictor's file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predictor: Option<PathBuf>,
+    /// OCR: the model that finds text in large pictures; nothing: the whole picture is one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detector: Option<PathBuf>,
+    /// Remote: where the server listens, such as `http://node7:8000`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Remote: the server's name for the reward; also its name in the metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<String>,
+    /// Remote: the server's language; nothing: this program's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<WireFormat>,
+    /// Remote: seconds that a request may take; nothing: 60.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// Remote: attempts after the first one; nothing: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// Remote: images of a request; nothing: 16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// Remote: requests of a rank at a time; nothing: 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<usize>,
+    /// Remote: the environment variable that holds the server's token; nothing: no token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_env: Option<String>,
+    /// Remote: what becomes of the run when a score cannot be had; nothing: it stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl RewardConfig {
+    /// A reward of weight 1 with nothing else said.
+    pub fn new(name: RewardKind) -> Self {
+        Self {
+            name,
+            weight: 1.0,
+            path: None,
+            tokenizer: None,
+            predictor: None,
+            detector: None,
+            url: None,
+            reward: None,
+            format: None,
+            timeout_s: None,
+            retries: None,
+            batch: None,
+            connections: None,
+            token_env: None,
+            on_failure: None,
+        }
+    }
+
+    /// Its name in the metrics.
+    pub fn label(&self) -> &str {
+        match (self.name, &self.reward) {
+            (RewardKind::Remote, Some(reward)) => reward,
+            (kind, _) => kind.name(),
+        }
+    }
+
+    /// Whether everything that the reward needs is said, and nothing that it has no use for.
+    ///
+    /// # Errors
+    /// One line: key, value, remedy. `deadline_s` is how long peers wait for a rank.
+    pub fn check(&self, deadline_s: u64) -> Result<(), String> {
+        if !self.weight.is_finite() {
+            return Err(format!("weight = {}: must be a finite number, such as 1.0", self.weight));
+        }
+        let clip = self.name.uses_clip();
+        let (aesthetic, remote) = (self.name == RewardKind::Aesthetic, self.name == RewardKind::Remote);
+        let family = "clip-score, pick-score, hps, aesthetic";
+        self.only("path", &self.path, clip, family)?;
+        self.only("tokenizer", &self.tokenizer, clip, family)?;
+        self.only("predictor", &self.predictor, aesthetic, "aesthetic")?;
+        self.only("detector", &self.detector, self.name == RewardKind::Ocr, "ocr")?;
+        self.only("url", &self.url, remote, "remote")?;
+        self.only("reward", &self.reward, remote, "remote")?;
+        self.only("format", &self.format, remote, "remote")?;
+        self.only("timeout_s", &self.timeout_s, remote, "remote")?;
+        self.only("retries", &self.retries, remote, "remote")?;
+        self.only("batch", &self.batch, remote, "remote")?;
+        self.only("connections", &self.connections, remote, "remote")?;
+        self.only("token_env", &self.token_env, remote, "remote")?;
+        self.only("on_failure", &self.on_failure, remote, "remote")?;
+        if clip {
+            self.needed("path", self.path.as_ref().map(|path| path.exists()), "the folder or file of its model")?;
+            if self.tokenizer.as_ref().is_some_and(|path| !path.is_dir()) {
+                return Err(format!("tokenizer = {:?}: there is no such folder", self.tokenizer.as_deref()));
+            }
+        }
+        if aesthetic {
+            let there = self.predictor.as_ref().map(|path| path.is_file());
+            self.needed("predictor", there, "sac+logos+ava1-l14-linearMSE.pth of LAION")?;
+        }
+        if self.detector.as_ref().is_some_and(|path| !path.is_file()) {
+            return Err(format!(
+                "detector = {:?}: there is no such file; launch/fetch-ocr.sh fetches it",
+                self.detector
+            ));
+        }
+        if remote { self.check_remote(deadline_s) } else { Ok(()) }
+    }
+
+    fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
+        let url = self.url.as_deref().unwrap_or_default();
+        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
+            return Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\""));
+        }
+        if self.reward.as_deref().unwrap_or_default().trim().is_empty() {
+            return Err("reward is missing: give the server's name for the reward, such as \"geneval\"".into());
+        }
+        let counts = [("batch", self.batch, 4096), ("connections", self.connections, 64)];
+        for (key, value, most) in counts {
+            if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
+                return Err(format!("{key} = {value}: must be from 1 to {most}"));
+            }
+        }
+        if let Some(retries) = self.retries.filter(|&retries| retries > 100) {
+            return Err(format!("retries = {retries}: must be at most 100"));
+        }
+        let timeout = self.timeout_s.unwrap_or(super::remote::TIMEOUT_S);
+        if timeout == 0 {
+            return Err("timeout_s = 0: must be at least 1".into());
+        }
+        let held = super::remote::longest_s(timeout, self.retries.unwrap_or(super::remote::RETRIES));
+        if held >= deadline_s {
+            return Err(format!(
+                "timeout_s = {timeout}: a silent server would hold a rank for {held} s with its retries, and \
+                 parallel.deadline_s = {deadline_s} ends the job before; use a shorter time, fewer retries, or a longer deadline"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A key of some rewards is a mistake with another.
+    fn only<T: Debug>(&self, key: &str, value: &Option<T>, belongs: bool, owners: &str) -> Result<(), String> {
+        match value {
+            Some(value) if !belongs => Err(format!("{key} = {value:?}: belongs to {owners}; remove it here")),
+            _ => Ok(()),
+        }
+    }
+
+    fn needed(&self, key: &str, there: Option<bool>, what: &str) -> Result<(), String> {
+        match there {
+            Some(true) => Ok(()),
+            None => Err(format!("{key} is missing: {} needs {what}", self.name.name())),
+            Some(false) => Err(format!("{key}: there is nothing at this path; give {what}")),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Rewards over HTTP: a server that behaves, servers that do not, and the program's own.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use candle_core::{Device, Tensor};
+use flowrl_dist::data::{Prompt, PromptSet};
+use flowrl_dist::reward::remote::{OnFailure, WireFormat};
+use flowrl_dist::reward::{Remote, Reward, RewardConfig, RewardKind, build, serve};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What a server does with its n-th request, counted from 0.
+#[derive(Clone)]
+enum Does {
+    /// Answers with status and body; `{n}` in the body is the number of images.
+    Says(u16, String),
+    /// Closes the connection without a word.
+    HangsUp,
+    /// Takes so long.
+    Sleeps(Duration),
+    /// Sends bytes without end.
+    NeverEnds,
+    /// Promises more than it sends.
+    BreaksOff,
+}
+
+/// A server whose behaviour is a function of the request's number; health is always well unless `sick`.
+struct Server {
+    url: String,
+    asked: Arc<AtomicUsize>,
+    bodies: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let (count, log, does) = (asked.clone(), bodies.clone(), Arc::new(does));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (count, log, does) = (count.clone(), log.clone(), does.clone());
+                std::thread::spawn(move || converse(stream.unwrap(), &count, &log, &*does));
+            }
+        });
+        Server { url, asked, bodies }
+    }
+
+    fn remote(&self, settings: impl FnOnce(&mut RewardConfig)) -> Remote {
+        let mut config = RewardConfig {
+            url: Some(self.url.clone()),
+            reward: Some("good".into()),
+            timeout_s: Some(1),
+            retries: Some(1),
+            batch: Some(2),
+            ..RewardConfig::new(RewardKind::Remote)
+        };
+        settings(&mut config);
+        Remote::new(&config).unwrap()
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// Requests of one connection.
+fn converse(
+    stream: TcpStream,
+    count: &AtomicUsize,
+    log: &Mutex<Vec<String>>,
+    does: &(dyn Fn(usize) -> Does + Send + Sync),
+) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut stream = stream;
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if reader.read_line(&mut first).unwrap_or(0) == 0 {
+            return;
+        }
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        if reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        let body = String::from_utf8(body).unwrap();
+        let action = if first.starts_with("GET /health") {
+            Does::Says(200, r#"{"status": "ok"}"#.into())
+        } else {
+            log.lock().unwrap().push(body.clone());
+            does(count.fetch_add(1, Ordering::SeqCst))
+        };
+        let images = body.matches("\"prompt\"").count();
+        let header = |status: u16, length: usize| format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n");
+        let gone = match action {
+            Does::Says(status, text) => {
+                let text = text.replace("{n}", &vec![r#"{"good": 0.5}"#; images].join(", "));
+                write!(stream, "{}{text}", header(status, text.len())).is_err()
+            }
+            Does::HangsUp => true,
+            Does::Sleeps(time) => {
+                std::thread::sleep(time);
+                true
+            }
+            Does::NeverEnds => {
+                let _ = write!(stream, "HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n");
+                let chunk = format!("10000\r\n{}\r\n", "7".repeat(0x10000));
+                while stream.write_all(chunk.as_bytes()).is_ok() {}
+                true
+            }
+            Does::BreaksOff => {
+                let _ = write!(stream, "{}{{\"results\": [", header(200, 1000));
+                true
+            }
+        };
+        if gone {
+            return;
+        }
+    }
+}
+
+fn right() -> Does {
+    Does::Says(200, r#"{"results": [{n}]}"#.into())
+}
+
+fn says(text: &str) -> Does {
+    Does::Says(200, text.into())
+}
+
+/// Five images of 8 x 8 and their prompts.
+fn five() -> (Tensor, Vec<Prompt>) {
+    let values: Vec<f32> = (0..5 * 3 * 64).map(|i| (i % 251) as f32 / 250.0).collect();
+    let prompts = (0..5).map(|i| format!("picture {i}")).collect::<PromptSet>().prompts;
+    (Tensor::from_vec(values, (5, 3, 8, 8), &Device::Cpu).unwrap(), prompts)
+}
+
+#[test]
+fn a_good_server_scores_every_image_in_its_place() {
+    let server = Server::start(|_| right());
+    let remote = server.remote(|_| ());
+    let (images, mut prompts) = five();
+    let metadata: serde_json::Map<_, _> = serde_json::from_str(r#"{"tag": "colors", "include": []}"#).unwrap();
+    prompts[0].metadata = Some(metadata.into());
+    remote.ready().unwrap();
+    assert_eq!(remote.score(&images, &prompts).unwrap(), [Some(0.5); 5]);
+    assert_eq!((server.asked(), remote.name()), (3, "good")); // 2 + 2 + 1 images
+    let bodies = server.bodies.lock().unwrap();
+    let first = bodies.iter().find(|body| body.contains("picture 0")).unwrap();
+    let body: serde_json::Value = serde_json::from_str(first).unwrap();
+    assert_eq!(body["rewards"], serde_json::json!(["good"]));
+    assert_eq!(body["requests"][0]["metadata"]["tag"], "colors");
+    assert_eq!(body["requests"][1]["metadata"], serde_json::json!({}));
+}
+
+#[test]
+fn what_passes_is_tried_again() {
+    for trouble in [
+        Does::HangsUp,
+        Does::BreaksOff,
+        Does::NeverEnds,
+        Does::Sleeps(Duration::from_millis(1500)),
+        Does::Says(503, "busy".into()),
+        Does::Says(429, "slower".into()),
+        says("<html>oops"),
+        says(r#"{"results": []}"#),
+        says(r#"{"results": [{"good": NaN}, {"good": 1}]}"#),
+    ] {
+        let server = Server::start(move |n| if n == 0 { trouble.clone() } else { right() });
+        let remote = server.remote(|config| config.connections = Some(1));
+        let (images, prompts) = five();
+        assert_eq!(remote.score(&images, &prompts).unwrap(), [Some(0.5); 5]);
+        assert_eq!(server.asked(), 4);
+    }
+}
+
+/// Every way to fail ends within the time that the configuration allows, in one line with server and reason.
+#[test]
+fn what_does_not_pass_stops_the_run_with_the_servers_name() {
+    for (trouble, what) in [
+        (Does::HangsUp, "(2 attempts)"),
+        (Does::BreaksOff, "(2 attempts)"),
+        (Does::NeverEnds, "its answer is longer than"),
+        (Does::Sleeps(Duration::from_secs(20)), "no answer in time"),
+        (Does::Says(500, "CUDA out of memory".into()), "it answers 500 Internal Server Error: CUDA out of memory"),
+        (Does::Says(401, "no".into()), "set token_env"),
+        (Does::Says(307, "no".into()), "it answers 307"),
+        (says("<html>oops"), "is not JSON"),
+        (says(r#"{"results": [{n}, {n}]}"#), "it gave 4 scores for 2 images"),
+        (says(r#"{"results": [{"good": NaN}, {"good": 1}]}"#), "is not JSON"),
+        (says(r#"{"results": [{n}], "errors": [null, {"good": "no face"}]}"#), "no face"),
+    ] {
+        let server = Server::start(move |_| trouble.clone());
+        let remote = server.remote(|config| config.connections = Some(1));
+        let (images, prompts) = five();
+        let begun = Instant::now();
+        let error = remote.score(&images.narrow(0, 0, 4).unwrap(), &prompts[..4]).unwrap_err().to_string();
+        assert!(begun.elapsed() < Duration::from_secs(8), "{error} took {:?}", begun.elapsed());
+        assert!(error.starts_with(&format!("reward good: {}: ", server.url)), "{error}");
+        assert!(error.contains(what) && !error.contains('\n'), "{error}");
+        assert!(server.asked() <= 3, "{error}: asked {} times", server.asked());
+    }
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
+    let server = Server::start(|n| if n == 0 { right() } else { Does::HangsUp });
+    let remote = server.remote(|config| {
+        config.connections = Some(1);
+        config.on_failure = Some(OnFailure::Drop);
+    });
+    let (images, prompts) = five();
+    let attempt = remote.attempt(&images, &prompts).unwrap();
+    assert_eq!(attempt.scores, [Some(0.5), Some(0.5), None, None, None]);
+    assert_eq!(attempt.failed, [2, 3, 4]);
+    assert_eq!(server.asked(), 3, "after the second batch failed twice, the third is not tried");
+    assert!(remote.score(&images, &prompts).is_err());
+
+    // One image of a batch: only it is lost; one to which the reward does not apply is not.
+    let server = Server::start(|n| match n {
+        0 => says(r#"{"results": [{"good": 1}, {}], "errors": [null, {"good": "no face"}]}"#),
+        1 => says(r#"{"results": [{"good": null}, {"good": 2}]}"#),
+        _ => right(),
+    });
+    let remote = server.remote(|config| {
+        config.connections = Some(1);
+        config.on_failure = Some(OnFailure::Drop);
+    });
+    let attempt = remote.attempt(&images, &prompts).unwrap();
+    assert_eq!(attempt.scores, [Some(1.0), None, None, Some(2.0), Some(0.5)]);
+    assert_eq!(attempt.failed, [1]);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_found_before_training() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let config = RewardConfig {
+        url: Some(url.clone()),
+        reward: Some("good".into()),
+        retries: Some(0),
+        ..RewardConfig::new(RewardKind::Remote)
+    };
+    let error = Remote::new(&config).unwrap().ready().unwrap_err().to_string();
+    assert!(error.starts_with(&format!("reward good: {url}: ")) && error.contains("start the server"), "{error}");
+    let token = RewardConfig { token_env: Some("FLOWRL_NO_SUCH_TOKEN".into()), ..config };
+    let error = Remote::new(&token).unwrap_err().to_string();
+    assert!(error.contains("token_env = \"FLOWRL_NO_SUCH_TOKEN\": there is no such variable"), "{error}");
+}
+
+#[test]
+fn other_servers_languages_are_spoken() {
+    let server = Server::start(|_| says(r#"{"rewards": [1, 2]}"#));
+    let remote = server.remote(|config| config.format = Some(WireFormat::FlowFactory));
+    let (images, prompts) = five();
+    let two = images.narrow(0, 0, 2).unwrap();
+    assert_eq!(remote.score(&two, &prompts[..2]).unwrap(), [Some(1.0), Some(2.0)]);
+    assert!(server.bodies.lock().unwrap()[0].starts_with(r#"{"prompt":["picture 0","picture 1"],"image":["iVBOR"#));
+
+    let server =
+        Server::start(|_| says(r#"{"results": [{"good": {"v2": 1, "v3": 2}}, {"good": {"v2": 3, "v3": 4}}]}"#));
+    let remote = server.remote(|config| {
+        config.format = Some(WireFormat::Unirl);
+        config.reward = Some("good/v3".into());
+    });
+    assert_eq!(remote.score(&two, &prompts[..2]).unwrap(), [Some(2.0), Some(4.0)]);
+    let body: serde_json::Value = serde_json::from_str(&server.bodies.lock().unwrap()[0]).unwrap();
+    assert_eq!(body["requests"][1]["history"][0]["text"], "picture 1");
+    assert_eq!(body["requests"][0]["required_rewards"], serde_json::json!(["good"]));
+}
+
+/// The program's own server, asked by the program's own client, gives what the reward itself gives, bit for bit.
+#[test]
+fn a_served_reward_is_the_reward() {
+    let names = [RewardKind::JpegIncompressibility, RewardKind::Colour];
+    let rewards = build(&names.map(RewardConfig::new), 1).unwrap();
+    let (listener, address) = serve::listen("127.0.0.1:0", false).unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let (images, prompts) = five();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let remote = |reward: &str| {
+                let config = RewardConfig {
+                    url: Some(format!("http://{address}")),
+                    reward: Some(reward.into()),
+                    retries: Some(0),
+                    batch: Some(2),
+                    ..RewardConfig::new(RewardKind::Remote)
+                };
+                Remote::new(&config).unwrap()
+            };
+            let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let jpeg = remote("jpeg-incompressibility");
+                jpeg.ready().unwrap();
+                let none = remote("beauty").ready().unwrap_err().to_string();
+                assert!(none.contains("has no such reward, but jpeg-incompressibility, colour"), "{none}");
+                let refused = remote("beauty").score(&images, &prompts).unwrap_err().to_string();
+                assert!(refused.contains("400 Bad Request") && refused.contains("there is no reward"), "{refused}");
+                let colour = remote("colour").score(&images, &prompts).unwrap();
+                (jpeg.score(&images, &prompts).unwrap(), colour)
+            }));
+            stop.send(()).unwrap();
+            asked
+        });
+        serve::serve(&rewards, listener, None, stopped).unwrap();
+        let (jpeg, colour) = asking.join().unwrap().unwrap();
+        assert_eq!(jpeg, rewards[0].score(&images, &prompts).unwrap());
+        assert_eq!(colour, [None; 5], "the colours of other prompts are not the reward's business");
+    });
+    assert!(TcpStream::connect(address).is_err(), "stopped");
+}
+
+#[test]
+fn a_server_open_to_others_needs_a_token() {
+    let error = serve::listen("0.0.0.0:0", false).unwrap_err().to_string();
+    assert!(error.contains("--token-file"), "{error}");
+    serve::listen("0.0.0.0:0", true).unwrap();
+    assert!(serve::listen("nowhere", true).unwrap_err().to_string().contains("HOST:PORT"));
+}
