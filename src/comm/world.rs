@@ -49,9 +49,6 @@ pub struct World {
     place: Place,
     transport: String,
     sent: Rc<Cell<u64>>,
-    /// Ends all ranks, from any thread.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-    end_all: fn(i32) -> !,
     /// What must outlive the planes: dropped last, because declared last.
     _session: Option<Rc<dyn std::any::Any>>,
 }
@@ -61,7 +58,7 @@ impl World {
     fn new(device: Rc<dyn Communicator>, host: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
         let sent = Rc::new(Cell::new(0));
         let device = Rc::new(Counted::new(device, sent.clone()));
-        Self { device, host, place, transport, sent, end_all: signal_hook::low_level::exit, _session: None }
+        Self { device, host, place, transport, sent, _session: None }
     }
 
     /// One rank alone.
@@ -131,7 +128,7 @@ impl World {
         let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
         let id = id.try_into().map_err(|_| Error::Failed("the id of NCCL has another length".into()))?;
         let (rank, world_size) = (self.rank(), self.world_size());
-        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: self.end_all })?;
+        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: end_all_ranks })?;
         let transport = format!("{}, GPUs over {}", self.transport, Nccl::library());
         let device = Rc::new(Counted::new(Rc::new(nccl), self.sent.clone()));
         Ok(Self { device, transport, ..self.clone() })
@@ -208,7 +205,7 @@ fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<
     let device = super::background::Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
     let transport = format!("over MPI ({})", super::Mpi::library());
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
-    Ok(World { end_all: super::mpi::abort, _session: Some(Rc::new(session)), ..world })
+    Ok(World { _session: Some(Rc::new(session)), ..world })
 }
 
 /// Not reached: `launcher::choose` refuses first.
@@ -228,7 +225,7 @@ fn join_tcp(
     let device = super::background::Background::new(Box::new(device), tcp::abort)?;
     let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
-    Ok(World { end_all: tcp::abort, _session: Some(Rc::new(session)), ..world })
+    Ok(World { _session: Some(Rc::new(session)), ..world })
 }
 
 /// NCCL's name for a host.
@@ -240,6 +237,16 @@ const HOST_ID: &str = "NCCL_HOSTID";
 fn twice(gpus: &[(String, Option<String>)]) -> Option<(usize, usize)> {
     let first = |rank: usize| gpus.iter().position(|(_, gpu)| *gpu == gpus[rank].1);
     (0..gpus.len()).find_map(|rank| first(rank).filter(|&first| first < rank).map(|first| (first, rank)))
+}
+
+/// Ends all ranks, from any thread.
+#[cfg(feature = "cuda")]
+fn end_all_ranks(code: i32) -> ! {
+    #[cfg(feature = "mpi")]
+    if !tcp::joined() {
+        super::mpi::abort(code);
+    }
+    tcp::abort(code)
 }
 
 fn hostname() -> String {

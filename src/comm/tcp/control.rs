@@ -208,6 +208,12 @@ fn end(code: i32, message: &str, tell: impl FnOnce(i32)) -> ! {
     signal_hook::low_level::exit(code)
 }
 
+/// Whether ranks have met over TCP.
+#[cfg(feature = "cuda")]
+pub(crate) fn joined() -> bool {
+    CONTROL.get().is_some()
+}
+
 /// Ends all ranks. May be called on any thread at any time.
 pub(crate) fn abort(code: i32) -> ! {
     if ENDING.swap(true, Ordering::SeqCst) {
