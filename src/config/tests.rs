@@ -58,7 +58,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["parallel.shard=params"], &["parallel.shard = \"params\": must be one of \"none\", \"optimizer\", \"full\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
-    (&["model.kind=sd35-medium"], &["model.path is missing: name the folder or the file"]),
+    (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),
     (
         &["model.kind=sd35-medium", "model.path=sd35", "model.resolution=500"],
         &["model.resolution = 500: use a multiple of 16"],
