@@ -291,6 +291,7 @@ impl RunConfig {
         same.eval = EvalConfig::default();
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
+        same.reward.iter_mut().for_each(RewardConfig::forget_server);
         Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
     }
 }

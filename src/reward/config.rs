@@ -135,6 +135,12 @@ impl RewardConfig {
         }
     }
 
+    /// Forgets where a server is and how it is asked: the same reward somewhere else gives the same scores.
+    pub fn forget_server(&mut self) {
+        (self.url, self.timeout_s, self.retries, self.token_env) = (None, None, None, None);
+        (self.batch, self.connections) = (None, None);
+    }
+
     /// Whether everything that the reward needs is said, and nothing that it has no use for.
     ///
     /// # Errors
