@@ -262,6 +262,16 @@ impl RunConfig {
         Plan::new(self, ranks, self.train_prompts()?.len())
     }
 
+    /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Usage`]: what is absent.
+    pub fn check_files(&self) -> Result<(), Error> {
+        self.model.check_files()?;
+        let check = |(i, reward): (usize, &RewardConfig)| reward.check_files().map_err(|e| format!("reward[{i}].{e}"));
+        self.reward.iter().enumerate().try_for_each(check).map_err(Error::Usage)
+    }
+
     /// Timesteps an image is trained at.
     pub fn timesteps(&self) -> usize {
         let steps = self.sampler.steps;
@@ -295,6 +305,7 @@ impl RunConfig {
         same.eval = EvalConfig::default();
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
+        same.reward.iter_mut().for_each(RewardConfig::forget_server);
         Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
     }
 }

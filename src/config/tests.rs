@@ -4,6 +4,7 @@ use super::*;
 use crate::advantage::{Aggregate, Map, Normaliser};
 use crate::flow::sde::SdeConfig;
 use crate::objective::{Form, Gamma, Objective};
+use crate::reward::remote::{OnFailure, WireFormat};
 use std::collections::BTreeSet;
 use toml::{Table, Value};
 
@@ -66,6 +67,33 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["model.kind=sd35-medium", "model.path=sd35", "model.t5_tokens=0"], &["model.t5_tokens = 0: must be at least 1"]),
     (&["model.trainable=half"], &["model.trainable = \"half\": must be \"full\" or \"lora\""]),
     (&["log.level=inof"], &["log.level = \"inof\": must be one of error, warn"]),
+    // Rewards.
+    (
+        &["reward.0.path=\"clip\""],
+        &["reward[0].path = \"clip\": belongs to clip-score, pick-score, hps, aesthetic; remove it"],
+    ),
+    (&["reward.0.retries=1"], &["reward[0].retries = 1: belongs to remote; remove it"]),
+    (&["reward.0.name=pick-score"], &["reward[0].path is missing: pick-score needs the folder or file of its model"]),
+    (&["reward.0.name=remote"], &["reward[0].url = \"\": must be the server's address"]),
+    (&["reward.0.name=remote", "reward.0.url=\"node7:8000\""], &["reward[0].url = \"node7:8000\": must be"]),
+    (&["reward.0.name=remote", "reward.0.url=\"http://a:1\""], &["reward[0].reward is missing"]),
+    (
+        &["reward.0.name=\"remote\"", "reward.0.url=\"http://a:1\"", "reward.0.reward=\"b\"", "reward.0.timeout_s=200"],
+        &["reward[0].timeout_s = 200: a silent server would hold a rank for 836 s", "parallel.deadline_s = 600"],
+    ),
+    (
+        &["reward.0.name=\"remote\"", "reward.0.url=\"http://a:1\"", "reward.0.reward=\"b\"", "reward.0.batch=0"],
+        &["reward[0].batch = 0: must be from 1 to 4096"],
+    ),
+    (
+        &[
+            "reward.0.name=\"remote\"",
+            "reward.0.url=\"http://a:1\"",
+            "reward.0.reward=\"b\"",
+            "reward.0.on_failure=\"skip\"",
+        ],
+        &["reward[0].on_failure = \"skip\": must be \"stop\" or \"drop\""],
+    ),
     // Counts.
     (&["run.updates=0"], &["run.updates = 0: must be at least 1"]),
     (&["run.keep_last=0"], &["run.keep_last = 0: must be at least 1"]),
@@ -267,6 +295,13 @@ fn a_mistake_is_told_of_where_it_was_made() {
 }
 
 #[test]
+fn files_that_only_training_needs_are_asked_for_later() {
+    let config = RunConfig::load(None, &settings(&["reward.0.detector=none.onnx"])).unwrap();
+    let line = config.check_files().unwrap_err().to_string();
+    assert!(line.contains("reward[0].detector = ") && line.contains("launch/fetch-ocr.sh"), "{line}");
+}
+
+#[test]
 fn a_file_may_extend_another() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {
@@ -399,6 +434,24 @@ fn the_reference_explains_every_key() {
     full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
     let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
     full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
+    let RewardConfig { name, weight, .. } = full.reward[0];
+    full.reward[0] = RewardConfig {
+        name,
+        weight,
+        path: Some("clip".into()),
+        tokenizer: Some("clip".into()),
+        predictor: Some("mlp".into()),
+        detector: Some("det".into()),
+        url: Some("http://a:1".into()),
+        reward: Some("b".into()),
+        format: Some(WireFormat::Flowrl),
+        timeout_s: Some(1),
+        retries: Some(1),
+        batch: Some(1),
+        connections: Some(1),
+        token_env: Some("T".into()),
+        on_failure: Some(OnFailure::Stop),
+    };
     full.model.path = Some("base".into());
     full.model.lora.targets = Some(vec!["attn.to_q".into()]);
     let full: Table = full.to_toml().unwrap().parse().unwrap();

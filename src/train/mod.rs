@@ -302,4 +302,6 @@ fn check_finite(x0: &Tensor, requests: &[Request], iteration: u64) -> Result<()>
 }
 
 #[cfg(test)]
+mod failing_rewards;
+#[cfg(test)]
 mod tests;

@@ -25,7 +25,7 @@ impl Reward for Faulty {
 }
 
 /// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
-fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<Cell<bool>>)> {
+pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<Cell<bool>>)> {
     let small =
         ["batch.prompts=2", "batch.images_per_prompt=3", "batch.micro_batch=2", "batch.timesteps=1", "sampler.steps=2"];
     let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();

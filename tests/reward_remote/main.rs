@@ -2,134 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod server;
+mod training;
+
 use candle_core::{Device, Tensor};
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::reward::remote::{OnFailure, WireFormat};
 use flowrl_dist::reward::{Remote, Reward, RewardConfig, RewardKind, build, serve};
-use std::io::{BufRead, BufReader, Read, Write};
+use server::{Does, Server};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-
-/// What a server does with its n-th request, counted from 0.
-#[derive(Clone)]
-enum Does {
-    /// Answers with status and body; `{n}` in the body is the number of images.
-    Says(u16, String),
-    /// Closes the connection without a word.
-    HangsUp,
-    /// Takes so long.
-    Sleeps(Duration),
-    /// Sends bytes without end.
-    NeverEnds,
-    /// Promises more than it sends.
-    BreaksOff,
-}
-
-/// A server whose behaviour is a function of the request's number; health is always well unless `sick`.
-struct Server {
-    url: String,
-    asked: Arc<AtomicUsize>,
-    bodies: Arc<Mutex<Vec<String>>>,
-}
-
-impl Server {
-    fn start(does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (asked, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let (count, log, does) = (asked.clone(), bodies.clone(), Arc::new(does));
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (count, log, does) = (count.clone(), log.clone(), does.clone());
-                std::thread::spawn(move || converse(stream.unwrap(), &count, &log, &*does));
-            }
-        });
-        Server { url, asked, bodies }
-    }
-
-    fn remote(&self, settings: impl FnOnce(&mut RewardConfig)) -> Remote {
-        let mut config = RewardConfig {
-            url: Some(self.url.clone()),
-            reward: Some("good".into()),
-            timeout_s: Some(1),
-            retries: Some(1),
-            batch: Some(2),
-            ..RewardConfig::new(RewardKind::Remote)
-        };
-        settings(&mut config);
-        Remote::new(&config).unwrap()
-    }
-
-    fn asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
-    }
-}
-
-/// Requests of one connection.
-fn converse(
-    stream: TcpStream,
-    count: &AtomicUsize,
-    log: &Mutex<Vec<String>>,
-    does: &(dyn Fn(usize) -> Does + Send + Sync),
-) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut stream = stream;
-    loop {
-        let (mut first, mut length) = (String::new(), 0);
-        if reader.read_line(&mut first).unwrap_or(0) == 0 {
-            return;
-        }
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).unwrap();
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        if reader.read_exact(&mut body).is_err() {
-            return;
-        }
-        let body = String::from_utf8(body).unwrap();
-        let action = if first.starts_with("GET /health") {
-            Does::Says(200, r#"{"status": "ok"}"#.into())
-        } else {
-            log.lock().unwrap().push(body.clone());
-            does(count.fetch_add(1, Ordering::SeqCst))
-        };
-        let images = body.matches("\"prompt\"").count();
-        let header = |status: u16, length: usize| format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n");
-        let gone = match action {
-            Does::Says(status, text) => {
-                let text = text.replace("{n}", &vec![r#"{"good": 0.5}"#; images].join(", "));
-                write!(stream, "{}{text}", header(status, text.len())).is_err()
-            }
-            Does::HangsUp => true,
-            Does::Sleeps(time) => {
-                std::thread::sleep(time);
-                true
-            }
-            Does::NeverEnds => {
-                let _ = write!(stream, "HTTP/1.1 200 X\r\nTransfer-Encoding: chunked\r\n\r\n");
-                let chunk = format!("10000\r\n{}\r\n", "7".repeat(0x10000));
-                while stream.write_all(chunk.as_bytes()).is_ok() {}
-                true
-            }
-            Does::BreaksOff => {
-                let _ = write!(stream, "{}{{\"results\": [", header(200, 1000));
-                true
-            }
-        };
-        if gone {
-            return;
-        }
-    }
-}
 
 fn right() -> Does {
     Does::Says(200, r#"{"results": [{n}]}"#.into())

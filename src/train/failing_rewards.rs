@@ -1,0 +1,99 @@
+//! Rewards that fail, on one rank or for one image: what becomes of the others.
+
+use super::tests::trainer;
+use super::*;
+use crate::comm::ThreadGroup;
+use crate::reward::Attempt;
+use candle_core::Device;
+use std::collections::BTreeSet;
+
+/// Scores by the picture's mean, but the images of its list; an image that is not there stands for all.
+struct Failing(Vec<usize>);
+
+impl Reward for Failing {
+    fn name(&self) -> &str {
+        "failing"
+    }
+
+    fn score(&self, images: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
+        if self.0.contains(&usize::MAX) {
+            return Err(Error::Reward { name: "failing".into(), message: "http://nowhere: it is gone".into() });
+        }
+        let means = images.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
+        Ok(means.into_iter().map(|mean| Some(mean.into())).collect())
+    }
+
+    fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
+        let mut scores = self.score(images, prompts)?;
+        self.0.iter().for_each(|&image| scores[image] = None);
+        Ok(Attempt { scores, failed: self.0.clone() })
+    }
+}
+
+#[test]
+fn a_reward_that_fails_on_one_rank_stops_all() -> Result<()> {
+    let errors = ThreadGroup::run(2, |world| {
+        let (mut trainer, _) = trainer(&world, &["optim.not_finite=skip"])?;
+        trainer.rewards = vec![Box::new(Failing(if world.rank() == 1 { vec![usize::MAX] } else { vec![] }))];
+        let error = trainer.iteration(0, &mut |_| ()).expect_err("a reward failed");
+        assert!(matches!(error, Error::Reward { .. }), "{error}");
+        assert_eq!(trainer.state.update, 0);
+        Ok(error.to_string())
+    })?;
+    assert_eq!(errors, ["reward failing: http://nowhere: it is gone"; 2]);
+    Ok(())
+}
+
+/// Ranks 0 and 1 hold 3 images each: the two groups.
+#[test]
+fn an_image_without_a_score_takes_its_group_along_and_nothing_else() -> Result<()> {
+    ThreadGroup::run(2, |world| {
+        let (mut trainer, _) = trainer(&world, &[])?;
+        trainer.rewards = vec![Box::new(Failing(if world.rank() == 1 { vec![2] } else { vec![] }))];
+        let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
+        let updates = trainer.iteration(0, &mut |_| ())?;
+        assert_eq!((updates.len(), updates[0].get("dropped_groups")), (1, Some(1.0)));
+        assert!(trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()? != before);
+        trainer.check_replicas()?;
+
+        trainer.rewards = vec![Box::new(Failing(vec![0]))];
+        let error = trainer.iteration(1, &mut |_| ()).expect_err("no group is left").to_string();
+        assert!(error.starts_with("reward failing: no group of this iteration"), "{error}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The gradient without a group is, bit for bit, that of a run whose iterations have the other group only.
+#[test]
+fn a_dropped_group_counts_nowhere() -> Result<()> {
+    let (mut trainer, _) = trainer(&World::solo(), &["batch.timesteps=2"])?;
+    let requests = trainer.requests(0);
+    let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
+    let conditioning = trainer.pipeline.encode(&prompts)?;
+    let Samples { x0, trajectory } = trainer.sampling(0).run(&requests, &conditioning, 6)?;
+    let dropped = BTreeSet::from([prompts[0].index]);
+    let rows: Vec<usize> = (0..6).filter(|&i| prompts[i].index != prompts[0].index).collect();
+    assert_eq!(rows.len(), 3);
+    let places = Tensor::new(rows.iter().map(|&i| i as u32).collect::<Vec<_>>(), &Device::Cpu)?;
+    let alone = Rollouts {
+        requests: rows.iter().map(|&i| requests[i].clone()).collect(),
+        x0: x0.index_select(&places, 0)?,
+        trajectory: None,
+        conditioning: conditioning.iter().map(|c| Ok(c.index_select(&places, 0)?)).collect::<Result<_>>()?,
+        advantages: vec![0.5, -1.0, 0.5],
+        dropped: BTreeSet::new(),
+    };
+    let advantages = [vec![9.0; 3], alone.advantages.clone()].concat();
+    let all = Rollouts { requests, x0, trajectory, conditioning, advantages, dropped };
+
+    let gradient = |trainer: &Trainer, rollouts: &Rollouts| -> Result<Vec<f32>> {
+        let mut metrics = Metrics::default();
+        Ok(trainer.gradients(0, 0, rollouts, &mut metrics)?.finish()?.to_vec1()?)
+    };
+    let without = gradient(&trainer, &all)?;
+    trainer.points.prompts = 1;
+    assert!(without == gradient(&trainer, &alone)?);
+    assert!(without.iter().any(|&value| value != 0.0));
+    Ok(())
+}
