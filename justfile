@@ -19,6 +19,14 @@ quick:
 demo *args:
     launch/quickstart.sh {{ args }}
 
+# Build for GPUs, with a toolkit out of PyPI's packages: just cuda 90
+cuda capability="90":
+    eval "$(launch/cuda-home.sh)" && CUDA_COMPUTE_CAP={{ capability }} cargo build --release --features cuda
+
+# Everything that needs a GPU
+gpu:
+    launch/gpu-check.sh
+
 # Type-check the CUDA code without CUDA
 check-cuda:
     launch/check-cuda.sh

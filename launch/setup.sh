@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes this machine able to build and run flowrl-dist: Rust, a C compiler, MPI with its headers, and libclang (the
-# MPI bindings are generated when they are built). What is there already is used, a cluster's modules and conda's
-# MPI included; only what is missing is installed, by apt and rustup, without questions.
+# Makes this machine able to build and run flowrl-dist: Rust, compilers of C and C++ (the GPU's kernels are tested on the
+# CPU), MPI with its headers, and libclang (the MPI bindings are generated when they are built). What is there already is
+# used, a cluster's modules and conda's MPI included; only what is missing is installed, by apt and rustup, without questions.
 #
 #   launch/setup.sh                      prepares the machine; the other scripts source it
 #
@@ -98,7 +98,7 @@ headers_missing() {
 # Prints the name of each missing part: a name of ours, or a package's.
 missing_parts() {
     local libclang
-    compiler >/dev/null || echo compiler
+    { compiler >/dev/null && have "${CXX:-c++}"; } || echo compiler
     mpi_ready || echo mpi
     if libclang=$(find_libclang); then
         headers_missing "$libclang" || true
@@ -137,7 +137,7 @@ packages_for() {
     local part
     for part in "$@"; do
         case $part in
-            compiler) echo gcc libc6-dev ;;
+            compiler) echo gcc g++ libc6-dev ;;
             mpi) mpi_packages ;;
             libclang) libclang_packages ;;
             download) echo curl ca-certificates ;;
@@ -163,7 +163,7 @@ install_packages() {
     fi
     if ! have apt-get; then
         give_up "missing: ${parts[*]}; there is no apt here" \
-            "install a C compiler, an MPI with its headers (mpicc on the PATH) and libclang with clang's headers"
+            "install compilers of C and C++, an MPI with its headers (mpicc on the PATH) and libclang with clang's headers"
     fi
     if ((EUID != 0)); then
         if have sudo && sudo -n true 2>/dev/null; then

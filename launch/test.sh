@@ -4,7 +4,8 @@
 #   launch/test.sh           format, lints, documentation, the types of the CUDA code, all tests with and without MPI
 #   launch/test.sh quick     format, lints, the library's tests
 #
-# A failing step does not stop the later ones; the summary at the end names it, and the exit code is 1.
+# A failing step does not stop the later ones; the summary at the end names it, and the exit code is 1. A step that
+# cannot be done here ends with 77 and is named as skipped.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -33,10 +34,12 @@ step() {
     if ((code != 0 && SECONDS - start >= limit)); then
         verdict="KILLED after $limit s"
         printf '\n!!!!!! %s did not end within %d s and was killed !!!!!!\n' "$name" "$limit"
+    elif ((code == 77)); then
+        verdict=SKIPPED
     elif ((code != 0)); then
         verdict="FAILED ($code)"
     fi
-    if ((code != 0)); then
+    if ((code != 0 && code != 77)); then
         failed=1
     fi
     summary+=("$(printf '%5d s  %-26s %s' $((SECONDS - start)) "$name" "$verdict")")
@@ -75,6 +78,9 @@ quick() {
 
 everything() {
     step 'format' 60 cargo fmt --check
+    if command -v shellcheck >/dev/null; then
+        step 'scripts' 120 shellcheck -x launch/*.sh slurm/*.sh
+    fi
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
@@ -82,7 +88,8 @@ everything() {
     step 'build without MPI' 2400 cargo test --release --no-default-features --no-run
     step 'tests without MPI' 900 cargo test --release --no-default-features --no-fail-fast
     step 'build' 1800 cargo test --release --no-run
-    step 'tests' 1800 cargo test --release --no-fail-fast
+    step 'tests' 2700 cargo test --release --no-fail-fast
+    step 'exports in Python' 1800 launch/check-export.sh
 }
 
 if (($# > 1)) || [[ ${1:-quick} != quick ]]; then

@@ -39,7 +39,10 @@ pub mod checkpoint;
 pub mod cli;
 pub mod comm;
 pub mod config;
+#[doc(hidden)]
+pub mod cuda;
 pub mod data;
+pub mod device;
 pub mod engine;
 pub mod error;
 pub mod evaluate;

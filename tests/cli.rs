@@ -108,6 +108,24 @@ fn every_configuration_of_the_project_has_a_plan() {
     done(&["plan", "--config", "configs/reference.toml", "--ranks", "8"]);
 }
 
+/// Six tasks by four methods, and the small one: memory and time on 8, 16 and 64 GPUs, without the model's files.
+#[test]
+fn every_preset_of_stable_diffusion_has_a_forecast() {
+    let files = fs::read_dir("configs/sd35").unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|end| end == "toml")).collect();
+    assert_eq!(files.len(), 6 * 4 + 1);
+    for file in &files {
+        let machine = "configs/machines/h100x8.toml";
+        let plan = |ranks: &str| -> Value {
+            let arguments =
+                ["plan", "--config", file.to_str().unwrap(), "--ranks", ranks, "--machine", machine, "--json"];
+            serde_json::from_str(&done(&arguments)).unwrap()
+        };
+        let seconds = ["8", "16", "64"].map(|ranks| plan(ranks)["forecast"]["iteration"].as_f64().unwrap());
+        assert!(seconds[0] > seconds[1] && seconds[1] > seconds[2] && seconds[2] > 0.0, "{file:?}: {seconds:?}");
+    }
+}
+
 #[test]
 fn plans_count_what_each_rank_does() {
     let plan = |ranks: &str| -> Value { serde_json::from_str(&done(&["plan", "--ranks", ranks, "--json"])).unwrap() };

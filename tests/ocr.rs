@@ -257,7 +257,7 @@ fn rewards_are_built_from_their_configuration() {
         parse("[[reward]]\nname = \"ocr\"\nwieght = 2").unwrap_err().to_string().contains("unknown field `wieght`")
     );
     let error = |text: &str| build(&parse(text).unwrap(), 1).err().unwrap().to_string();
-    assert!(error("[[reward]]\nname = \"colour\"\nweight = nan").starts_with("reward colour: weight NaN"));
+    assert!(error("[[reward]]\nname = \"colour\"\nweight = nan").starts_with("reward colour: weight = NaN"));
     assert!(error("[[reward]]\nname = \"colour\"\n[[reward]]\nname = \"colour\"").contains("named twice"));
 }
 

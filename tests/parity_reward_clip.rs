@@ -69,7 +69,7 @@ impl Recorded {
                 let scores = reward.score(&images, &self.prompts)?;
                 let errors = scores.iter().zip(&recorded).map(|(score, recorded)| (score.unwrap() - recorded).abs());
                 let worst = errors.fold(0.0, f64::max);
-                println!("{name} {}: {worst:.1e}", reward.name());
+                eprintln!("{name} {}: {worst:.1e}", reward.name());
                 assert_eq!(scores.len(), recorded.len());
                 assert!(worst < 1e-5, "{name} {}: {scores:?}, not {recorded:?}", reward.name());
             }
@@ -116,7 +116,7 @@ fn a_model_that_is_none_is_refused_with_a_remedy() {
     let error = |config: RewardConfig| build(&[config], 1).err().unwrap().to_string();
     let pick = |path: PathBuf| RewardConfig { path: Some(path), ..RewardConfig::new(RewardKind::PickScore) };
     assert!(error(RewardConfig::new(RewardKind::PickScore)).contains("path is missing: pick-score needs the folder"));
-    assert!(error(pick("no/such".into())).contains("path: there is nothing at this path"));
+    assert!(error(pick("no/such".into())).contains("there is nothing at this path"));
     assert!(error(pick(fixture("clip_rewards/hf"))).contains("safetensors"));
     assert!(error(pick(fixture("clip_rewards/predictor.pth"))).contains("holds no CLIP model"));
     assert!(error(pick(fixture("pickscore_micro"))).contains("with the reward's key tokenizer"));

@@ -85,7 +85,7 @@ fn parity_of_pictures_with_diffusers() -> Result<()> {
     }
     assert!(borderline <= 3, "{borderline} values differ");
     // Weights and activations of eight bits' precision: about as much in the picture.
-    check("pictures in bf16", &vae(DType::BF16)?.decode(&recorded["in.latent"])?, &wanted, 2e-2)
+    check("pictures in bf16", &vae(DType::BF16)?.decode(&recorded["in.latent"])?, &wanted, 4e-2)
 }
 
 #[test]

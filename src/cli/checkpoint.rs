@@ -1,6 +1,7 @@
 //! What a command takes a trained model from: a configuration, or a checkpoint and the configuration of its run.
 
 use crate::checkpoint::{self, Identity, Reader, Resume};
+use crate::comm::Communicator;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::params::{Layout, ParamSet};
@@ -96,11 +97,13 @@ impl Opened {
         Ok(Some(Tensor::from_vec(flat, layout.total, device)?))
     }
 
-    /// The model with its base weights, and the parameters: `which` of the checkpoint, else the base model's.
+    /// The model with its base weights, ready for `prompts`, and the parameters: `which` of the checkpoint, else the base
+    /// model's. Every rank of `comm` calls it.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than the configuration's.
-    pub fn load(&self, which: Which) -> Result<(Pipeline, ParamSet)> {
+    pub fn load(&self, which: Which, prompts: &[&str], comm: &dyn Communicator) -> Result<(Pipeline, ParamSet)> {
+        Pipeline::prepare(&self.config.model, prompts, &Device::Cpu, comm)?;
         let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &Device::Cpu)?;
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
         let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {

@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     }
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         logging::init(world.rank(), None, "info")?;
-        let (pipeline, params) = opened.load(arguments.which)?;
+        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), &*world.host)?;
         let sampler = config.eval.sampler(&config.sampler);
         let evaluation = Evaluation {
             prompts: &prompts.prompts,

@@ -4,6 +4,7 @@ use super::checkpoint::{Source, Which};
 use super::print;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::export::{Base, Format, Options, Trained};
+use crate::observe::logging;
 use crate::params::Layout;
 use candle_core::{DType, Device};
 use clap::ValueEnum;
@@ -14,10 +15,10 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:\n  \
     flowrl-dist export --checkpoint runs/a/checkpoints/update_00000300 --format diffusers --out lora\n  \
     flowrl-dist export --checkpoint runs/a --format merged --which policy --dtype bf16 --out model\n\n\
-    Then, in Python:\n  \
-    pipeline.load_lora_weights(\"lora\")                                                  # --format diffusers\n  \
-    PeftModel.from_pretrained(transformer, \"lora\")                                      # --format peft\n  \
-    SD3Transformer2DModel.from_pretrained(\"model\", subfolder=\"transformer\")             # --format merged")]
+    Then, in Python, with diffusers and PEFT:\n  \
+    pipeline.load_lora_weights(\"lora\")\n  \
+    PeftModel.from_pretrained(transformer, \"lora\")\n  \
+    SD3Transformer2DModel.from_pretrained(\"model\", subfolder=\"transformer\")")]
 pub struct Arguments {
     /// The checkpoint, or the folder of a run, of which the newest is taken
     #[arg(long, value_name = "DIR")]
@@ -61,6 +62,7 @@ impl From<Type> for DType {
 
 /// Exports and says which files there are.
 pub fn run(arguments: &Arguments) -> Result<i32> {
+    logging::init(0, None, "info")?;
     let options =
         Options { dtype: arguments.dtype.map(DType::from), force: arguments.force, ..Options::of(arguments.format) };
     let files = trained(arguments)?.write(&arguments.out, &options)?;

@@ -2,6 +2,7 @@
 
 use super::checkpoint::{Source, Which};
 use super::{choose_threads, print};
+use crate::comm::Solo;
 use crate::data::{Prompt, PromptSet};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::observe::{grid, logging};
@@ -48,7 +49,8 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let opened = arguments.source.open()?;
     choose_threads();
     logging::init(0, None, "info")?;
-    let (pipeline, params) = opened.load(arguments.which)?;
+    let texts: Vec<&str> = arguments.prompt.iter().map(String::as_str).collect();
+    let (pipeline, params) = opened.load(arguments.which, &texts, &Solo)?;
     let config = &opened.config;
     let images = usize::from(arguments.images);
     let requests: Vec<Request> = arguments

@@ -46,7 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     if let Some(ranks) = launched_ranks() {
         config.plan(ranks)?; // before MPI is there to be waited for
     }
-    config.model.check_files()?;
+    config.check_files()?;
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         let first = world.rank() == 0;
         match train(&config, &resume, world)? {

@@ -70,6 +70,8 @@ pub struct Pending(State);
 enum State {
     Ready(Tensor),
     Awaited(Receiver<Result<Tensor>>),
+    #[cfg(feature = "cuda")]
+    Deferred(Box<dyn FnOnce() -> Result<Tensor>>),
 }
 
 impl Pending {
@@ -83,10 +85,18 @@ impl Pending {
         Self(State::Awaited(receiver))
     }
 
+    /// A result that the GPU is working on; `finish` orders it before what uses it.
+    #[cfg(feature = "cuda")]
+    pub(super) fn deferred(finish: impl FnOnce() -> Result<Tensor> + 'static) -> Self {
+        Self(State::Deferred(Box::new(finish)))
+    }
+
     /// Waits for the result.
     pub fn wait(self) -> Result<Tensor> {
         match self.0 {
             State::Ready(tensor) => Ok(tensor),
+            #[cfg(feature = "cuda")]
+            State::Deferred(finish) => finish(),
             State::Awaited(receiver) => {
                 let gone = |_| Error::Failed("the thread of the collectives has ended".into());
                 receiver.recv().map_err(gone)?

@@ -4,6 +4,7 @@
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
 mod background;
+mod bootstrap;
 mod call;
 mod cores;
 mod counted;
@@ -11,7 +12,10 @@ mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod solo;
+mod tcp;
 #[doc(hidden)]
 pub mod testing;
 mod thread;
@@ -24,6 +28,8 @@ pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::{agreed, exchange};
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, Session as MpiSession};
+#[cfg(feature = "cuda")]
+pub use self::nccl::{ID_BYTES as NCCL_ID_BYTES, Membership as NcclMembership, Nccl};
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;

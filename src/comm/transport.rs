@@ -18,7 +18,7 @@ pub(super) trait Wire {}
 impl<T> Wire for T {}
 
 /// A number that goes over the wire.
-pub(super) trait Element: Wire + Copy + Default + Send + Sync + 'static {
+pub(super) trait Element: Wire + bytemuck::Pod + Default + Send + Sync {
     /// The sum or the larger of two.
     fn join(self, other: Self, op: ReduceOp) -> Self;
 }

@@ -3,9 +3,6 @@
 //! The scene is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
 //! and because one process is one rank.
 
-// Without MPI a process has no peers to wait for and to take along.
-#![cfg_attr(not(feature = "mpi"), allow(dead_code))]
-
 use crate::error::{EXIT_RESTART, Error, Result};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -120,6 +117,22 @@ pub(super) fn arm(deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
         .spawn(move || watch(deadline, abort))
         .map_err(|e| Error::Failed(format!("the watchdog thread could not be started: {e}")))?;
     Ok(())
+}
+
+/// The same, where nothing has armed it yet.
+#[cfg(feature = "cuda")]
+pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
+    if ARMED.load(Ordering::SeqCst) {
+        return Ok(());
+    }
+    name_self(Some(rank), &gethostname::gethostname().to_string_lossy());
+    arm(deadline, abort)
+}
+
+/// `MESSAGE; last collective: all_reduce #7 in phase update`.
+#[cfg(feature = "cuda")]
+pub(super) fn at_last(message: &str) -> String {
+    format!("{message}; {}", scene().last())
 }
 
 /// The peers are no longer concerned: panics are this process's own, and nothing waits for others.

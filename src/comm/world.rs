@@ -1,9 +1,13 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::bootstrap::Meeting;
 use super::counted::Counted;
-use super::launcher::{self, Transport};
-use super::{Communicator, Solo, exchange, watch};
+use super::launcher::{self, Build, Transport};
+use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{Error, Result};
+use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,6 +22,8 @@ pub enum Backend {
     Solo,
     /// MPI, by mpirun or `srun --mpi=pmix`.
     Mpi,
+    /// TCP, by any launcher that tells ranks and where rank 0 is; on CPUs for tests.
+    Tcp,
 }
 
 /// Where this rank runs.
@@ -70,10 +76,68 @@ impl World {
     /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
     pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
         let variables = launcher::environment();
-        match launcher::choose(backend, &launcher::detect(&variables), cfg!(feature = "mpi"))? {
+        let build = Build { mpi: cfg!(feature = "mpi"), nccl: cfg!(feature = "cuda") };
+        let place = |host: &dyn Communicator| place(host, hostname(), launcher::local(&variables));
+        match launcher::choose(backend, &launcher::detect(&variables), build)? {
             Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => join_mpi(deadline, |host| place(host, hostname(), launcher::local(&variables))),
+            Transport::Mpi => join_mpi(deadline, place),
+            Transport::Tcp => join_tcp(&Meeting::of(&variables)?, deadline, place),
         }
+    }
+
+    /// The same ranks with their parameters and gradients on `device`: where those are GPUs, NCCL joins them. Collective.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where only some ranks have a GPU, two share one, or NCCL is missing; [`Error::Peer`] where a rank
+    /// does not come within `deadline`.
+    pub fn on(&self, device: &Device, deadline: Duration) -> Result<Self> {
+        if self.world_size() == 1 {
+            return Ok(self.clone());
+        }
+        let gpus = exchange(&*self.host, &(self.hostname().to_owned(), crate::device::identity(device)?))?;
+        let rank = |has_gpu: bool| gpus.iter().position(|(_, gpu)| gpu.is_some() == has_gpu);
+        match (rank(true), rank(false)) {
+            (None, _) => Ok(self.clone()),
+            (Some(_), None) => self.over_nccl(device, &gpus, deadline),
+            (Some(with), Some(without)) => Err(Error::Usage(format!(
+                "rank {with} on {} has a GPU, rank {without} on {} has none: look there for a driver and CUDA's libraries, or \
+                 set parallel.device = \"cpu\"",
+                gpus[with].0, gpus[without].0
+            ))),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn over_nccl(&self, device: &Device, gpus: &[(String, Option<String>)], deadline: Duration) -> Result<Self> {
+        use super::nccl::{ID_BYTES, Membership, Nccl};
+        if let Some((first, second)) = twice(gpus)
+            && !crate::device::may_be_shared()
+        {
+            return Err(Error::Usage(format!(
+                "ranks {first} and {second} on {} are on the same GPU: start one rank for each GPU ({})",
+                gpus[first].0,
+                crate::device::how_to_share()
+            )));
+        }
+        if crate::device::may_be_shared() && std::env::var_os(HOST_ID).is_none() {
+            // NCCL refuses two ranks of one host on one GPU; with names of their own they are on different hosts.
+            // SAFETY: NCCL, the only code that reads this outside the standard library, is not open yet.
+            unsafe { std::env::set_var(HOST_ID, format!("rank{}", self.rank())) };
+        }
+        let mine = if self.rank() == 0 { Nccl::new_id()?.to_vec() } else { vec![0; ID_BYTES] };
+        let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
+        let id = id.try_into().map_err(|_| Error::Failed("the id of NCCL has another length".into()))?;
+        let (rank, world_size) = (self.rank(), self.world_size());
+        let nccl = Nccl::join(device, &Membership { id, rank, world_size, deadline, abort: end_all_ranks })?;
+        let transport = format!("{}, GPUs over {}", self.transport, Nccl::library());
+        let device = Rc::new(Counted::new(Rc::new(nccl), self.sent.clone()));
+        Ok(Self { device, transport, ..self.clone() })
+    }
+
+    /// Not reached: no rank has a GPU.
+    #[cfg(not(feature = "cuda"))]
+    fn over_nccl(&self, _: &Device, _: &[(String, Option<String>)], _: Duration) -> Result<Self> {
+        Err(Error::Failed("this program was built without CUDA".into()))
     }
 
     /// One thread of a group.
@@ -148,6 +212,41 @@ fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<
 #[cfg(not(feature = "mpi"))]
 fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
+}
+
+/// The world without MPI, the device plane on a thread of its own.
+fn join_tcp(
+    meeting: &Meeting,
+    deadline: Duration,
+    place: impl FnOnce(&dyn Communicator) -> Result<Place>,
+) -> Result<World> {
+    let (session, host, device) = tcp::Session::begin(meeting, deadline)?;
+    let place = place(&host)?;
+    let device = super::background::Background::new(Box::new(device), tcp::abort)?;
+    let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
+    let world = World::new(Rc::new(device), Rc::new(host), place, transport);
+    Ok(World { _session: Some(Rc::new(session)), ..world })
+}
+
+/// NCCL's name for a host.
+#[cfg(feature = "cuda")]
+const HOST_ID: &str = "NCCL_HOSTID";
+
+/// The first two ranks that are on the same GPU.
+#[cfg(feature = "cuda")]
+fn twice(gpus: &[(String, Option<String>)]) -> Option<(usize, usize)> {
+    let first = |rank: usize| gpus.iter().position(|(_, gpu)| *gpu == gpus[rank].1);
+    (0..gpus.len()).find_map(|rank| first(rank).filter(|&first| first < rank).map(|first| (first, rank)))
+}
+
+/// Ends all ranks, from any thread.
+#[cfg(feature = "cuda")]
+fn end_all_ranks(code: i32) -> ! {
+    #[cfg(feature = "mpi")]
+    if !tcp::joined() {
+        super::mpi::abort(code);
+    }
+    tcp::abort(code)
 }
 
 fn hostname() -> String {

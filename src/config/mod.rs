@@ -6,6 +6,7 @@ mod validate;
 
 use crate::comm::Backend;
 use crate::data::{Format, PromptSet, Split};
+use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::evaluate::EvalConfig;
@@ -194,6 +195,8 @@ impl Default for EmaConfig {
 pub struct ParallelConfig {
     /// How the ranks find each other.
     pub backend: Backend,
+    /// What they compute on.
+    pub device: DeviceChoice,
     /// What they share out.
     pub shard: Sharding,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
@@ -208,6 +211,7 @@ impl Default for ParallelConfig {
     fn default() -> Self {
         Self {
             backend: Backend::Auto,
+            device: DeviceChoice::Auto,
             shard: Sharding::Optimizer,
             checkpoint_activations: Checkpointing::EACH,
             check_every: 10,
@@ -256,6 +260,16 @@ impl RunConfig {
     /// The geometry of the run on `ranks` ranks, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
         Plan::new(self, ranks, self.train_prompts()?.len())
+    }
+
+    /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.
+    ///
+    /// # Errors
+    /// [`Error::File`] or [`Error::Usage`]: what is absent.
+    pub fn check_files(&self) -> Result<(), Error> {
+        self.model.check_files()?;
+        let check = |(i, reward): (usize, &RewardConfig)| reward.check_files().map_err(|e| format!("reward[{i}].{e}"));
+        self.reward.iter().enumerate().try_for_each(check).map_err(Error::Usage)
     }
 
     /// Timesteps an image is trained at.

@@ -59,7 +59,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["parallel.shard=params"], &["parallel.shard = \"params\": must be one of \"none\", \"optimizer\", \"full\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
-    (&["model.kind=sd35-medium"], &["model.kind = \"sd35-medium\": needs model.path"]),
+    (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),
     (
         &["model.kind=sd35-medium", "model.path=sd35", "model.resolution=500"],
         &["model.resolution = 500: use a multiple of 16"],
@@ -73,7 +73,6 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
         &["reward[0].path = \"clip\": belongs to clip-score, pick-score, hps, aesthetic; remove it"],
     ),
     (&["reward.0.retries=1"], &["reward[0].retries = 1: belongs to remote; remove it"]),
-    (&["reward.0.detector=\"none.onnx\""], &["reward[0].detector = ", "launch/fetch-ocr.sh"]),
     (&["reward.0.name=pick-score"], &["reward[0].path is missing: pick-score needs the folder or file of its model"]),
     (&["reward.0.name=remote"], &["reward[0].url = \"\": must be the server's address"]),
     (&["reward.0.name=remote", "reward.0.url=\"node7:8000\""], &["reward[0].url = \"node7:8000\": must be"]),
@@ -111,6 +110,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.shift=0"], &["sampler.shift = 0: must be a finite number above 0"]),
     (&["eval.steps=0"], &["eval.steps = 0: must be at least 1"]),
     (&["eval.images_per_prompt=0"], &["eval.images_per_prompt = 0: must be at least 1"]),
+    (&["parallel.device=gpu"], &["parallel.device = \"gpu\": must be one of \"auto\", \"cpu\", \"cuda\""]),
     (&["parallel.deadline_s=0"], &["parallel.deadline_s = 0: must be at least 1"]),
     (&["parallel.deadline_s=9223372036854775807"], &["parallel.deadline_s = 9", "at most"]),
     // Numbers.
@@ -292,6 +292,13 @@ fn a_mistake_is_told_of_where_it_was_made() {
     refused(Some(file.path()), &["run.seed=7", "optim.eps=1e-6"], &origin, &[]);
     refused(None, &["sampler.steps=2"], "the embedded configuration: batch.timesteps = 4", &["sampler.steps = 2"]);
     RunConfig::load(Some(file.path()), &settings(&["optim.lr=1e-4"])).unwrap();
+}
+
+#[test]
+fn files_that_only_training_needs_are_asked_for_later() {
+    let config = RunConfig::load(None, &settings(&["reward.0.detector=none.onnx"])).unwrap();
+    let line = config.check_files().unwrap_err().to_string();
+    assert!(line.contains("reward[0].detector = ") && line.contains("launch/fetch-ocr.sh"), "{line}");
 }
 
 #[test]

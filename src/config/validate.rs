@@ -240,9 +240,7 @@ fn model(config: &RunConfig) -> Check {
         // Whether it is there and whole is asked where it is needed: a plan needs no weights.
         (Kind::Sd35Medium, path) => {
             if path.is_none() {
-                return Err(
-                    "model.path is missing: name the folder or the file with Stable Diffusion 3.5 Medium".into()
-                );
+                return Err("model.kind = \"sd35-medium\": needs model.path; name the folder with the model".into());
             }
             within("model.t5_tokens", m.t5_tokens as u64, 1, 512)?;
             if m.resolution == 0 || !m.resolution.is_multiple_of(16) {

@@ -38,7 +38,8 @@ pub(super) fn file_of(source: &Path, split: Split, format: Format) -> Result<Pat
 
 /// The prompts of a file in its order; see [`PromptSet::from_file`](super::PromptSet::from_file).
 pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Line>> {
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let unreadable = |e| format!("cannot be read ({e}); give a prompt file, or the name of an embedded set");
+    let bytes = std::fs::read(path).map_err(|e| Error::File { path: path.to_path_buf(), message: unreadable(e) })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
         at_line(path, line, "not UTF-8; save the file as UTF-8".to_string())

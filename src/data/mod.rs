@@ -113,6 +113,11 @@ impl PromptSet {
         Ok(PromptSet { prompts: lines.into_iter().enumerate().map(prompt).collect() })
     }
 
+    /// The prompts' texts.
+    pub fn texts(&self) -> Vec<&str> {
+        self.prompts.iter().map(|prompt| prompt.text.as_str()).collect()
+    }
+
     /// How many prompts there are.
     pub fn len(&self) -> usize {
         self.prompts.len()

@@ -62,8 +62,7 @@ pub fn write(trained: &Trained, out: &Path, options: &Options) -> Result<Vec<Str
 /// Groups of tensors, in order, of at most `limit` bytes; a larger tensor is alone.
 fn shards(planned: &[Planned], limit: usize) -> Vec<&[Planned]> {
     let (mut shards, mut start, mut length) = (Vec::new(), 0, 0);
-    for (index, planned_here) in planned.iter().enumerate() {
-        let bytes = planned_here.bytes();
+    for (index, bytes) in planned.iter().map(Planned::bytes).enumerate() {
         if index > start && length + bytes > limit {
             shards.push(&planned[start..index]);
             (start, length) = (index, 0);

@@ -1,6 +1,10 @@
 //! AdamW in one pass over memory.
 
 use super::OptimConfig;
+#[cfg(feature = "cuda")]
+use crate::cuda::array;
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor};
 
 /// The master parameters and their moments: one f32 tensor `[3 S]` of parameters, first and second moments, so that an
@@ -72,6 +76,30 @@ impl InplaceOp2 for Step {
         });
         Ok(())
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, state: &mut CudaStorage, sl: &Layout, gradient: &CudaStorage, gl: &Layout) -> Result<()> {
+        let numbers = crate::cuda::elementwise::AdamwNumbers {
+            scale: self.scale as f32,
+            betas: (self.config.betas.0 as f32, self.config.betas.1 as f32),
+            decay: (1.0 - self.lr * self.config.weight_decay) as f32,
+            rate: (self.lr / self.correction.0) as f32,
+            root: self.correction.1.sqrt() as f32,
+            eps: self.config.eps as f32,
+        };
+        let (state, gradient, gpu) = (array(state, sl)?, array(gradient, gl)?, &gradient.device);
+        crate::cuda::elementwise::adamw(gpu, &state, &gradient, numbers)
+    }
+}
+
+/// Sum of squares of a contiguous f32 tensor, in f64, `[1]`.
+pub(super) fn square_sum(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let (candle_core::Storage::Cuda(storage), layout) = (&*x.storage_and_layout().0, x.layout()) {
+        let (sums, pieces) = crate::cuda::reduce::square_sums(&storage.device, &crate::cuda::array(storage, layout)?)?;
+        return crate::cuda::tensor(sums, pieces).sum_all()?.reshape(1);
+    }
+    x.to_dtype(DType::F64)?.sqr()?.sum_all()?.reshape(1)
 }
 
 /// `destination = source + keep * (destination - source)`, in place: two equal vectors stay equal, which they would not
@@ -94,6 +122,11 @@ impl InplaceOp2 for Lerp {
             *d = s + keep * (*d - s);
         }
         Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, dst: &mut CudaStorage, dl: &Layout, src: &CudaStorage, sl: &Layout) -> Result<()> {
+        crate::cuda::elementwise::lerp(&src.device, &array(dst, dl)?, &array(src, sl)?, self.0 as f32)
     }
 }
 

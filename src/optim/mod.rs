@@ -7,4 +7,5 @@ mod sharded;
 
 pub use config::{NotFinite, OptimConfig};
 pub use schedule::{OldPolicyDecay, OldPolicySchedule, ema_decay};
+pub(crate) use sharded::VECTORS;
 pub use sharded::{Sharded, StepReport};

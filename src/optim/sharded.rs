@@ -1,13 +1,13 @@
 //! The optimizer's state of one rank: its shard of the flat parameters.
 
-use super::adamw::{AdamW, Lerp};
+use super::adamw::{AdamW, Lerp, square_sum};
 use super::{OldPolicyDecay, OptimConfig, ema_decay};
 use crate::checkpoint::Shard;
 use crate::comm::{Communicator, ReduceOp};
 use crate::error::{Error, Result};
 use crate::params::Layout;
 use crate::shard::{Partition, Sharding, gather};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -38,7 +38,7 @@ pub struct StepReport {
 }
 
 /// Names of the vectors in a checkpoint, in AdamW's order, then the slow copies.
-const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
+pub(crate) const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
 
 impl Sharded {
     /// Starts from the flat parameters `[total]`, the same on every rank.
@@ -82,7 +82,7 @@ impl Sharded {
         lr: f64,
         comm: &dyn Communicator,
     ) -> Result<StepReport> {
-        let mut square = gradient.to_dtype(DType::F64)?.sqr()?.sum_all()?.reshape(1)?;
+        let mut square = square_sum(gradient)?;
         if self.partition.parts() > 1 {
             square = comm.all_reduce(&square, ReduceOp::Sum)?;
         }

@@ -165,23 +165,28 @@ impl RewardConfig {
         self.only("connections", &self.connections, remote, "remote")?;
         self.only("token_env", &self.token_env, remote, "remote")?;
         self.only("on_failure", &self.on_failure, remote, "remote")?;
-        if clip {
-            self.needed("path", self.path.as_ref().map(|path| path.exists()), "the folder or file of its model")?;
-            if self.tokenizer.as_ref().is_some_and(|path| !path.is_dir()) {
-                return Err(format!("tokenizer = {:?}: there is no such folder", self.tokenizer.as_deref()));
-            }
+        if clip && self.path.is_none() {
+            return Err(format!("path is missing: {} needs the folder or file of its model", self.name.name()));
         }
-        if aesthetic {
-            let there = self.predictor.as_ref().map(|path| path.is_file());
-            self.needed("predictor", there, "sac+logos+ava1-l14-linearMSE.pth of LAION")?;
-        }
-        if self.detector.as_ref().is_some_and(|path| !path.is_file()) {
-            return Err(format!(
-                "detector = {:?}: there is no such file; launch/fetch-ocr.sh fetches it",
-                self.detector
-            ));
+        if aesthetic && self.predictor.is_none() {
+            return Err("predictor is missing: aesthetic needs sac+logos+ava1-l14-linearMSE.pth of LAION".into());
         }
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
+    }
+
+    /// Whether the files that it names are there; a plan needs none of them.
+    ///
+    /// # Errors
+    /// One line: key, value, remedy.
+    pub fn check_files(&self) -> Result<(), String> {
+        let absent = |key: &str, path: &Option<PathBuf>, remedy: &str| match path {
+            Some(path) if !path.exists() => Err(format!("{key} = {path:?}: there is nothing at this path; {remedy}")),
+            _ => Ok(()),
+        };
+        absent("path", &self.path, "give the folder or file of its model")?;
+        absent("tokenizer", &self.tokenizer, "give the folder of CLIP's tokenizer")?;
+        absent("predictor", &self.predictor, "give sac+logos+ava1-l14-linearMSE.pth of LAION")?;
+        absent("detector", &self.detector, "launch/fetch-ocr.sh fetches it")
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
@@ -221,14 +226,6 @@ impl RewardConfig {
         match value {
             Some(value) if !belongs => Err(format!("{key} = {value:?}: belongs to {owners}; remove it here")),
             _ => Ok(()),
-        }
-    }
-
-    fn needed(&self, key: &str, there: Option<bool>, what: &str) -> Result<(), String> {
-        match there {
-            Some(true) => Ok(()),
-            None => Err(format!("{key} is missing: {} needs {what}", self.name.name())),
-            Some(false) => Err(format!("{key}: there is nothing at this path; give {what}")),
         }
     }
 }

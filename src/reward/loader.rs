@@ -35,7 +35,7 @@ impl Loader {
         let mut rewards: Vec<Box<dyn Reward>> = Vec::with_capacity(configs.len());
         for config in configs {
             let usage = |message: String| Error::Usage(format!("reward {}: {message}", config.label()));
-            config.check(u64::MAX).map_err(usage)?;
+            config.check(u64::MAX).and_then(|()| config.check_files()).map_err(usage)?;
             if rewards.iter().any(|earlier| earlier.name() == config.label()) {
                 return Err(usage("named twice; name it once, with one weight".into()));
             }

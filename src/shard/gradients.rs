@@ -76,4 +76,17 @@ impl InplaceOp2 for AddAt {
         }
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        dst: &mut candle_core::CudaStorage,
+        dl: &Strides,
+        src: &candle_core::CudaStorage,
+        l: &Strides,
+    ) -> candle_core::Result<()> {
+        let mut place = crate::cuda::array(dst, dl)?;
+        place.pointer += (self.0 * place.dtype.size_in_bytes()) as u64;
+        place.shape = vec![place.len() - self.0];
+        crate::cuda::elementwise::add_to(&src.device, &place, &crate::cuda::array(src, l)?)
+    }
 }

@@ -131,12 +131,16 @@ impl Partition {
 
     /// Part `index` of the flat vector `[total]`, with padding `[S]`.
     pub fn cut(&self, flat: &Tensor, index: usize) -> Result<Tensor> {
-        // Never one tensor alone: a copy, not a view.
-        let mut parts = vec![Tensor::zeros(0, flat.dtype(), flat.device())?];
-        for (stage, piece) in self.pieces.iter().enumerate() {
-            parts.push(self.cut_stage(stage, &flat.narrow(0, piece.flat.start, piece.flat.len())?, index)?);
+        // A GPU has no empty tensors.
+        let pieces = self.pieces.iter().enumerate().filter(|(_, piece)| piece.part > 0);
+        let cut = |(stage, piece): (usize, &Piece)| {
+            self.cut_stage(stage, &flat.narrow(0, piece.flat.start, piece.flat.len())?, index)
+        };
+        match &pieces.map(cut).collect::<Result<Vec<_>>>()?[..] {
+            [] => Ok(flat.narrow(0, 0, 0)?),
+            [one] => Ok(one.force_contiguous()?), // a copy, not a view
+            parts => Ok(Tensor::cat(parts, 0)?),
         }
-        Ok(Tensor::cat(&parts, 0)?)
     }
 
     /// Part `index` of a stage's elements of the flat vector, with padding.
@@ -144,7 +148,10 @@ impl Partition {
         let Piece { flat, part, .. } = &self.pieces[stage];
         let start = (index * part).min(flat.len());
         let len = (*part).min(flat.len() - start);
-        Ok(whole.narrow(0, start, len)?.pad_with_zeros(0, 0, part - len)?)
+        match len {
+            0 => Ok(Tensor::zeros(*part, whole.dtype(), whole.device())?),
+            _ => Ok(whole.narrow(0, start, len)?.pad_with_zeros(0, 0, part - len)?),
+        }
     }
 
     /// What part `index` holds, without padding, in the order of [`Partition::owned`].

@@ -3,6 +3,7 @@
 mod clock;
 mod gather;
 mod points;
+mod preflight;
 mod run;
 mod saving;
 

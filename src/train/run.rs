@@ -2,11 +2,13 @@
 
 use super::Trainer;
 use super::points::Points;
+use super::preflight::preflight;
 use super::saving::{Best, Scored};
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
 use crate::data::PromptSet;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::interrupt::Interrupt;
@@ -18,9 +20,8 @@ use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Reward};
 use crate::shard::Weights;
-use candle_core::Device;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,14 +90,18 @@ pub(super) struct Run<'a> {
 impl<'a> Run<'a> {
     fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
         let out = &config.run.out;
+        let warnings = preflight(config, world)?;
         let chosen = choose_checkpoint(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
         let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
         phase("load");
-        let device = Device::Cpu;
+        let (device, why) = device::select(config.parallel.device, world.place())?;
+        let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
-        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.prompts.iter().map(|p| p.text.as_str())).collect();
+        let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
+        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
@@ -130,7 +135,7 @@ impl<'a> Run<'a> {
             std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
-        progress.note(&format!("{}: {}", config.run.name, world.describe()));
+        progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
         if let Some(advice) = binding_advice() {
             progress.note(&advice);
         }
@@ -238,10 +243,7 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let sent = self.world().sent();
         let ema = self.trainer.policies.with(self.trainer.state.ema())?;
-        let count = match self.config.eval.prompts {
-            0 => self.eval_prompts.len(),
-            n => n.min(self.eval_prompts.len()),
-        };
+        let count = evaluated_prompts(self.config, &self.eval_prompts);
         let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
@@ -303,6 +305,14 @@ impl<'a> Run<'a> {
             page.display(),
             out.join("samples/before_after.png").display()
         )))
+    }
+}
+
+/// Prompts of an evaluation, from the start of their set.
+fn evaluated_prompts(config: &RunConfig, prompts: &PromptSet) -> usize {
+    match config.eval.prompts {
+        0 => prompts.len(),
+        n => n.min(prompts.len()),
     }
 }
 

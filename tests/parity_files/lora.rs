@@ -180,24 +180,24 @@ fn adapters_of_another_kind_are_refused() {
 fn an_export_is_whole_and_replaces_only_an_export() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let trained = recorded("sd3_lora/peft");
+    let adapted = recorded("sd3_lora/peft");
     let options = Options::of(Format::Diffusers);
-    let refused = |options: &Options| trained.write(&out, options).unwrap_err().to_string();
+    let refused = |options: &Options| adapted.write(&out, options).unwrap_err().to_string();
     fs::create_dir(&out).unwrap();
-    trained.write(&out, &options).unwrap();
+    adapted.write(&out, &options).unwrap();
     assert!(refused(&options).contains("holds an export already; name another folder, or replace it with --force"));
     let force = |format| Options { force: true, ..Options::of(format) };
-    trained.write(&out, &force(Format::Merged)).unwrap();
+    adapted.write(&out, &force(Format::Merged)).unwrap();
     assert!(!out.join("pytorch_lora_weights.safetensors").exists() && out.join("transformer/config.json").is_file());
     // What a killed export leaves is in nobody's way.
     fs::create_dir(folder.path().join(".writing-out")).unwrap();
-    trained.write(&out, &force(Format::Peft)).unwrap();
+    adapted.write(&out, &force(Format::Peft)).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     fs::write(out.join("thesis.tex"), "all of it").unwrap();
     assert!(refused(&force(Format::Peft)).contains("holds thesis.tex, which no export writes"));
     assert!(out.join("adapter_model.safetensors").is_file());
 
-    let full = super::lora::trained(|layout| Tensor::zeros(layout.total, DType::F32, &Device::Cpu).unwrap(), None);
+    let full = trained(|layout| Tensor::zeros(layout.total, DType::F32, &Device::Cpu).unwrap(), None);
     for format in [Format::Diffusers, Format::Peft] {
         let fresh = folder.path().join("fresh");
         let e = full.write(&fresh, &Options::of(format)).unwrap_err();

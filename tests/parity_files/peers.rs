@@ -2,8 +2,9 @@
 
 use crate::common::*;
 use crate::lora::{lora, trained, velocity_of, velocity_with};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use flowrl_dist::export::{Format, Options};
+use flowrl_dist::model::files::{Transformer, open_part};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
 use std::fs;
@@ -25,11 +26,11 @@ fn exports_read_by_ourselves_give_the_same_velocity() {
     let mut io = tensors(&fixture("sd3_lora/io.safetensors"));
     io.retain(|name, _| name.starts_with("in."));
 
-    let adapted = trained(|layout| noise(layout, 0.1), Some(lora()));
+    let adapted = trained(|layout| noise(layout, 0.3), Some(lora()));
     let full = trained(
         |layout| {
-            let transformer = flowrl_dist::model::files::Transformer::open(&fixture("sd3_micro")).unwrap();
-            let loaded = transformer.load(None, LATENT, candle_core::DType::F32, 0, &Device::Cpu).unwrap();
+            let transformer = Transformer::open(&fixture("sd3_micro")).unwrap();
+            let loaded = transformer.load(None, LATENT, DType::F32, 0, &Device::Cpu).unwrap();
             (loaded.params.flatten(layout).unwrap() + noise(layout, 0.02)).unwrap()
         },
         None,
@@ -56,9 +57,12 @@ fn exports_read_by_ourselves_give_the_same_velocity() {
     }
     write(&out.join("single_file.safetensors"), &crate::sai::single_file());
     write(&out.join("vae_single_file.safetensors"), &crate::sai::vae_file());
+    let vae = open_part(&out.join("vae_single_file.safetensors"), "vae").unwrap();
+    let read = |name: &str| (name.to_owned(), vae.tensor(name, DType::F32, &Device::Cpu).unwrap());
+    write(&out.join("vae.safetensors"), &vae.names().map(read).collect());
     write(&out.join("io.safetensors"), &io);
+    fs::create_dir_all(out.join("base/transformer")).unwrap();
     for file in ["config.json", "diffusion_pytorch_model.safetensors"] {
-        fs::create_dir_all(out.join("base/transformer")).unwrap();
         fs::copy(fixture("sd3_micro").join(file), out.join("base/transformer").join(file)).unwrap();
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor};
 const PIECE: usize = 1 << 14;
 
 /// `x * sigmoid(s(x))`: both activations are of this form.
-trait Gated: Send + Sync + Copy + 'static {
+pub(super) trait Gated: Send + Sync + Copy + 'static {
     const NAME: &'static str;
     /// s(x) and its derivative.
     fn gate<F: Float>(x: F) -> (F, F);
@@ -46,7 +46,7 @@ pub(super) fn sigmoid<F: Float>(x: F) -> F {
     F::ONE / (F::ONE + Float::exp(-x))
 }
 
-struct Forward<G>(G);
+pub(super) struct Forward<G>(G);
 struct Backward<G>(G);
 
 impl<G: Gated> Kernel<1> for Forward<G> {

@@ -9,7 +9,12 @@ use candle_core::{Result, Tensor, bail};
 const SLICE: usize = 64;
 
 /// softmax(q k^T / sqrt(d)) v for each sample and head.
-struct Attention;
+#[derive(Default)]
+pub(super) struct Attention {
+    /// What the GPU's forward pass keeps for its backward pass: the logarithms of the softmax's sums.
+    #[cfg(feature = "cuda")]
+    pub(super) lse: std::sync::OnceLock<Tensor>,
+}
 
 /// [B, T, H, d] of an input, checked against the others.
 fn sizes<F>(q: View<F>, k: View<F>, v: View<F>) -> Result<(usize, usize, usize)> {
@@ -129,5 +134,5 @@ impl Differentiable<3> for Attention {
 
 /// `softmax(q k^T / sqrt(d)) v` for each head: q, k, v and the result `[B, T, H, d]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    apply3(Attention, q, k, v)
+    apply3(Attention::default(), q, k, v)
 }

@@ -120,6 +120,10 @@ pub fn convolution(
     walk: Walk,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::gpu::convolution(x, weight, bias, walk, residual);
+    }
     match residual {
         Some(residual) => frozen(&Convolution(walk), [x, weight, bias, residual]),
         None => frozen(&Convolution(walk), [x, weight, bias]),

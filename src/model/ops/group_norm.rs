@@ -99,6 +99,10 @@ impl Kernel<3> for GroupNorm {
 /// Group normalisation (Wu and He, arXiv 1803.08494) of x `[B, .., C]` over each sample's pixels and C / `groups`
 /// channels, with weight and bias `[C]`, then SiLU if wanted. Without a derivative.
 pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::gpu::group_norm(x, weight, bias, groups, eps, silu);
+    }
     frozen(&GroupNorm { groups, eps, silu }, [x, weight, bias])
 }
 

@@ -34,7 +34,7 @@ fn product<F: Float>(x: View<F>, w: View<F>, bias: Option<View<F>>) -> Result<(V
 }
 
 /// x W^T + b.
-struct Linear;
+pub(super) struct Linear;
 
 impl Kernel<2> for Linear {
     const NAME: &'static str = "linear";

@@ -10,12 +10,15 @@ mod activation;
 mod attention;
 mod convolution;
 mod float;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod group_norm;
 mod linear;
 mod norm;
 mod op;
 mod residual;
 mod seed;
+mod time;
 
 pub use activation::{gelu, silu};
 pub use attention::attention;
@@ -25,6 +28,7 @@ pub use linear::linear;
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;
 pub use seed::seed;
+pub use time::time_features;
 
 #[cfg(test)]
 mod tests;

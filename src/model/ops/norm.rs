@@ -16,8 +16,8 @@ fn statistics<F: Float>(row: &[F], centred: bool, eps: f64) -> (F, F) {
 
 /// LayerNorm without affine parameters, then x (1 + scale) + shift: adaLN (Peebles and Xie, arXiv 2212.09748).
 #[derive(Clone, Copy)]
-struct LayerNormModulate {
-    eps: f64,
+pub(super) struct LayerNormModulate {
+    pub(super) eps: f64,
 }
 
 /// Tokens a sample and width of x `[B, .., D]`, with shift and scale `[B, D]`.
@@ -106,8 +106,8 @@ pub fn layer_norm_modulate(x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f64)
 
 /// x / rms(x) * weight (Zhang and Sennrich, arXiv 1910.07467).
 #[derive(Clone, Copy)]
-struct RmsNorm {
-    eps: f64,
+pub(super) struct RmsNorm {
+    pub(super) eps: f64,
 }
 
 /// Rows handled at once by one thread.

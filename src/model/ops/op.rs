@@ -24,13 +24,45 @@ pub(super) trait Kernel<const N: usize>: Send + Sync + 'static {
     fn run<F: Float>(&self, inputs: [View<F>; N]) -> Result<(Vec<F>, Vec<usize>)>;
 }
 
+/// The same computation on a GPU, where this program can use one.
+#[cfg(feature = "cuda")]
+pub(super) use super::gpu::OnGpu;
+#[cfg(not(feature = "cuda"))]
+pub(super) trait OnGpu<const N: usize> {}
+#[cfg(not(feature = "cuda"))]
+impl<K, const N: usize> OnGpu<N> for K {}
+
 /// A kernel with a derivative.
-pub(super) trait Differentiable<const N: usize>: Kernel<N> {
-    /// Gradients of the inputs, those that are tracked; `dy` is contiguous.
+pub(super) trait Differentiable<const N: usize>: Kernel<N> + OnGpu<N> {
+    /// Gradients of the inputs, those that are tracked, on the CPU; `dy` is contiguous.
     fn backward(&self, inputs: [&Tensor; N], output: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; N]>;
 }
 
-/// Runs a kernel outside any graph. bf16 inputs are computed in f32.
+/// The value, outside any graph, on whatever device the inputs are.
+fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if inputs[0].device().is_cuda() {
+        return super::gpu::value(kernel, inputs);
+    }
+    run(kernel, inputs)
+}
+
+/// The gradients, on whatever device the inputs are.
+fn gradients<const N: usize, K: Differentiable<N>>(
+    kernel: &K,
+    inputs: [&Tensor; N],
+    output: &Tensor,
+    dy: &Tensor,
+) -> Result<[Option<Tensor>; N]> {
+    let dy = dy.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if dy.device().is_cuda() {
+        return super::gpu::gradients(kernel, inputs, output, &dy);
+    }
+    Differentiable::backward(kernel, inputs, output, &dy)
+}
+
+/// Runs a kernel on the CPU outside any graph. bf16 inputs are computed in f32.
 pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
     let dtype = inputs[0].dtype();
     if dtype == DType::BF16 {
@@ -56,9 +88,15 @@ pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]
 /// # Errors
 /// An input is tracked: its gradient would be cut without a word.
 pub(super) fn frozen<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+    refuse_tracked(K::NAME, &inputs)?;
+    run(kernel, inputs)
+}
+
+/// Refuses inputs that want a gradient.
+pub(super) fn refuse_tracked(name: &str, inputs: &[&Tensor]) -> Result<()> {
     match inputs.iter().any(|t| t.track_op()) {
-        true => bail!("{}: has no derivative, and an input wants one", K::NAME),
-        false => run(kernel, inputs),
+        true => bail!("{name}: has no derivative, and an input wants one"),
+        false => Ok(()),
     }
 }
 
@@ -101,9 +139,15 @@ macro_rules! custom_op {
             fn cpu_fwd(&self, $($storage: &CpuStorage, $layout: &Layout),+) -> Result<(CpuStorage, Shape)> {
                 on_cpu(&self.0, [$(($storage, $layout)),+])
             }
+            #[cfg(feature = "cuda")]
+            fn cuda_fwd(
+                &self,
+                $($storage: &candle_core::CudaStorage, $layout: &Layout),+
+            ) -> Result<(candle_core::CudaStorage, Shape)> {
+                super::gpu::forward(&self.0, [$(($storage, $layout)),+])
+            }
             fn bwd(&self, $($arg: &Tensor,)+ output: &Tensor, dy: &Tensor) -> Result<$out> {
-                let gradients = self.0.backward([$($arg),+], output, &dy.contiguous()?)?;
-                let [$($arg),+] = gradients;
+                let [$($arg),+] = gradients(&self.0, [$($arg),+], output, dy)?;
                 Ok(($($arg),+))
             }
         }
@@ -115,7 +159,7 @@ custom_op!(CustomOp3, 3, [s1 l1 a, s2 l2 b, s3 l3 c], (Option<Tensor>, Option<Te
 
 /// Applies a differentiable kernel of one input.
 pub(super) fn apply1<K: Differentiable<1>>(kernel: K, a: &Tensor) -> Result<Tensor> {
-    widened(&[a], |t| if t[0].track_op() { t[0].apply_op1(Recorded(kernel)) } else { run(&kernel, [&t[0]]) })
+    widened(&[a], |t| if t[0].track_op() { t[0].apply_op1(Recorded(kernel)) } else { value(&kernel, [&t[0]]) })
 }
 
 /// Applies a differentiable kernel of two inputs.
@@ -124,7 +168,7 @@ pub(super) fn apply2<K: Differentiable<2>>(kernel: K, a: &Tensor, b: &Tensor) ->
         if t.iter().any(Tensor::track_op) {
             t[0].apply_op2(&t[1], Recorded(kernel))
         } else {
-            run(&kernel, [&t[0], &t[1]])
+            value(&kernel, [&t[0], &t[1]])
         }
     })
 }
@@ -135,13 +179,19 @@ pub(super) fn apply3<K: Differentiable<3>>(kernel: K, a: &Tensor, b: &Tensor, c:
         if t.iter().any(Tensor::track_op) {
             t[0].apply_op3(&t[1], &t[2], Recorded(kernel))
         } else {
-            run(&kernel, [&t[0], &t[1], &t[2]])
+            value(&kernel, [&t[0], &t[1], &t[2]])
         }
     })
 }
 
-/// Contiguous inputs, bf16 ones in f32, and the result back in bf16.
+/// Contiguous inputs of one type; on the CPU bf16 ones in f32, and the result back in bf16: the GPU's kernels do that
+/// inside.
 fn widened(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if inputs[0].device().is_cuda() {
+        let same = |t: &&Tensor| t.to_dtype(inputs[0].dtype())?.contiguous();
+        return f(&inputs.iter().map(same).collect::<Result<Vec<_>>>()?);
+    }
     if inputs[0].dtype() != DType::BF16 {
         return f(&inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?);
     }

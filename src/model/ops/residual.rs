@@ -5,7 +5,7 @@ use super::op::{Differentiable, Kernel, View, apply3, fill, run};
 use candle_core::{Result, Tensor, bail};
 
 /// x + gate * y.
-struct GatedResidual;
+pub(super) struct GatedResidual;
 
 impl Kernel<3> for GatedResidual {
     const NAME: &'static str = "gated_residual";

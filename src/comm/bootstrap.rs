@@ -1,0 +1,232 @@
+//! Where ranks without MPI meet, by the launcher's variables: who is rank 0, on which port, and the word that tells
+//! ranks of this job from strangers.
+
+use super::launcher::{self, Variables, number};
+use crate::error::{Error, Result};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Ports that are derived: below those that systems give to outgoing connections, above those of services.
+const PORTS: std::ops::Range<u16> = 10_000..30_000;
+
+/// What keys are derived for.
+const CONTEXT: &str = "flowrl-dist 2026-11-22 ranks meet";
+
+/// The meeting of a job's ranks.
+#[derive(Clone)]
+pub(super) struct Meeting {
+    /// This rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub ranks: usize,
+    /// Rank 0's host.
+    pub host: String,
+    /// The port that rank 0 listens on.
+    pub port: u16,
+    /// Known to the ranks of this job, in this life of it, and to nobody else.
+    pub key: [u8; 32],
+}
+
+impl Meeting {
+    /// Read from the variables of srun, mpirun or torchrun; MASTER_ADDR, MASTER_PORT and FLOWRL_TOKEN overrule what is
+    /// derived from them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with the variable to set, where something is missing.
+    pub fn of(variables: &Variables) -> Result<Self> {
+        let usage = |message: &str| Error::Usage(format!("ranks without MPI: {message}"));
+        let ranks =
+            launcher::ranks(variables).ok_or_else(|| usage("the launcher does not tell how many ranks there are"))?;
+        let rank = launcher::rank(variables);
+        if rank >= ranks {
+            return Err(usage(&format!("the launcher calls this rank {rank}, of {ranks} ranks")));
+        }
+        let host =
+            host(variables).ok_or_else(|| usage("set MASTER_ADDR to the name of rank 0's host, on all ranks"))?;
+        let life = life(variables);
+        let port = match variables.get("MASTER_PORT") {
+            None => derived_port(&life),
+            Some(text) => text.trim().parse().ok().filter(|&port| port > 0).ok_or_else(|| {
+                usage(&format!("MASTER_PORT is {text:?}; it must be a free port of {host}, 1 to 65535"))
+            })?,
+        };
+        let token = match variables.get("FLOWRL_TOKEN").map(|token| token.trim()) {
+            Some("") => return Err(usage("FLOWRL_TOKEN is empty")),
+            Some(token) => token.to_owned(),
+            None => own_token(variables)?,
+        };
+        Ok(Self { rank, ranks, host, port, key: blake3::derive_key(CONTEXT, format!("{token}\n{life}").as_bytes()) })
+    }
+}
+
+/// Rank 0's host: as told, the first of Slurm's list, or this one where all ranks are on it.
+fn host(variables: &Variables) -> Option<String> {
+    if let Some(told) = variables.get("MASTER_ADDR") {
+        return Some(told.trim().to_owned()).filter(|host| !host.is_empty());
+    }
+    if !variables.contains_key("OMPI_COMM_WORLD_SIZE") {
+        let lists = ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"];
+        return lists.iter().find_map(|name| first_node(variables.get(*name)?));
+    }
+    let all_here = number(variables, "OMPI_COMM_WORLD_LOCAL_SIZE") == launcher::ranks(variables);
+    all_here.then(|| "127.0.0.1".into())
+}
+
+/// "n7-4" of "n7-[4-6,9],m[1-2]".
+fn first_node(list: &str) -> Option<String> {
+    let end = list.find([',', '[']).unwrap_or(list.len());
+    let (prefix, rest) = list.trim().split_at(end.min(list.trim().len()));
+    let number = match rest.strip_prefix('[') {
+        None => "",
+        Some(ranges) => ranges.split([',', '-', ']']).next()?,
+    };
+    let suffix = rest.split_once(']').map_or("", |(_, after)| after.split([',', '[']).next().unwrap_or(""));
+    Some(format!("{prefix}{number}{suffix}")).filter(|name| !name.is_empty())
+}
+
+/// This start of this job: ranks of an earlier one that are still there must not join.
+fn life(variables: &Variables) -> String {
+    const PARTS: [&str; 6] = [
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
+        "SLURM_RESTART_COUNT",
+        "PMIX_NAMESPACE",
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_RESTART_COUNT",
+    ];
+    let part = |name: &&str| variables.get(*name).cloned().unwrap_or_default();
+    PARTS.iter().map(part).collect::<Vec<_>>().join("/")
+}
+
+/// The same on all ranks, and different for jobs side by side.
+fn derived_port(life: &str) -> u16 {
+    let bytes = *blake3::hash(life.as_bytes()).as_bytes();
+    PORTS.start + u16::from_le_bytes([bytes[0], bytes[1]]) % (PORTS.end - PORTS.start)
+}
+
+/// The user's own word, made at first use, for launches that give none: in a file that all hosts of a cluster share.
+fn own_token(variables: &Variables) -> Result<String> {
+    let folder = match (variables.get("XDG_CONFIG_HOME"), variables.get("HOME")) {
+        (Some(config), _) => PathBuf::from(config),
+        (None, Some(home)) => Path::new(home).join(".config"),
+        (None, None) => {
+            return Err(Error::Usage(
+                "ranks without MPI: set FLOWRL_TOKEN to a secret word, the same on all ranks".into(),
+            ));
+        }
+    };
+    let folder = folder.join("flowrl-dist");
+    fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let path = folder.join("token");
+    if !path.exists() {
+        make_token(&folder, &path)?;
+    }
+    let metadata = fs::metadata(&path).map_err(Error::io(&path))?;
+    if metadata.mode() & 0o077 != 0 {
+        return Err(Error::Usage(format!(
+            "{}: others may read this secret: chmod 600 it, or delete it",
+            path.display()
+        )));
+    }
+    fs::read_to_string(&path).map_err(Error::io(&path))
+}
+
+/// Several ranks may do so at once: the first one's stays.
+fn make_token(folder: &Path, path: &Path) -> Result<()> {
+    let token = random().map_err(Error::io("/dev/urandom"))?.map(|byte| format!("{byte:02x}")).concat();
+    let unfinished = folder.join(format!(".token-{}", &token[..16]));
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).map_err(Error::io(path))?;
+    file.write_all(token.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::io(path))?;
+    let linked = fs::hard_link(&unfinished, path);
+    fs::remove_file(&unfinished).map_err(Error::io(path))?;
+    match linked {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(Error::io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that nobody can guess.
+pub(super) fn random() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables(text: &str) -> Variables {
+        text.split_whitespace().filter_map(|v| v.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    }
+
+    const STEP: &str =
+        "SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_STEP_ID=1 SLURM_JOB_ID=77 SLURM_STEP_NODELIST=n[2-3] FLOWRL_TOKEN=w";
+
+    #[test]
+    fn the_meeting_is_derived_from_slurm() {
+        let meeting = Meeting::of(&variables(STEP)).unwrap();
+        assert_eq!((meeting.rank, meeting.ranks, meeting.host.as_str()), (3, 4, "n2"));
+        assert!(PORTS.contains(&meeting.port));
+        let of = |more: &str| Meeting::of(&variables(&format!("{STEP} {more}"))).unwrap();
+        assert_eq!(of("MASTER_ADDR=m9 MASTER_PORT=1234").port, 1234);
+        assert_eq!(of("MASTER_ADDR=m9").host, "m9");
+        // Another life, another job, another word.
+        for other in ["SLURM_RESTART_COUNT=1", "SLURM_JOB_ID=78", "FLOWRL_TOKEN=v"] {
+            assert_ne!(of(other).key, meeting.key, "{other}");
+        }
+        assert_eq!(of("SLURM_PROCID=0").key, meeting.key);
+    }
+
+    #[test]
+    fn the_meeting_is_derived_from_mpirun_and_torchrun() {
+        let mpirun = "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 FLOWRL_TOKEN=w PMIX_NAMESPACE=5";
+        let here = Meeting::of(&variables(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=2"))).unwrap();
+        assert_eq!((here.rank, here.ranks, here.host.as_str()), (1, 2, "127.0.0.1"));
+        let refused = |text: &str, word: &str| {
+            let message = Meeting::of(&variables(text)).err().unwrap().to_string();
+            assert!(message.contains(word), "{message}");
+        };
+        refused(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=1"), "set MASTER_ADDR");
+        let torchrun = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=m1 MASTER_PORT=29500 FLOWRL_TOKEN=w";
+        let meeting = Meeting::of(&variables(torchrun)).unwrap();
+        assert_eq!((meeting.rank, meeting.ranks, meeting.host.as_str(), meeting.port), (1, 2, "m1", 29500));
+        refused(&format!("{torchrun} MASTER_PORT=x"), "MASTER_PORT is \"x\"");
+        refused(&format!("{torchrun} RANK=2"), "rank 2, of 2 ranks");
+        refused(&format!("{torchrun} FLOWRL_TOKEN="), "FLOWRL_TOKEN is empty");
+    }
+
+    #[test]
+    fn the_first_of_a_list_of_nodes() {
+        let table = [
+            ("n1", "n1"),
+            ("n1,n2", "n1"),
+            ("n[3-5,9]", "n3"),
+            ("gpu-[007,012]", "gpu-007"),
+            ("rack1-n[1-2]-ib,x", "rack1-n1-ib"),
+            ("a.example.org,b", "a.example.org"),
+        ];
+        for (list, first) in table {
+            assert_eq!(first_node(list).as_deref(), Some(first), "{list}");
+        }
+        assert_eq!(first_node(""), None);
+    }
+
+    #[test]
+    fn a_user_has_one_word_that_others_cannot_read() {
+        let home = tempfile::tempdir().unwrap();
+        let with_home = variables(&format!("HOME={}", home.path().display()));
+        let words: Vec<String> = std::thread::scope(|scope| {
+            let make = || scope.spawn(|| own_token(&with_home).unwrap());
+            [make(), make(), make()].map(|thread| thread.join().unwrap()).into()
+        });
+        assert!(words.iter().all(|word| *word == words[0] && word.len() == 64), "{words:?}");
+        let path = home.path().join(".config/flowrl-dist/token");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(own_token(&with_home).unwrap_err().to_string().contains("chmod 600"));
+        assert!(own_token(&variables("")).unwrap_err().to_string().contains("set FLOWRL_TOKEN"));
+    }
+}

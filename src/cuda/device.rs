@@ -1,0 +1,92 @@
+//! A real GPU: candle's device, its memory and its stream.
+
+use super::gpu::{Argument, Array, Gpu, Launch};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaDType, CudaStorage, WrapErr};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use half::bf16;
+
+/// PTX of the kernels, by file.
+fn ptx(file: &str) -> Result<&'static str> {
+    Ok(match file {
+        "elementwise" => include_str!(concat!(env!("OUT_DIR"), "/elementwise.ptx")),
+        "reduce" => include_str!(concat!(env!("OUT_DIR"), "/reduce.ptx")),
+        "norm" => include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")),
+        "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
+        "attention_any" => include_str!(concat!(env!("OUT_DIR"), "/attention_any.ptx")),
+        other => bail!("there are no kernels in {other}.cu"),
+    })
+}
+
+impl Gpu for CudaDevice {
+    type Memory = CudaStorage;
+
+    fn allocate(&self, dtype: DType, len: usize) -> Result<CudaStorage> {
+        // The driver allocates no empty memory.
+        let len = len.max(1);
+        // SAFETY: whoever asks for memory has it filled by a kernel or a copy before anything reads it.
+        unsafe {
+            Ok(match dtype {
+                DType::F32 => CudaStorage::wrap_cuda_slice(self.alloc::<f32>(len)?, self.clone()),
+                DType::BF16 => CudaStorage::wrap_cuda_slice(self.alloc::<bf16>(len)?, self.clone()),
+                DType::F64 => CudaStorage::wrap_cuda_slice(self.alloc::<f64>(len)?, self.clone()),
+                DType::U32 => CudaStorage::wrap_cuda_slice(self.alloc::<u32>(len)?, self.clone()),
+                DType::U8 => CudaStorage::wrap_cuda_slice(self.alloc::<u8>(len)?, self.clone()),
+                other => bail!("no memory for {}", other.as_str()),
+            })
+        }
+    }
+
+    fn array(&self, memory: &CudaStorage, _: DType, shape: &[usize]) -> Result<Array> {
+        array(memory, &Layout::contiguous(shape))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.get_or_load_custom_func(launch.kernel, launch.file, ptx(launch.file)?)?;
+        let mut builder = function.builder();
+        for argument in launch.arguments {
+            match argument {
+                Argument::Pointer(number) | Argument::Size(number) => builder.arg(number),
+                Argument::Int(number) => builder.arg(number),
+                Argument::Real(number) => builder.arg(number),
+            };
+        }
+        let three = |[x, y, z]: [usize; 3]| (x as u32, y as u32, z as u32);
+        let (grid_dim, block_dim) = (three(launch.grid), three(launch.threads));
+        // SAFETY: the operations of this module give each kernel the arguments that its source declares, and arrays of the
+        // sizes it is told; tests/cuda_kernels runs every one of them, on the CPU.
+        unsafe { builder.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }.w()?;
+        Ok(())
+    }
+}
+
+/// A contiguous tensor's memory; work on it has to be given to candle's stream.
+pub(crate) fn array(storage: &CudaStorage, layout: &Layout) -> Result<Array> {
+    fn pointer<T: CudaDType>(storage: &CudaStorage) -> Result<u64> {
+        let slice = storage.as_cuda_slice::<T>()?;
+        Ok(slice.device_ptr(slice.stream()).0)
+    }
+    if !layout.is_contiguous() {
+        bail!("an array of the GPU is not contiguous: {layout:?}");
+    }
+    let dtype = candle_core::backend::BackendStorage::dtype(storage);
+    let start = match dtype {
+        DType::F32 => pointer::<f32>(storage)?,
+        DType::BF16 => pointer::<bf16>(storage)?,
+        DType::F64 => pointer::<f64>(storage)?,
+        DType::U32 => pointer::<u32>(storage)?,
+        DType::U8 => pointer::<u8>(storage)?,
+        other => bail!("no kernel takes {}", other.as_str()),
+    };
+    let pointer = start + (layout.start_offset() * dtype.size_in_bytes()) as u64;
+    Ok(Array { pointer, dtype, shape: layout.dims().to_vec() })
+}
+
+/// A tensor without a graph.
+pub(crate) fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}

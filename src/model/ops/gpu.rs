@@ -1,0 +1,329 @@
+//! The operations on a GPU: our kernels (crate::cuda), and candle's for matrix products. f32 or bf16 in memory, f32 in
+//! arithmetic.
+
+use super::activation::{Forward, Gated};
+use super::attention::Attention;
+use super::convolution::Walk;
+use super::linear::Linear;
+use super::norm::{LayerNormModulate, RmsNorm};
+use super::op::{Differentiable, Kernel, refuse_tracked};
+use super::residual::GatedResidual;
+use crate::cuda::reduce::{Summand, sum_rows};
+use crate::cuda::{self, Array, attention, elementwise, norm};
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+
+/// A contiguous tensor on a GPU.
+pub(super) struct Input<'a> {
+    storage: &'a CudaStorage,
+    layout: &'a Layout,
+    array: Array,
+}
+
+impl<'a> Input<'a> {
+    fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
+        Ok(Self { storage, layout, array: cuda::array(storage, layout)? })
+    }
+}
+
+/// An operation on a GPU.
+pub(super) trait OnGpu<const N: usize> {
+    /// The result and its shape.
+    fn forward(&self, gpu: &CudaDevice, inputs: [&Input; N]) -> Result<(CudaStorage, Vec<usize>)>;
+    /// Gradients of the inputs, those at least that are wanted.
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        inputs: [&Input; N],
+        output: &Input,
+        dy: &Input,
+        wanted: [bool; N],
+    ) -> Result<[Option<CudaStorage>; N]>;
+}
+
+/// The forward pass inside candle's graph.
+pub(super) fn forward<const N: usize, K: Differentiable<N>>(
+    kernel: &K,
+    inputs: [(&CudaStorage, &Layout); N],
+) -> Result<(CudaStorage, Shape)> {
+    let inputs = inputs.into_iter().map(Input::new).collect::<Result<Vec<_>>>()?;
+    if inputs.iter().any(|input| input.array.dtype != inputs[0].array.dtype) {
+        bail!("{}: inputs of different types", <K as Kernel<N>>::NAME);
+    }
+    let (storage, shape) = OnGpu::forward(kernel, &inputs[0].storage.device, std::array::from_fn(|i| &inputs[i]))?;
+    Ok((storage, shape.into()))
+}
+
+/// The forward pass outside any graph.
+pub(super) fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+    on_storage(&inputs, |parts| {
+        let (storage, shape) = forward(kernel, std::array::from_fn(|i| parts[i]))?;
+        Ok(cuda::tensor(storage, shape))
+    })
+}
+
+/// Gradients of the inputs, those that are tracked.
+pub(super) fn gradients<const N: usize, K: Differentiable<N>>(
+    kernel: &K,
+    inputs: [&Tensor; N],
+    output: &Tensor,
+    dy: &Tensor,
+) -> Result<[Option<Tensor>; N]> {
+    let tensors: Vec<&Tensor> = inputs.iter().copied().chain([output, dy]).collect();
+    on_storage(&tensors, |parts| {
+        let all = parts.iter().map(|&part| Input::new(part)).collect::<Result<Vec<_>>>()?;
+        let wanted = inputs.map(Tensor::track_op);
+        let gpu = &all[0].storage.device;
+        let (output, dy) = (&all[N], &all[N + 1]);
+        let gradients = OnGpu::backward(kernel, gpu, std::array::from_fn(|i| &all[i]), output, dy, wanted)?;
+        let mut number = 0;
+        Ok(gradients.map(|gradient| {
+            number += 1;
+            let gradient = gradient.filter(|_| wanted[number - 1])?;
+            Some(cuda::tensor(gradient, inputs[number - 1].shape()))
+        }))
+    })
+}
+
+/// `f` on the memory of tensors of a GPU.
+fn on_storage<R>(tensors: &[&Tensor], f: impl FnOnce(&[(&CudaStorage, &Layout)]) -> Result<R>) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut parts = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cuda(cuda) => parts.push((cuda, *layout)),
+            _ => bail!("tensors of an operation lie on different devices"),
+        }
+    }
+    f(&parts)
+}
+
+/// `[B]` to `[B, 2 half]`: see [`super::time_features`].
+pub(super) fn time_features(t: &Tensor, half: usize) -> Result<Tensor> {
+    let t = t.detach().to_dtype(DType::F32)?.contiguous()?;
+    on_storage(&[&t], |parts| {
+        let input = Input::new(parts[0])?;
+        let features = elementwise::time_features(&input.storage.device, &input.array, half)?;
+        Ok(cuda::tensor(features, (t.dim(0)?, 2 * half)))
+    })
+}
+
+impl<G: Gated> OnGpu<1> for Forward<G> {
+    fn forward(&self, gpu: &CudaDevice, [x]: [&Input; 1]) -> Result<(CudaStorage, Vec<usize>)> {
+        Ok((elementwise::activation(gpu, G::NAME, &x.array)?, x.array.shape.clone()))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x]: [&Input; 1],
+        _: &Input,
+        dy: &Input,
+        _: [bool; 1],
+    ) -> Result<[Option<CudaStorage>; 1]> {
+        Ok([Some(elementwise::activation_backward(gpu, G::NAME, &x.array, &dy.array)?)])
+    }
+}
+
+impl OnGpu<3> for GatedResidual {
+    fn forward(&self, gpu: &CudaDevice, [x, gate, y]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        Ok((elementwise::gated_residual(gpu, &x.array, &gate.array, &y.array)?, x.array.shape.clone()))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [_, gate, y]: [&Input; 3],
+        _: &Input,
+        d: &Input,
+        wanted: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let [dgate, dy] = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array)?;
+        let dx = wanted[0].then(|| d.storage.try_clone(d.layout)).transpose()?;
+        Ok([dx, Some(dgate), Some(dy)])
+    }
+}
+
+impl OnGpu<3> for LayerNormModulate {
+    fn forward(&self, gpu: &CudaDevice, [x, shift, scale]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        let out = norm::layer_norm_modulate(gpu, &x.array, &shift.array, &scale.array, self.eps as f32)?;
+        Ok((out, x.array.shape.clone()))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x, _, scale]: [&Input; 3],
+        _: &Input,
+        dy: &Input,
+        _: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let eps = self.eps as f32;
+        Ok(norm::layer_norm_modulate_backward(gpu, &x.array, &scale.array, &dy.array, eps)?.map(Some))
+    }
+}
+
+impl OnGpu<2> for RmsNorm {
+    fn forward(&self, gpu: &CudaDevice, [x, weight]: [&Input; 2]) -> Result<(CudaStorage, Vec<usize>)> {
+        Ok((norm::rms_norm(gpu, &x.array, &weight.array, self.eps as f32)?, x.array.shape.clone()))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x, weight]: [&Input; 2],
+        _: &Input,
+        dy: &Input,
+        _: [bool; 2],
+    ) -> Result<[Option<CudaStorage>; 2]> {
+        Ok(norm::rms_norm_backward(gpu, &x.array, &weight.array, &dy.array, self.eps as f32)?.map(Some))
+    }
+}
+
+impl OnGpu<3> for Attention {
+    fn forward(&self, gpu: &CudaDevice, [q, k, v]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        let [out, lse] = attention::attention(gpu, &q.array, &k.array, &v.array)?;
+        let shape = &q.array.shape;
+        // An operation is applied once.
+        let _ = self.lse.set(cuda::tensor(lse, (shape[0], shape[2], shape[1])));
+        Ok((out, shape.clone()))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [q, k, v]: [&Input; 3],
+        output: &Input,
+        dy: &Input,
+        _: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let Some(lse) = self.lse.get() else { bail!("attention: the backward pass comes before the forward pass") };
+        on_storage(&[lse], |parts| {
+            let lse = Input::new(parts[0])?;
+            let (q, k, v, out, d_out) = (&q.array, &k.array, &v.array, &output.array, &dy.array);
+            Ok(attention::Backward { q, k, v, out, lse: &lse.array, d_out }.run(gpu)?.map(Some))
+        })
+    }
+}
+
+/// A contiguous matrix `[.., width]`, whatever its shape.
+fn matrix(input: &Input, width: usize) -> Layout {
+    let rows = input.array.len() / width.max(1);
+    Layout::contiguous_with_offset((rows, width), input.layout.start_offset())
+}
+
+/// Its transpose.
+fn transposed(input: &Input, width: usize) -> Result<Layout> {
+    matrix(input, width).transpose(0, 1)
+}
+
+/// `[m, k] [k, n]`.
+fn product(a: &Input, a_layout: &Layout, b: &Input, b_layout: &Layout) -> Result<CudaStorage> {
+    let (m, k, n) = (a_layout.dims()[0], a_layout.dims()[1], b_layout.dims()[1]);
+    if b_layout.dims()[0] != k {
+        bail!("linear: {:?} does not fit {:?}", a.array.shape, b.array.shape);
+    }
+    a.storage.matmul(b.storage, (1, m, n, k), a_layout, b_layout)
+}
+
+impl Linear {
+    fn value(gpu: &CudaDevice, x: &Input, w: &Input, bias: Option<&Input>) -> Result<(CudaStorage, Vec<usize>)> {
+        let &[out_dim, in_dim] = &w.array.shape[..] else {
+            bail!("linear: the weight has shape {:?}, not [out, in]", w.array.shape)
+        };
+        if x.array.width() != in_dim {
+            bail!("linear: input {:?} does not fit weight {:?}", x.array.shape, w.array.shape);
+        }
+        let y = product(x, &matrix(x, in_dim), w, &transposed(w, in_dim)?)?;
+        let mut shape = x.array.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = out_dim;
+        }
+        if let Some(bias) = bias {
+            elementwise::add_bias(gpu, &cuda::array(&y, &Layout::contiguous(shape.as_slice()))?, &bias.array)?;
+        }
+        Ok((y, shape))
+    }
+
+    /// Gradients of x `dy W` and W `dy^T x`.
+    fn products(x: &Input, w: &Input, dy: &Input, wanted: [bool; 2]) -> Result<[Option<CudaStorage>; 2]> {
+        let (out_dim, in_dim) = (w.array.shape[0], w.array.shape[1]);
+        let dx = || product(dy, &matrix(dy, out_dim), w, &matrix(w, in_dim));
+        let dw = || product(dy, &transposed(dy, out_dim)?, x, &matrix(x, in_dim));
+        Ok([wanted[0].then(dx).transpose()?, wanted[1].then(dw).transpose()?])
+    }
+}
+
+impl OnGpu<2> for Linear {
+    fn forward(&self, gpu: &CudaDevice, [x, w]: [&Input; 2]) -> Result<(CudaStorage, Vec<usize>)> {
+        Self::value(gpu, x, w, None)
+    }
+    fn backward(
+        &self,
+        _: &CudaDevice,
+        [x, w]: [&Input; 2],
+        _: &Input,
+        dy: &Input,
+        wanted: [bool; 2],
+    ) -> Result<[Option<CudaStorage>; 2]> {
+        Self::products(x, w, dy, wanted)
+    }
+}
+
+impl OnGpu<3> for Linear {
+    fn forward(&self, gpu: &CudaDevice, [x, w, bias]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        Self::value(gpu, x, w, Some(bias))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x, w, _]: [&Input; 3],
+        _: &Input,
+        dy: &Input,
+        wanted: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let [dx, dw] = Self::products(x, w, dy, [wanted[0], wanted[1]])?;
+        let sum = || sum_rows(gpu, Summand::Plain(&dy.array), 1);
+        Ok([dx, dw, wanted[2].then(sum).transpose()?])
+    }
+}
+
+/// [`super::convolution`], by candle's, which gathers all neighbours at once and multiplies: nine times the picture.
+pub(super) fn convolution(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    walk: Walk,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    refuse_tracked("convolution", &[x, weight, bias, residual.unwrap_or(x)])?;
+    let (_, height, width, _) = x.dims4()?;
+    let x = x.permute((0, 3, 1, 2))?.contiguous()?; // [B, C, H, W]
+    let weight = weight.permute((3, 2, 0, 1))?.contiguous()?; // [out, in, k, k]
+    let half = weight.dim(2)? / 2;
+    let y = match walk {
+        Walk::Same => x.conv2d(&weight, half, 1, 1, 1)?,
+        Walk::Half => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&weight, 0, 2, 1, 1)?,
+        Walk::Double => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, half, 1, 1, 1)?,
+    };
+    let y = y.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(bias)?;
+    match residual {
+        Some(residual) => y + residual,
+        None => Ok(y),
+    }
+}
+
+/// [`super::group_norm`], by candle's operations, in f32.
+pub(super) fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: usize,
+    eps: f64,
+    silu: bool,
+) -> Result<Tensor> {
+    refuse_tracked("group_norm", &[x, weight, bias])?;
+    let (batch, channels) = (x.dim(0)?, weight.elem_count());
+    let wide = x.to_dtype(DType::F32)?.reshape((batch, (), groups, channels / groups))?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim((1, 3))?)?;
+    let deviation = (centred.sqr()?.mean_keepdim((1, 3))? + eps)?.sqrt()?;
+    let y = centred.broadcast_div(&deviation)?.reshape(x.shape())?;
+    let y = y.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+    let y = if silu { super::silu(&y)? } else { y };
+    y.to_dtype(x.dtype())
+}

@@ -1,0 +1,232 @@
+//! What must hold on all ranks before the run begins: one program, one configuration, one run folder, collectives that
+//! give the right answer; and what should.
+
+use crate::checkpoint;
+use crate::comm::{Communicator, ReduceOp, World, exchange, phase};
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::optim::VECTORS;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Clocks of hosts that differ by more make times in logs hard to compare.
+const SKEW_S: f64 = 5.0;
+
+/// A file that rank 0 makes is seen by the others within this, on network file systems too.
+const SEEN_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a rank says of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Card {
+    host: String,
+    program: String,
+    config: String,
+    /// Seconds since 1970, taken by all ranks at the same moment.
+    clock: f64,
+}
+
+/// Checks everything; collective, the same answer on every rank. Returns what is no error but should be told.
+///
+/// # Errors
+/// [`Error::Usage`] that names the rank and its host whose program, configuration or run folder is another;
+/// [`Error::Failed`] where a collective gives a wrong answer.
+pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>> {
+    phase("preflight");
+    let mut warnings = Vec::new();
+    if world.world_size() > 1 {
+        let program = program_digest()?;
+        let config = checkpoint::digest(config.to_toml()?.as_bytes());
+        world.host.barrier()?;
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        let card = Card { host: world.hostname().into(), program, config, clock };
+        warnings.extend(compare(&exchange(&*world.host, &card)?)?);
+        answers_right(world, &*world.host, "host")?;
+        answers_right(world, &*world.device, "device")?;
+    }
+    if world.place().hosts > 1 {
+        sees_one_folder(&config.run.out, world)?;
+    }
+    warnings.extend(disk(config, world)?);
+    Ok(warnings)
+}
+
+/// Of the file that runs, whatever its name has come to mean since.
+fn program_digest() -> Result<String> {
+    const PATH: &str = "/proc/self/exe";
+    let mut hasher = blake3::Hasher::new();
+    let file = fs::File::open(PATH).map_err(Error::io(PATH))?;
+    hasher.update_reader(file).map_err(Error::io(PATH))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// Rank 0's card is what the others are held against.
+fn compare(cards: &[Card]) -> Result<Vec<String>> {
+    let first = &cards[0];
+    let mut warnings = Vec::new();
+    for (rank, card) in cards.iter().enumerate() {
+        let who = format!("rank {rank} on {}", card.host);
+        if card.program != first.program {
+            return Err(Error::Usage(format!(
+                "{who} runs another program than rank 0 on {} (digest {}, not {}): install the same build on all hosts",
+                first.host,
+                short(&card.program),
+                short(&first.program)
+            )));
+        }
+        if card.config != first.config {
+            return Err(Error::Usage(format!(
+                "{who} has another configuration than rank 0 on {} (digest {}, not {}): start all ranks with the same \
+                 files and --set",
+                first.host,
+                short(&card.config),
+                short(&first.config)
+            )));
+        }
+        let skew = card.clock - first.clock;
+        if skew.abs() > SKEW_S {
+            warnings.push(format!("the clock of {who} is {skew:+.0} s from rank 0's: times in logs do not compare"));
+        }
+    }
+    Ok(warnings)
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+/// One sum whose answer is known.
+fn answers_right(world: &World, comm: &dyn Communicator, plane: &str) -> Result<()> {
+    let (rank, ranks) = (world.rank() as f32, world.world_size() as f32);
+    let sum =
+        comm.all_reduce(&Tensor::new(&[rank + 1.0, 1.0, -rank], &Device::Cpu)?, ReduceOp::Sum)?.to_vec1::<f32>()?;
+    let triangle = ranks * (ranks + 1.0) / 2.0;
+    let expected = [triangle, ranks, ranks - triangle];
+    let all = exchange(&*world.host, &(sum, world.hostname().to_string()))?;
+    match all.iter().enumerate().find(|(_, (sum, _))| *sum != expected) {
+        None => Ok(()),
+        Some((rank, (sum, host))) => Err(Error::Failed(format!(
+            "an all-reduce on the {plane} plane gives rank {rank} on {host} {sum:?}, not {expected:?}: the transport is \
+             broken there"
+        ))),
+    }
+}
+
+/// Whether a file that rank 0 makes in the run folder is there for all.
+fn sees_one_folder(out: &Path, world: &World) -> Result<()> {
+    let probe = out.join(".preflight");
+    let word = exchange(&*world.host, &std::process::id())?[0].to_string();
+    if world.rank() == 0 {
+        fs::create_dir_all(out).map_err(Error::io(out))?;
+        fs::write(&probe, &word).map_err(Error::io(&probe))?;
+    }
+    world.host.barrier()?;
+    let end = Instant::now() + SEEN_WITHIN;
+    let sees = || fs::read_to_string(&probe).is_ok_and(|found| found == word);
+    while !sees() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let all = exchange(&*world.host, &(sees(), world.hostname().to_string()))?;
+    if world.rank() == 0 {
+        fs::remove_file(&probe).map_err(Error::io(&probe))?;
+    }
+    match all.iter().position(|(sees, _)| !sees) {
+        None => Ok(()),
+        Some(rank) => Err(Error::Usage(format!(
+            "run folder {}: rank {rank} on {} does not see what rank 0 on {} writes there; pass --out with a folder on a \
+             file system that all hosts share",
+            out.display(),
+            all[rank].1,
+            all[0].1
+        ))),
+    }
+}
+
+/// Room for the checkpoints that are kept, and one that is being written.
+fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
+    let plan = config.plan(world.world_size())?;
+    let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);
+    let needed = kept * (plan.trainable * VECTORS.len() * size_of::<f32>()) as u64;
+    let mut folders =
+        config.run.out.ancestors().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    let free = folders.find_map(|folder| rustix::fs::statvfs(folder).ok()).map(|found| found.f_bavail * found.f_frsize);
+    Ok(free.filter(|&free| free < needed).map(|free| low(&config.run.out, free, needed)))
+}
+
+fn low(out: &Path, free: u64, needed: u64) -> String {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    format!(
+        "{}: {:.1} GB are free, and the checkpoints that are kept need about {:.1} GB: make room, or lower run.keep_last",
+        out.display(),
+        gb(free),
+        gb(needed)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::ThreadGroup;
+
+    fn card() -> Card {
+        Card { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
+    }
+
+    #[test]
+    fn what_differs_names_the_rank_and_its_host() {
+        assert!(compare(&[card(), card()]).unwrap().is_empty());
+        let other = |change: fn(&mut Card)| {
+            let mut other = Card { host: "n2".into(), ..card() };
+            change(&mut other);
+            compare(&[card(), card(), other])
+        };
+        let message = other(|card| card.program = "q".repeat(64)).unwrap_err().to_string();
+        assert!(
+            message.starts_with("rank 2 on n2 runs another program than rank 0 on n1 (digest qqqqqqqqqqqq"),
+            "{message}"
+        );
+        let message = other(|card| card.config = "d".repeat(64)).unwrap_err().to_string();
+        assert!(message.starts_with("rank 2 on n2 has another configuration than rank 0 on n1"), "{message}");
+        let warnings = other(|card| card.clock -= 60.0).unwrap();
+        assert_eq!(warnings, ["the clock of rank 2 on n2 is -60 s from rank 0's: times in logs do not compare"]);
+    }
+
+    #[test]
+    fn ranks_that_agree_pass_and_a_rank_with_other_settings_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |seed: usize| {
+            let set = [format!("run.seed={seed}"), format!("run.out={:?}", folder.path())];
+            RunConfig::load(None, &set)
+        };
+        ThreadGroup::run(3, |world| {
+            preflight(&load(1)?, &world)?;
+            sees_one_folder(&folder.path().join("new"), &world)
+        })
+        .unwrap();
+        let error = ThreadGroup::run(2, |world| preflight(&load(world.rank())?, &world)).unwrap_err();
+        assert!(
+            error.to_string().contains("rank 1 on ") && error.to_string().contains("another configuration"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_run_folder_of_its_own_is_told() {
+        let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let error = ThreadGroup::run(2, |world| sees_one_folder(folders[world.rank()].path(), &world)).unwrap_err();
+        assert!(error.to_string().contains("rank 1 on ") && error.to_string().contains("all hosts share"), "{error}");
+    }
+
+    #[test]
+    fn little_room_is_told() {
+        let message = low(Path::new("runs/a"), 1_500_000_000, 4_000_000_000);
+        assert!(
+            message.starts_with("runs/a: 1.5 GB are free, and the checkpoints that are kept need about 4.0 GB"),
+            "{message}"
+        );
+        let config = RunConfig::load(None, &[]).unwrap();
+        assert_eq!(disk(&config, &World::solo()).unwrap(), None, "this machine has room for the embedded task");
+    }
+}

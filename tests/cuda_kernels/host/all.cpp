@@ -1,0 +1,46 @@
+// All kernels in one library, callable by name, as the driver calls them.
+#include "common.cuh"
+#include "tensor_core.cuh"
+
+namespace elementwise {
+#include "elementwise.cu"
+#undef KERNELS
+}
+namespace reduce {
+#include "reduce.cu"
+#undef KERNELS
+#undef THREADS
+}
+namespace norm {
+#include "norm.cu"
+#undef KERNELS
+}
+namespace attention {
+#include "attention.cu"
+#undef THREADS
+}
+namespace attention_any {
+#include "attention_any.cu"
+}
+
+#define ONE(kernel) \
+    if (!std::strcmp(name, #kernel)) return host::run(host::Entry<kernel>::call, arguments, grid, threads), 0;
+#define BOTH(kernel) ONE(kernel##_float) ONE(kernel##_bf16)
+
+using namespace elementwise;
+using namespace reduce;
+using namespace norm;
+using namespace attention;
+using namespace attention_any;
+
+// 0, or 1 for an unknown name.
+extern "C" int host_launch(const char *name, void **arguments, const unsigned *grid, const unsigned *threads) {
+    BOTH(gelu) BOTH(silu) BOTH(gelu_backward) BOTH(silu_backward) BOTH(bias) BOTH(gated_residual)
+    BOTH(gated_residual_backward) BOTH(add_to) ONE(adamw) ONE(lerp) ONE(time_features)
+    BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
+    BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
+    ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
+    BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
+    BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)
+    return 1;
+}

@@ -1,0 +1,213 @@
+//! The GPU's kernels, and their launches, on the CPU, against the operations of the CPU: no GPU is needed. What this cannot
+//! show (races, what the compiler for the GPU makes of them, speed), tests/cuda_ops.rs shows on a GPU.
+#![allow(clippy::unwrap_used)] // helpers of tests
+
+mod host;
+
+use candle_core::{DType, Device, Tensor, Var};
+use flowrl_dist::cuda::reduce::{Summand, square_sums, sum_rows};
+use flowrl_dist::cuda::{Array, Gpu, attention, elementwise, norm};
+use flowrl_dist::model::ops;
+use flowrl_dist::rng::{Purpose, Stream};
+use host::{Host, Memory};
+
+const EPS: f64 = 1e-6;
+
+/// Relative to the largest number: of f32 sums in another order, and of results that are rounded to bf16.
+fn tolerance(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 6e-3 } else { 3e-6 }
+}
+
+/// Normal numbers, those of bf16 already rounded.
+fn noise(id: u64, shape: &[usize], dtype: DType) -> Tensor {
+    let values = Stream::new(5, Purpose::Parameters, [id, 0, 0, 0]).normals(shape.iter().product());
+    let noise = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+    noise.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap()
+}
+
+fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (found, expected) = (flat(found), flat(expected));
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(1e-9f32, |a, b| a.max(b.abs()));
+    for (i, (a, b)) in found.iter().zip(&expected).enumerate() {
+        let error = f64::from((a - b).abs() / largest);
+        assert!(error <= tolerance, "{what}: number {i} is {a}, not {b} (error {error:.1e} of {largest})"); // NaN fails too
+    }
+}
+
+/// The operation of the CPU on inputs `shapes`: inputs, result, its gradient and those of the inputs.
+struct Case {
+    inputs: Vec<Tensor>,
+    y: Tensor,
+    dy: Tensor,
+    gradients: Vec<Tensor>,
+}
+
+fn case(f: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>, shapes: &[&[usize]], dtype: DType) -> Case {
+    let inputs: Vec<_> = shapes.iter().enumerate().map(|(i, shape)| noise(i as u64, shape, dtype)).collect();
+    let vars: Vec<_> = inputs.iter().map(|t| Var::from_tensor(t).unwrap().into_inner()).collect();
+    let y = f(&vars).unwrap();
+    let dy = noise(99, y.dims(), dtype);
+    let store = (&y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = vars.iter().map(|v| store.get(v).unwrap().clone()).collect();
+    Case { inputs, y: y.detach(), dy, gradients }
+}
+
+impl Case {
+    fn arrays(&self, host: &Host, dtype: DType) -> Vec<Array> {
+        self.inputs.iter().chain([&self.dy]).map(|t| host.put(t, dtype)).collect()
+    }
+
+    /// The result, and the gradients of the inputs by number.
+    fn check(&self, what: &str, dtype: DType, y: &Memory, gradients: &[(usize, &Memory)]) {
+        close(&format!("{what} of {dtype:?}"), &y.read(dtype, self.y.dims()), &self.y, tolerance(dtype));
+        for &(i, gradient) in gradients {
+            let what = format!("{what} of {dtype:?}, gradient {i}");
+            close(&what, &gradient.read(dtype, self.inputs[i].dims()), &self.gradients[i], 2.0 * tolerance(dtype));
+        }
+    }
+}
+
+const TYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+#[test]
+fn activations() {
+    for dtype in TYPES {
+        for (name, f) in [("gelu", ops::gelu as fn(&Tensor) -> _), ("silu", ops::silu)] {
+            let (host, case) = (Host::default(), case(|t| f(&t[0]), &[&[7, 143]], dtype));
+            let arrays = case.arrays(&host, dtype);
+            let y = elementwise::activation(&host, name, &arrays[0]).unwrap();
+            let dx = elementwise::activation_backward(&host, name, &arrays[0], &arrays[1]).unwrap();
+            case.check(name, dtype, &y, &[(0, &dx)]);
+        }
+    }
+}
+
+#[test]
+fn biases() {
+    for dtype in TYPES {
+        let (host, y, bias) = (Host::default(), noise(0, &[9, 300], dtype), noise(1, &[300], dtype));
+        let array = host.put(&y, dtype);
+        elementwise::add_bias(&host, &array, &host.put(&bias, dtype)).unwrap();
+        close("bias", &host.get(&array), &y.broadcast_add(&bias).unwrap(), tolerance(dtype));
+        // The gradient of a bias: rows in three pieces, the last one short.
+        let dy = noise(2, &[300, 45], dtype);
+        let sum = sum_rows(&host, Summand::Plain(&host.put(&dy, dtype)), 1).unwrap();
+        close("sum of rows", &sum.read(dtype, &[45]), &dy.sum(0).unwrap(), tolerance(dtype));
+    }
+}
+
+#[test]
+fn gated_residuals() {
+    for dtype in TYPES {
+        let shapes: &[&[usize]] = &[&[3, 11, 70], &[3, 70], &[3, 11, 70]];
+        let (host, case) = (Host::default(), case(|t| ops::gated_residual(&t[0], &t[1], &t[2]), shapes, dtype));
+        let [x, gate, y, d] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let out = elementwise::gated_residual(&host, x, gate, y).unwrap();
+        let [dgate, dy] = elementwise::gated_residual_backward(&host, gate, y, d).unwrap();
+        case.check("gated_residual", dtype, &out, &[(1, &dgate), (2, &dy)]);
+    }
+}
+
+#[test]
+fn layer_norms() {
+    for (dtype, shape) in [(DType::F32, [3, 5, 40]), (DType::BF16, [3, 5, 40]), (DType::F32, [2, 131, 65])] {
+        let [batch, _, width] = shape;
+        let shapes: &[&[usize]] = &[&shape, &[batch, width], &[batch, width]];
+        let f = |t: &[Tensor]| ops::layer_norm_modulate(&t[0], &t[1], &t[2], EPS);
+        let (host, case) = (Host::default(), case(f, shapes, dtype));
+        let [x, shift, scale, dy] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let out = norm::layer_norm_modulate(&host, x, shift, scale, EPS as f32).unwrap();
+        let [dx, dshift, dscale] = norm::layer_norm_modulate_backward(&host, x, scale, dy, EPS as f32).unwrap();
+        case.check("layer_norm_modulate", dtype, &out, &[(0, &dx), (1, &dshift), (2, &dscale)]);
+    }
+}
+
+#[test]
+fn rms_norms() {
+    for dtype in TYPES {
+        let (host, case) =
+            (Host::default(), case(|t| ops::rms_norm(&t[0], &t[1], EPS), &[&[2, 75, 4, 64], &[64]], dtype));
+        let [x, weight, dy] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let out = norm::rms_norm(&host, x, weight, EPS as f32).unwrap();
+        let [dx, dweight] = norm::rms_norm_backward(&host, x, weight, dy, EPS as f32).unwrap();
+        case.check("rms_norm", dtype, &out, &[(0, &dx), (1, &dweight)]);
+    }
+}
+
+/// Tiles of 64 and 32 rows, the last ones short; and a sequence shorter than any tile.
+#[test]
+fn attention_of_any_head_and_on_the_matrix_units() {
+    let any = [[2, 21, 2, 24], [1, 9, 1, 128], [1, 7, 2, 300], [1, 5, 3, 64]].map(|shape| (DType::F32, shape));
+    let units = [[2, 150, 2, 64], [1, 5, 3, 64], [1, 129, 1, 64], [1, 21, 2, 24]].map(|shape| (DType::BF16, shape));
+    for (dtype, shape) in any.into_iter().chain(units) {
+        let shape: &[usize] = &shape;
+        let (host, case) = (Host::default(), case(|t| ops::attention(&t[0], &t[1], &t[2]), &[shape; 3], dtype));
+        let [q, k, v, d_out] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let [y, lse] = attention::attention(&host, q, k, v).unwrap();
+        let out = host.array(&y, dtype, shape).unwrap();
+        let lse = host.array(&lse, DType::F32, &[shape[0], shape[2], shape[1]]).unwrap();
+        let backward = attention::Backward { q, k, v, out: &out, lse: &lse, d_out };
+        let [dq, dk, dv] = backward.run(&host).unwrap();
+        case.check(&format!("attention {shape:?}"), dtype, &y, &[(0, &dq), (1, &dk), (2, &dv)]);
+    }
+}
+
+#[test]
+fn sums_of_squares() {
+    let (host, x) = (Host::default(), noise(0, &[150_001], DType::F32));
+    let (sums, pieces) = square_sums(&host, &host.put(&x, DType::F32)).unwrap();
+    assert_eq!(pieces, 3);
+    let sum = sums.read(DType::F64, &[pieces]).sum_all().unwrap();
+    close("square_sums", &sum, &x.sqr().unwrap().sum_all().unwrap(), 1e-5);
+}
+
+#[test]
+fn gradients_are_added_in_place() {
+    for dtype in TYPES {
+        let (host, sum, gradient) = (Host::default(), noise(0, &[50], DType::F32), noise(1, &[20], dtype));
+        let array = host.put(&sum, DType::F32);
+        let place = Array { pointer: array.pointer + 4 * 7, shape: vec![43], ..array.clone() };
+        elementwise::add_to(&host, &place, &host.put(&gradient, dtype)).unwrap();
+        let zeros = |n| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
+        let added = (sum + Tensor::cat(&[zeros(7), gradient, zeros(23)], 0).unwrap()).unwrap();
+        close("add_to", &host.get(&array), &added, 1e-7);
+    }
+}
+
+#[test]
+fn adamw_steps_and_slow_copies() {
+    let host = Host::default();
+    let (n, state) = (333, noise(0, &[999], DType::F32).abs().unwrap());
+    let gradient = noise(1, &[n], DType::F32);
+    let array = host.put(&state, DType::F32);
+    let (scale, betas, decay, rate, root, eps) = (0.3, (0.9, 0.999), 0.99, 0.02, 0.1, 1e-8);
+    let numbers = elementwise::AdamwNumbers { scale, betas, decay, rate, root, eps };
+    elementwise::adamw(&host, &array, &host.put(&gradient, DType::F32), numbers).unwrap();
+    let part = |i: usize| state.narrow(0, i * n, n).unwrap().to_vec1::<f32>().unwrap();
+    let (mut master, mut first, mut second) = (part(0), part(1), part(2));
+    for (i, g) in gradient.to_vec1::<f32>().unwrap().into_iter().enumerate() {
+        let g = g * scale;
+        first[i] = betas.0 * first[i] + (1.0 - betas.0) * g;
+        second[i] = betas.1 * second[i] + (1.0 - betas.1) * g * g;
+        master[i] = master[i] * decay - rate * first[i] / (second[i].sqrt() / root + eps);
+    }
+    let expected = Tensor::from_vec([master, first, second].concat(), 3 * n, &Device::Cpu).unwrap();
+    close("adamw", &host.get(&array), &expected, 3e-7);
+
+    let (slow, source) = (noise(2, &[n], DType::F32), noise(3, &[n], DType::F32));
+    let array = host.put(&slow, DType::F32);
+    let copy = host.put(&source, DType::F32);
+    elementwise::lerp(&host, &array, &copy, 0.7).unwrap();
+    close("lerp", &host.get(&array), &((slow * 0.7).unwrap() + (&source * 0.3).unwrap()).unwrap(), 3e-7);
+    elementwise::lerp(&host, &copy, &host.put(&source, DType::F32), 0.7).unwrap();
+    close("lerp of equal vectors", &host.get(&copy), &source, 0.0);
+}
+
+#[test]
+fn time_features() {
+    let (host, t) = (Host::default(), Tensor::new(&[0f32, 0.001, 0.37, 1.0], &Device::Cpu).unwrap());
+    let features = elementwise::time_features(&host, &host.put(&t, DType::F32), 128).unwrap();
+    close("time_features", &features.read(DType::F32, &[4, 256]), &ops::time_features(&t, 128).unwrap(), 1e-7);
+}

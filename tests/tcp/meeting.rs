@@ -1,0 +1,95 @@
+//! Who is let in, and what becomes of a job that is not complete.
+
+use crate::common::Output;
+use crate::{Ranks, TIMEOUT, finish};
+use flowrl_dist::error::{EXIT_RESTART, EXIT_USAGE};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// Connects as soon as rank 0 listens.
+fn stranger(port: u16) -> TcpStream {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => return stream,
+            Err(e) => assert!(Instant::now() < end, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn refused(output: &Output, code: i32, word: &str) {
+    assert_eq!(output.code(), code, "{output}");
+    assert!(output.stderr.contains(word), "no {word:?}: {output}");
+}
+
+#[test]
+fn strangers_do_not_disturb_the_ranks() {
+    let ranks = Ranks::new(2, "conform");
+    let first = ranks.start(0, &[]);
+    let mut silent = stranger(ranks.port);
+    let mut browser = stranger(ranks.port);
+    browser.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+    let mut garbage = stranger(ranks.port);
+    garbage.write_all(&[0xff; 4096]).unwrap();
+    let mut half = stranger(ranks.port);
+    half.write_all(b"flow").unwrap();
+    drop(half);
+    let second = ranks.start(1, &[]);
+    for output in finish(vec![first, second]) {
+        let output = output.success();
+        if output.stdout.contains("rank 0") {
+            assert!(output.stderr.matches("refused a connection from ").count() <= 8, "{output}");
+        }
+    }
+    // Each was given the challenge and nothing else.
+    for stranger in [&mut silent, &mut browser, &mut garbage] {
+        let mut heard = Vec::new();
+        let _ = stranger.read_to_end(&mut heard);
+        assert!(heard.len() <= 44, "{heard:?}");
+    }
+}
+
+#[test]
+fn a_rank_with_another_word_is_refused() {
+    let ranks = Ranks::new(2, "error");
+    let first = ranks.start(0, &[]);
+    let wrong = ranks.start(1, &[("FLOWRL_TOKEN", "another word")]).finish(TIMEOUT);
+    refused(&wrong, EXIT_USAGE, "FLOWRL_TOKEN is not the same on all ranks");
+    // One of an earlier start of the job.
+    let old = ranks.start(1, &[("SLURM_RESTART_COUNT", "1")]).finish(TIMEOUT);
+    refused(&old, EXIT_USAGE, "does not let rank 1 in");
+    refused(&first.finish(TIMEOUT), EXIT_RESTART, "rank 1 of 2 did not come to 127.0.0.1, port ");
+}
+
+#[test]
+fn ranks_that_do_not_come_are_named() {
+    let ranks = Ranks::new(5, "error");
+    let outputs = finish([0, 1, 3].map(|rank| ranks.start(rank, &[])).into());
+    refused(&outputs[0], EXIT_RESTART, "ranks 2, 4 of 5 did not come to 127.0.0.1, port ");
+    refused(&outputs[1], EXIT_RESTART, "not all ranks came");
+    refused(&outputs[2], EXIT_RESTART, "not all ranks came");
+    let alone = Ranks::new(2, "error").start(1, &[]).finish(TIMEOUT);
+    refused(&alone, EXIT_RESTART, "rank 0 was not at 127.0.0.1, port ");
+}
+
+#[test]
+fn a_second_rank_of_one_number_and_one_of_another_size_are_refused() {
+    let ranks = Ranks::new(3, "conform");
+    let (first, second) = (ranks.start(0, &[]), ranks.start(1, &[]));
+    std::thread::sleep(Duration::from_secs(1));
+    refused(&ranks.start(1, &[]).finish(TIMEOUT), EXIT_USAGE, "rank 1 is here already");
+    let other = ranks.start(2, &[("WORLD_SIZE", "4")]).finish(TIMEOUT);
+    refused(&other, EXIT_USAGE, "was started as one of 4 ranks, rank 0 as one of 3");
+    let third = ranks.start(2, &[]);
+    finish(vec![first, second, third]).into_iter().for_each(|output| drop(output.success()));
+}
+
+#[test]
+fn a_port_that_is_taken_is_told() {
+    let ranks = Ranks::new(2, "error");
+    let _taken = std::net::TcpListener::bind(("::", ranks.port)).unwrap();
+    refused(&ranks.start(0, &[]).finish(TIMEOUT), EXIT_USAGE, "set MASTER_PORT to a free port");
+    refused(&ranks.start(1, &[]).finish(TIMEOUT), EXIT_RESTART, "rank 0 was not at");
+}
