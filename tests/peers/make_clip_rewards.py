@@ -20,7 +20,7 @@ MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
 PROMPTS = ["w5 w17 w300", "w40", "w5 w17 w300"]
 # Height and width of the pictures of one call.
-SIZES = {"square": (64, 64), "wide": (48, 71), "high": (90, 40), "small": (20, 24)}
+SIZES = {"square": (64, 64), "wide": (48, 71), "high": (67, 43), "small": (20, 24)}
 
 
 def pattern(h, w, shift):
