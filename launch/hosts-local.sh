@@ -168,6 +168,8 @@ power_off() {
         kill -KILL "$pid" 2>/dev/null || true
         wait_until 10 is_down "$1" || fail 1 "$1 does not end"
     fi
+    # The kernel takes its time with it.
+    ip link del "$(cable "$1")" 2>/dev/null || true
 }
 
 up() {

@@ -105,7 +105,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=5,bf_interval=5,batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
 SlurmdTimeout=10
-KillWait=10
+KillWait=30
 MinJobAge=3600
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
