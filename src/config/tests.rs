@@ -73,7 +73,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
         &["reward[0].path = \"clip\": belongs to clip-score, pick-score, hps, aesthetic; remove it"],
     ),
     (&["reward.0.retries=1"], &["reward[0].retries = 1: belongs to remote; remove it"]),
-    (&["reward.0.name=pick-score"], &["reward[0].path is missing: pick-score needs the folder or file of its model"]),
+    (&["reward.0.name=pick-score"], &["reward[0].name = \"pick-score\": needs path, the folder or file of its model"]),
     (&["reward.0.name=remote"], &["reward[0].url = \"\": must be the server's address"]),
     (&["reward.0.name=remote", "reward.0.url=\"node7:8000\""], &["reward[0].url = \"node7:8000\": must be"]),
     (&["reward.0.name=remote", "reward.0.url=\"http://a:1\""], &["reward[0].reward is missing"]),

@@ -166,10 +166,10 @@ impl RewardConfig {
         self.only("token_env", &self.token_env, remote, "remote")?;
         self.only("on_failure", &self.on_failure, remote, "remote")?;
         if clip && self.path.is_none() {
-            return Err(format!("path is missing: {} needs the folder or file of its model", self.name.name()));
+            return Err(format!("name = {:?}: needs path, the folder or file of its model", self.name.name()));
         }
         if aesthetic && self.predictor.is_none() {
-            return Err("predictor is missing: aesthetic needs sac+logos+ava1-l14-linearMSE.pth of LAION".into());
+            return Err("name = \"aesthetic\": needs predictor, sac+logos+ava1-l14-linearMSE.pth of LAION".into());
         }
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
     }
