@@ -23,8 +23,16 @@ fn forecast(set: &[&str], ranks: usize, per_node: usize) -> Forecast {
     Forecast::new(&config, &config.plan(ranks).unwrap(), &machine(), per_node).unwrap()
 }
 
-const SMALL: [&str; 5] =
-    ["batch.prompts=4", "batch.images_per_prompt=4", "batch.micro_batch=4", "batch.timesteps=3", "run.updates=10"];
+const SMALL: [&str; 8] = [
+    "batch.prompts=4",
+    "batch.images_per_prompt=4",
+    "batch.micro_batch=4",
+    "batch.timesteps=3",
+    "run.updates=10",
+    "method.kl_coef=1e-4",
+    "old_policy.schedule=1",
+    "parallel.checkpoint_activations=1",
+];
 
 #[test]
 fn phases_are_work_over_speed() {
