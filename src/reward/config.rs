@@ -190,13 +190,19 @@ impl RewardConfig {
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
+        self.needed("url", self.url.as_ref().map(|_| true), "the server's address such as \"http://node7:8000\"")?;
+        self.needed(
+            "reward",
+            self.reward.as_ref().map(|_| true),
+            "the server's name for the reward such as \"geneval\"",
+        )?;
         let url = self.url.as_deref().unwrap_or_default();
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
             return Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\""));
         }
         if self.reward.as_deref().unwrap_or_default().trim().is_empty() {
-            return Err("reward is missing: give the server's name for the reward, such as \"geneval\"".into());
+            return Err("reward = \"\": must be the server's name for the reward, such as \"geneval\"".into());
         }
         let counts = [("batch", self.batch, 4096), ("connections", self.connections, 64)];
         for (key, value, most) in counts {
