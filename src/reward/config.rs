@@ -166,10 +166,10 @@ impl RewardConfig {
         self.only("token_env", &self.token_env, remote, "remote")?;
         self.only("on_failure", &self.on_failure, remote, "remote")?;
         if clip && self.path.is_none() {
-            return Err(format!("path is missing: {} needs the folder or file of its model", self.name.name()));
+            return Err(self.lacks("path", "the folder or file of its model"));
         }
         if aesthetic && self.predictor.is_none() {
-            return Err("predictor is missing: aesthetic needs sac+logos+ava1-l14-linearMSE.pth of LAION".into());
+            return Err(self.lacks("predictor", "sac+logos+ava1-l14-linearMSE.pth of LAION"));
         }
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
     }
@@ -190,12 +190,12 @@ impl RewardConfig {
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
-        self.needed("url", self.url.as_ref().map(|_| true), "the server's address such as \"http://node7:8000\"")?;
-        self.needed(
-            "reward",
-            self.reward.as_ref().map(|_| true),
-            "the server's name for the reward such as \"geneval\"",
-        )?;
+        if self.url.is_none() {
+            return Err(self.lacks("url", "the server's address such as \"http://node7:8000\""));
+        }
+        if self.reward.is_none() {
+            return Err(self.lacks("reward", "the server's name for the reward such as \"geneval\""));
+        }
         let url = self.url.as_deref().unwrap_or_default();
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
@@ -225,6 +225,10 @@ impl RewardConfig {
             ));
         }
         Ok(())
+    }
+
+    fn lacks(&self, key: &str, what: &str) -> String {
+        format!("name = {:?}: needs {key}, {what}; add it", self.name.name())
     }
 
     /// A key of some rewards is a mistake with another.
