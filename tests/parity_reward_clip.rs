@@ -115,7 +115,7 @@ fn a_score_depends_on_its_image_and_prompt_alone() -> Result<()> {
 fn a_model_that_is_none_is_refused_with_a_remedy() {
     let error = |config: RewardConfig| build(&[config], 1).err().unwrap().to_string();
     let pick = |path: PathBuf| RewardConfig { path: Some(path), ..RewardConfig::new(RewardKind::PickScore) };
-    assert!(error(RewardConfig::new(RewardKind::PickScore)).contains("needs path, the folder or file"));
+    assert!(error(RewardConfig::new(RewardKind::PickScore)).contains("needs path, the folder"));
     assert!(error(pick("no/such".into())).contains("there is nothing at this path"));
     assert!(error(pick(fixture("clip_rewards/hf"))).contains("safetensors"));
     assert!(error(pick(fixture("clip_rewards/predictor.pth"))).contains("holds no CLIP model"));

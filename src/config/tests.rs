@@ -73,10 +73,16 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
         &["reward[0].path = \"clip\": belongs to clip-score, pick-score, hps, aesthetic; remove it"],
     ),
     (&["reward.0.retries=1"], &["reward[0].retries = 1: belongs to remote; remove it"]),
-    (&["reward.0.name=pick-score"], &["reward[0].name = \"pick-score\": needs path, the folder or file of its model"]),
-    (&["reward.0.name=remote"], &["reward[0].url = \"\": must be the server's address"]),
+    (
+        &["reward.0.name=pick-score"],
+        &["reward[0].name = \"pick-score\": needs path, the folder or file of its model; add it"],
+    ),
+    (&["reward.0.name=remote"], &["reward[0].name = \"remote\": needs url, the server's address"]),
     (&["reward.0.name=remote", "reward.0.url=\"node7:8000\""], &["reward[0].url = \"node7:8000\": must be"]),
-    (&["reward.0.name=remote", "reward.0.url=\"http://a:1\""], &["reward[0].reward is missing"]),
+    (
+        &["reward.0.name=remote", "reward.0.url=\"http://a:1\""],
+        &["reward[0].name = \"remote\": needs reward, the server's name"],
+    ),
     (
         &["reward.0.name=\"remote\"", "reward.0.url=\"http://a:1\"", "reward.0.reward=\"b\"", "reward.0.timeout_s=200"],
         &["reward[0].timeout_s = 200: a silent server would hold a rank for 836 s", "parallel.deadline_s = 600"],

@@ -166,10 +166,10 @@ impl RewardConfig {
         self.only("token_env", &self.token_env, remote, "remote")?;
         self.only("on_failure", &self.on_failure, remote, "remote")?;
         if clip && self.path.is_none() {
-            return Err(format!("name = {:?}: needs path, the folder or file of its model", self.name.name()));
+            return Err(self.lacks("path", "the folder or file of its model"));
         }
         if aesthetic && self.predictor.is_none() {
-            return Err("name = \"aesthetic\": needs predictor, sac+logos+ava1-l14-linearMSE.pth of LAION".into());
+            return Err(self.lacks("predictor", "sac+logos+ava1-l14-linearMSE.pth of LAION"));
         }
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
     }
@@ -190,13 +190,19 @@ impl RewardConfig {
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
+        if self.url.is_none() {
+            return Err(self.lacks("url", "the server's address such as \"http://node7:8000\""));
+        }
+        if self.reward.is_none() {
+            return Err(self.lacks("reward", "the server's name for the reward such as \"geneval\""));
+        }
         let url = self.url.as_deref().unwrap_or_default();
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
             return Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\""));
         }
         if self.reward.as_deref().unwrap_or_default().trim().is_empty() {
-            return Err("reward is missing: give the server's name for the reward, such as \"geneval\"".into());
+            return Err("reward = \"\": must be the server's name for the reward, such as \"geneval\"".into());
         }
         let counts = [("batch", self.batch, 4096), ("connections", self.connections, 64)];
         for (key, value, most) in counts {
@@ -219,6 +225,10 @@ impl RewardConfig {
             ));
         }
         Ok(())
+    }
+
+    fn lacks(&self, key: &str, what: &str) -> String {
+        format!("name = {:?}: needs {key}, {what}; add it", self.name.name())
     }
 
     /// A key of some rewards is a mistake with another.
