@@ -1,4 +1,4 @@
-//! A server for rewards, in the language of [`WireFormat::Flowrl`](super::WireFormat).
+//! A server for rewards, in the language of this program's own client ([`super::Remote`]).
 
 use super::Reward;
 use crate::data::{Metadata, Prompt};

@@ -50,7 +50,7 @@ pub struct TextConfig {
     pub hidden_act: Activation,
     /// Inside every norm's square root.
     pub layer_norm_eps: f64,
-    /// The end token. 2, which is none, means the largest token of a text: see [`TextConfig::end`].
+    /// The end token. 2, which is none, means the largest token of a text.
     pub eos_token_id: u32,
 }
 

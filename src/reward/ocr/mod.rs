@@ -51,7 +51,7 @@ impl Ocr {
     /// Loads the embedded recogniser, to run on `threads` threads of its own (at least one).
     ///
     /// # Errors
-    /// [`Error::Reward`] if the model does not load, which would be a fault of the build.
+    /// [`crate::Error::Reward`] if the model does not load, which would be a fault of the build.
     pub fn new(threads: usize) -> Result<Ocr> {
         let model = Model::load_static_slice(MODEL).map_err(failed(NAME))?;
         let pool = Arc::new(ThreadPool::with_num_threads(threads.max(1)));
@@ -111,7 +111,7 @@ impl Ocr {
     /// The recogniser itself: class probabilities `[W / 8, 96]` for one normalised BGR picture `[3, 48, W]`.
     ///
     /// # Errors
-    /// [`Error::Reward`] if the picture is not of that size or the recogniser fails.
+    /// [`crate::Error::Reward`] if the picture is not of that size or the recogniser fails.
     pub fn probabilities(&self, input: &[f32], width: usize) -> Result<Vec<f32>> {
         let input = ValueView::from_shape([1, 3, HEIGHT as usize, width], input).map_err(failed(NAME))?;
         let options = RunOptions::default().with_thread_pool(Some(self.pool.clone()));
