@@ -193,13 +193,13 @@ impl RewardConfig {
         if self.url.is_none() {
             return Err(self.lacks("url", "the server's address such as \"http://node7:8000\""));
         }
-        if self.reward.is_none() {
-            return Err(self.lacks("reward", "the server's name for the reward such as \"geneval\""));
-        }
         let url = self.url.as_deref().unwrap_or_default();
         let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
         if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
             return Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\""));
+        }
+        if self.reward.is_none() {
+            return Err(self.lacks("reward", "the server's name for the reward such as \"geneval\""));
         }
         if self.reward.as_deref().unwrap_or_default().trim().is_empty() {
             return Err("reward = \"\": must be the server's name for the reward, such as \"geneval\"".into());
