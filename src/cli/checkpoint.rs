@@ -1,8 +1,9 @@
 //! What a command takes a trained model from: a configuration, or a checkpoint and the configuration of its run.
 
 use crate::checkpoint::{self, Identity, Reader, Resume};
-use crate::comm::Communicator;
+use crate::comm::World;
 use crate::config::RunConfig;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::params::{Layout, ParamSet};
 use crate::pipeline::Pipeline;
@@ -97,14 +98,16 @@ impl Opened {
         Ok(Some(Tensor::from_vec(flat, layout.total, device)?))
     }
 
-    /// The model with its base weights, ready for `prompts`, and the parameters: `which` of the checkpoint, else the base
-    /// model's. Every rank of `comm` calls it.
+    /// The model with its base weights on the configuration's device, ready for `prompts`, and the parameters: `which` of
+    /// the checkpoint, else the base model's. Every rank of `world` calls it.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than the configuration's.
-    pub fn load(&self, which: Which, prompts: &[&str], comm: &dyn Communicator) -> Result<(Pipeline, ParamSet)> {
-        Pipeline::prepare(&self.config.model, prompts, &Device::Cpu, comm)?;
-        let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &Device::Cpu)?;
+    pub fn load(&self, which: Which, prompts: &[&str], world: &World) -> Result<(Pipeline, ParamSet)> {
+        let (device, why) = device::select(self.config.parallel.device, world.place())?;
+        tracing::debug!("rank {} on {why}", world.rank());
+        Pipeline::prepare(&self.config.model, prompts, &device, &*world.host)?;
+        let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
         let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {
             Some(flat) => pipeline.base.with_flat(&layout, &flat)?,

@@ -2,11 +2,12 @@
 
 use super::checkpoint::{Source, Which};
 use super::{on_ranks, print};
+use crate::comm::agreed;
 use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
 use crate::observe::logging;
-use crate::reward;
+use crate::reward::Loader;
 use serde_json::{Map, Value};
 
 /// What is evaluated.
@@ -41,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     }
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         logging::init(world.rank(), None, "info")?;
-        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), &*world.host)?;
+        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), world)?;
         let sampler = config.eval.sampler(&config.sampler);
         let evaluation = Evaluation {
             prompts: &prompts.prompts,
@@ -50,7 +51,9 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             micro_batch: config.batch.micro_batch,
             seed: config.run.seed,
         };
-        let rewards = reward::build(&evaluated(config), candle_core::utils::get_num_threads())?;
+        let loader = Loader::new(candle_core::utils::get_num_threads(), &pipeline.device);
+        let rewards = loader.build(&evaluated(config))?;
+        agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         let (metrics, _) = evaluation.run(&pipeline, &params, &rewards, world)?;
         if world.rank() == 0 {
             let text = match arguments.json {

@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Source, Which};
 use super::{choose_threads, print};
-use crate::comm::Solo;
+use crate::comm::World;
 use crate::data::{Prompt, PromptSet};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::observe::{grid, logging};
@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     choose_threads();
     logging::init(0, None, "info")?;
     let texts: Vec<&str> = arguments.prompt.iter().map(String::as_str).collect();
-    let (pipeline, params) = opened.load(arguments.which, &texts, &Solo)?;
+    let (pipeline, params) = opened.load(arguments.which, &texts, &World::solo())?;
     let config = &opened.config;
     let images = usize::from(arguments.images);
     let requests: Vec<Request> = arguments

@@ -61,6 +61,10 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
     (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),
     (
+        &["model.kind=sd35-medium", "model.path=sd35", "reward.0.name=ocr"],
+        &["reward[0].name = \"ocr\": reads a whole picture as one line; add detector"],
+    ),
+    (
         &["model.kind=sd35-medium", "model.path=sd35", "model.resolution=500"],
         &["model.resolution = 500: use a multiple of 16"],
     ),

@@ -8,6 +8,7 @@ use crate::flow::Solver;
 use crate::objective::{Form, Gamma, Method, Objective};
 use crate::params::Trainable;
 use crate::pipeline::{Kind, ModelConfig};
+use crate::reward::RewardKind;
 use serde::Serialize;
 use std::path::Path;
 use toml::Value;
@@ -245,6 +246,12 @@ fn model(config: &RunConfig) -> Check {
             within("model.t5_tokens", m.t5_tokens as u64, 1, 512)?;
             if m.resolution == 0 || !m.resolution.is_multiple_of(16) {
                 return Err(format!("model.resolution = {}: use a multiple of 16, such as 512", m.resolution));
+            }
+            if let Some(i) = config.reward.iter().position(|r| r.name == RewardKind::Ocr && r.detector.is_none()) {
+                return Err(format!(
+                    "reward[{i}].name = \"ocr\": reads a whole picture as one line; add detector, which launch/fetch-ocr.sh \
+                     fetches"
+                ));
             }
         }
         (Kind::Glyphs, None) => {}
