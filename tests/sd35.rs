@@ -128,6 +128,11 @@ fn a_small_model_trains_from_prompts_to_an_export() {
     let (run, export) = (folder.name("two"), folder.name("export"));
     folder.done(&["export", "--checkpoint", &run, "--format", "diffusers", "--which", "policy", "--out", &export]);
     assert!(folder.path("export").join("pytorch_lora_weights.safetensors").is_file());
+    // A run that starts from the export has its adapters: with steps of next to nothing it stays there.
+    let settings = [format!("model.lora.path={export}"), "run.updates=1".into(), "optim.lr=1e-12".into()];
+    folder.train(1, "warm", &settings.each_ref().map(String::as_str)).success();
+    // A B that was multiplied by alpha / rank and divided again.
+    assert!(distance(&folder.policy("warm"), &two) < 1e-6, "{}", distance(&folder.policy("warm"), &two));
     let words = folder.done(&["inspect", &folder.name("model")]);
     assert!(words.contains("text_encoder_3") && words.contains("vae"), "{words}");
     let picture = folder.name("picture.png");

@@ -59,6 +59,7 @@ const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["parallel.shard=params"], &["parallel.shard = \"params\": must be one of \"none\", \"optimizer\", \"full\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
+    (&["model.lora.path=lora"], &["model.lora.path = \"lora\": belongs to sd35-medium; remove it"]),
     (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),
     (
         &["model.kind=sd35-medium", "model.path=sd35", "reward.0.name=ocr"],
@@ -463,7 +464,9 @@ fn the_reference_explains_every_key() {
         on_failure: Some(OnFailure::Stop),
     };
     full.model.path = Some("base".into());
+    full.model.transformer = Some("transformer".into());
     full.model.lora.targets = Some(vec!["attn.to_q".into()]);
+    full.model.lora.path = Some("lora".into());
     let full: Table = full.to_toml().unwrap().parse().unwrap();
     assert_eq!(keys(&complete_reference().parse().unwrap()), keys(&full));
 

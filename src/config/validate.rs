@@ -236,6 +236,13 @@ fn optim(config: &RunConfig) -> Check {
 
 fn model(config: &RunConfig) -> Check {
     let m = &config.model;
+    for (key, value) in [("model.transformer", &m.transformer), ("model.lora.path", &m.lora.path)] {
+        if let (Kind::Glyphs, Some(value)) = (m.kind, value) {
+            return Err(format!(
+                "{key} = {value:?}: belongs to sd35-medium; remove it or set model.kind = \"sd35-medium\""
+            ));
+        }
+    }
     match (m.kind, &m.path) {
         (Kind::Glyphs, Some(path)) => file("model.path", path)?,
         // Whether it is there and whole is asked where it is needed: a plan needs no weights.

@@ -55,11 +55,14 @@ pub struct LoraSection {
     /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the model's usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
+    /// A LoRA to start from, as PEFT or diffusers write it; nothing: random ones (sd35-medium).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 impl Default for LoraSection {
     fn default() -> Self {
-        Self { rank: 32, alpha: 64.0, targets: None }
+        Self { rank: 32, alpha: 64.0, targets: None, path: None }
     }
 }
 
@@ -92,7 +95,7 @@ impl Kind {
 impl ModelConfig {
     /// The adapters, if they are what is trained.
     pub fn adapters(&self) -> Option<LoraConfig> {
-        let LoraSection { rank, alpha, targets } = &self.lora;
+        let LoraSection { rank, alpha, targets, path: _ } = &self.lora;
         let usual = || self.kind.lora_targets().iter().map(|t| t.to_string()).collect();
         let targets = targets.clone().unwrap_or_else(usual);
         (self.trainable == Trainable::Lora).then_some(LoraConfig { rank: *rank, alpha: *alpha, targets })

@@ -4,11 +4,11 @@ use super::{ModelConfig, Pipeline, Task};
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
-use crate::model::files::{self, Format, Transformer};
+use crate::model::files::{self, Adapter, Format, Transformer};
 use crate::model::text::{Encoding, Filled, PromptCache};
 use crate::model::vae::{self, Vae};
 use crate::model::{Model, mmdit};
-use crate::params::LoraConfig;
+use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 
@@ -67,6 +67,9 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
     if !missing.is_empty() {
         return error(format!("{}; download the folder again, whole", missing.join("; ")));
     }
+    if let Some(path) = &config.lora.path {
+        Adapter::open(path)?;
+    }
     config.transformer().map_or(Ok(()), |path| Transformer::open(path).map(drop))
 }
 
@@ -103,7 +106,12 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
         return Err(Error::File { path: path.to_path_buf(), message });
     }
-    let loaded = transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;
+    let mut loaded =
+        transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;
+    if let (Some(path), Some(lora)) = (&config.lora.path, config.adapters()) {
+        let layout = Layout::new(&loaded.model.specs(), config.trainable);
+        loaded.params = loaded.params.with_flat(&layout, &Adapter::open(path)?.flat(&layout, &lora, device)?)?;
+    }
     let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
     Ok(Pipeline {
         model: loaded.model,
