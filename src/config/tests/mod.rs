@@ -1,0 +1,248 @@
+//! Every mistake in a configuration is one line: where it was made, key, value, remedy. And the reference is complete.
+
+mod mistakes;
+
+use super::*;
+use crate::advantage::{Aggregate, Map, Normaliser};
+use crate::flow::sde::SdeConfig;
+use crate::objective::{Form, Gamma, Objective};
+use crate::reward::remote::{OnFailure, WireFormat};
+use mistakes::{FILES, LORA, SETTINGS};
+use std::collections::BTreeSet;
+use toml::{Table, Value};
+
+fn settings(set: &[&str]) -> Vec<String> {
+    set.iter().map(|s| s.to_string()).collect()
+}
+
+/// The one line of a refused configuration, which begins with `origin` and contains `parts`.
+fn refused(file: Option<&Path>, set: &[&str], origin: &str, parts: &[&str]) {
+    let line = match RunConfig::load(file, &settings(set)) {
+        Err(Error::Usage(line)) => line,
+        other => panic!("{set:?} {parts:?}: {other:?}"),
+    };
+    assert!(!line.contains('\n') && line.starts_with(origin), "{line}");
+    parts.iter().for_each(|part| assert!(line.contains(part), "no {part:?} in\n{line}"));
+    assert!(!["serde", "untagged", "struct", "usize", "u64", "f64"].iter().any(|word| line.contains(word)), "{line}");
+}
+
+#[test]
+fn mistakes_in_settings_are_one_line_with_the_remedy() {
+    for (set, parts) in SETTINGS {
+        refused(None, set, "--set", parts);
+    }
+}
+
+#[test]
+fn mistakes_in_a_file_are_one_line_with_the_remedy() {
+    let folder = tempfile::tempdir().unwrap();
+    for (text, parts) in FILES {
+        let file = folder.path().join("mine.toml");
+        std::fs::write(&file, text.replace('@', LORA)).unwrap();
+        refused(Some(&file), &[], &format!("{}: ", file.display()), parts);
+    }
+    let none = folder.path().join("none.toml");
+    refused(Some(&none), &[], &none.display().to_string(), &["cannot be read", "give a TOML file to --config"]);
+    refused(Some(folder.path()), &[], &folder.path().display().to_string(), &["cannot be read", "directory"]);
+}
+
+#[test]
+fn prompt_files_are_read_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&str, &str, &[&str]); 4] = [
+        ("", "--set: data.train = ", &["no prompt in this file; write one prompt a line"]),
+        ("\"417\" in red on yellow\na cat\n", "--set: data.train = ", &["\"a cat\"", "not of the form"]),
+        ("\"417\" in red on red\n", "--set: data.train = ", &["red on red", "use "]),
+        (
+            "\"417\" in red on yellow\n",
+            "the embedded configuration: batch.prompts = 8: data.train = ",
+            &["holds 1 prompts; use at most 1"],
+        ),
+    ];
+    for (text, origin, parts) in cases {
+        let file = folder.path().join("prompts.txt");
+        std::fs::write(&file, text).unwrap();
+        refused(None, &[&format!("data.train={}", file.display())], origin, parts);
+    }
+}
+
+#[test]
+fn a_mistake_is_told_of_where_it_was_made() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[optim]\nlr = 0\n[[reward]]\nname = \"ocr\"\n").unwrap();
+    let origin = format!("{}: optim.lr = 0", file.path().display());
+    refused(Some(file.path()), &["optim.lrs=1"], "--set: optim.lrs", &[]);
+    refused(Some(file.path()), &["run.seed=7", "optim.eps=1e-6"], &origin, &[]);
+    refused(None, &["sampler.steps=2"], "the embedded configuration: batch.timesteps = 4", &["sampler.steps = 2"]);
+    RunConfig::load(Some(file.path()), &settings(&["optim.lr=1e-4"])).unwrap();
+}
+
+#[test]
+fn files_that_only_training_needs_are_asked_for_later() {
+    let config = RunConfig::load(None, &settings(&["reward.0.detector=none.onnx"])).unwrap();
+    let line = config.check_files().unwrap_err().to_string();
+    assert!(line.contains("reward[0].detector = ") && line.contains("launch/fetch-ocr.sh"), "{line}");
+}
+
+#[test]
+fn a_file_may_extend_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    write("base.toml", "[optim]\nlr = 1e-5\neps = 1e-6\n[[reward]]\nname = \"ocr\"\n[[reward]]\nname = \"colour\"\n");
+    write("more/middle.toml", "extends = \"../base.toml\"\n[run]\nseed = 3\n");
+    let mine = write("mine.toml", "extends = \"more/middle.toml\"\n[optim]\nlr = 1e-3\n[[reward]]\nname = \"ocr\"\n");
+    let config = RunConfig::load(Some(&mine), &settings(&["run.updates=7"])).unwrap();
+    assert_eq!((config.optim.lr, config.optim.eps, config.run.seed, config.run.updates), (1e-3, 1e-6, 3, 7));
+    assert_eq!(config.reward.len(), 1, "a list is replaced");
+
+    let lost = write("lost.toml", "extends = \"none.toml\"\n");
+    refused(
+        Some(&lost),
+        &[],
+        &lost.display().to_string(),
+        &["extends = ", "none.toml", "relative to this one's folder"],
+    );
+    let circle = write("circle.toml", "extends = \"circle.toml\"\n");
+    refused(Some(&circle), &[], &circle.display().to_string(), &["is there a circle?"]);
+    let odd = write("odd.toml", "extends = 3\n");
+    refused(Some(&odd), &[], &odd.display().to_string(), &["extends = 3: must be a path in quotes"]);
+}
+
+#[test]
+fn a_resolved_configuration_reads_back_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = settings(&[
+        "method.name=advantage-flow",
+        "method.gamma=1.1",
+        "advantage.map=linear",
+        "advantage.clip=1",
+        "run.name=a \"b\"",
+    ]);
+    let config = RunConfig::load(None, &set).unwrap();
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let again = RunConfig::load(Some(&file), &[]).unwrap();
+    assert_eq!(config, again);
+    assert_eq!(config.digest().unwrap(), again.digest().unwrap());
+}
+
+#[test]
+fn the_digest_is_of_what_decides_an_update() {
+    let digest = |set: &[&str]| RunConfig::load(None, &settings(set)).unwrap().digest().unwrap();
+    for same in ["run.updates=7", "run.out=elsewhere", "eval.prompts=3", "parallel.deadline_s=9", "log.level=debug"] {
+        assert_eq!(digest(&[]), digest(&[same]), "{same}");
+    }
+    for other in ["run.seed=7", "optim.lr=1e-3", "batch.prompts=9", "reward.0.weight=2", "sampler.shift=1"] {
+        assert_ne!(digest(&[]), digest(&[other]), "{other}");
+    }
+}
+
+const REFERENCE: &str = include_str!("../../../configs/reference.toml");
+
+/// The reference with its optional keys (`#key = value`) switched on.
+fn complete_reference() -> String {
+    let switch_on = |line: &str| match line.strip_prefix('#') {
+        Some(key) if !key.starts_with(' ') => key.to_owned(),
+        _ => line.to_owned(),
+    };
+    REFERENCE.lines().map(switch_on).collect::<Vec<_>>().join("\n")
+}
+
+/// Every `section.key` of a table, list entries without their number.
+fn keys(table: &Table) -> BTreeSet<String> {
+    fn walk(value: &Value, path: &str, into: &mut BTreeSet<String>) {
+        match value {
+            Value::Table(t) => t.iter().for_each(|(key, value)| walk(value, &format!("{path}.{key}"), into)),
+            Value::Array(list) if list.iter().any(Value::is_table) => list.iter().for_each(|v| walk(v, path, into)),
+            _ => drop(into.insert(path.trim_start_matches('.').to_owned())),
+        }
+    }
+    let mut all = BTreeSet::new();
+    walk(&Value::Table(table.clone()), "", &mut all);
+    all
+}
+
+/// A run with nothing but what must be given.
+fn defaults() -> RunConfig {
+    toml::from_str("[[reward]]\nname = \"ocr\"\n").unwrap()
+}
+
+#[test]
+fn the_reference_holds_the_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("reference.toml");
+    std::fs::write(&file, REFERENCE).unwrap();
+    assert_eq!(RunConfig::load(Some(&file), &[]).unwrap(), defaults());
+
+    // A key that is left out comes to what the reference says of it.
+    let complete: RunConfig = toml::from_str(&complete_reference()).unwrap();
+    assert_eq!(complete.timesteps(), defaults().timesteps());
+    let map = defaults().advantage.resolve(&defaults().method);
+    assert_eq!(complete.advantage.resolve(&complete.method), map);
+    assert_eq!(Objective::new(&complete.method, &map), Objective::new(&defaults().method, &map));
+    assert_eq!(complete.method.gamma, Some(Gamma::OneMinusAdvantage));
+}
+
+#[test]
+fn the_reference_explains_every_key() {
+    // Without `..` where a key is optional: a new one must be written here, and so be missed in the reference.
+    let mut full = defaults();
+    let BatchConfig { prompts, images_per_prompt, micro_batch, updates_per_iteration, timesteps: _ } = full.batch;
+    full.batch = BatchConfig { prompts, images_per_prompt, micro_batch, updates_per_iteration, timesteps: Some(1) };
+    full.method = MethodConfig {
+        name: full.method.name,
+        kl_coef: Some(0.0),
+        form: Some(Form::Robust),
+        gamma: Some(Gamma::Constant(2.0)),
+        mix: Some(1.0),
+        ratio_clip: Some(1e-4),
+        anchor: Some(1.0),
+        adaptive_scale: Some(true),
+    };
+    full.advantage = AdvantageConfig {
+        aggregate: Some(Aggregate::Sum),
+        normaliser: Some(Normaliser::GroupStd),
+        clip: Some(1.0),
+        map: Some(Map::Linear),
+        temperature: Some(1.0),
+        map_clip: Some(1.0),
+    };
+    let SamplerConfig { solver, steps, shift, guidance, truncate_time, sde } = full.sampler;
+    let sde = SdeConfig { window: Some(1), ..sde };
+    full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
+    let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
+    full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
+    let RewardConfig { name, weight, .. } = full.reward[0];
+    full.reward[0] = RewardConfig {
+        name,
+        weight,
+        path: Some("clip".into()),
+        tokenizer: Some("clip".into()),
+        predictor: Some("mlp".into()),
+        detector: Some("det".into()),
+        url: Some("http://a:1".into()),
+        reward: Some("b".into()),
+        format: Some(WireFormat::Flowrl),
+        timeout_s: Some(1),
+        retries: Some(1),
+        batch: Some(1),
+        connections: Some(1),
+        token_env: Some("T".into()),
+        on_failure: Some(OnFailure::Stop),
+    };
+    full.model.path = Some("base".into());
+    full.model.transformer = Some("transformer".into());
+    full.model.lora.targets = Some(vec!["attn.to_q".into()]);
+    full.model.lora.path = Some("lora".into());
+    let full: Table = full.to_toml().unwrap().parse().unwrap();
+    assert_eq!(keys(&complete_reference().parse().unwrap()), keys(&full));
+
+    for line in complete_reference().lines().filter(|line| line.contains(" = ") && !line.starts_with("# ")) {
+        assert!(line.contains(" # "), "no explanation: {line}");
+    }
+}
