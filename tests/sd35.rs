@@ -117,13 +117,15 @@ fn a_small_model_trains_from_prompts_to_an_export() {
     // One rank does the same.
     folder.train(1, "one", &[]).success();
     assert_eq!(folder.cached(), 19);
-    let first = |metrics: &[Value]| -> f64 {
-        let line = metrics.iter().find(|line| line["update"] == 1).unwrap();
-        number(line, "reward.jpeg-compressibility.mean")
-    };
-    assert_eq!(first(&folder.metrics("one")), first(&metrics), "samples do not depend on the number of ranks");
-    let (one, two) = (folder.policy("one"), folder.policy("two"));
-    assert!(distance(&one, &two) < 1e-6, "{}", distance(&one, &two));
+    let one = folder.metrics("one");
+    let first = |metrics: &[Value], key: &str| number(metrics.iter().find(|line| line["update"] == 1).unwrap(), key);
+    let reward = "reward.jpeg-compressibility.mean";
+    assert_eq!(first(&one, reward), first(&metrics, reward), "samples do not depend on the number of ranks");
+    // Gradients are small here and AdamW's first steps their signs, so that the weights would compare rounding.
+    for key in ["loss", "grad_norm"] {
+        let (one, two) = (first(&one, key), first(&metrics, key));
+        assert!((one / two - 1.0).abs() < 1e-4, "{key}: {one} and {two}");
+    }
 
     let (run, export) = (folder.name("two"), folder.name("export"));
     folder.done(&["export", "--checkpoint", &run, "--format", "diffusers", "--which", "policy", "--out", &export]);
@@ -132,7 +134,8 @@ fn a_small_model_trains_from_prompts_to_an_export() {
     let settings = [format!("model.lora.path={export}"), "run.updates=1".into(), "optim.lr=1e-12".into()];
     folder.train(1, "warm", &settings.each_ref().map(String::as_str)).success();
     // A B that was multiplied by alpha / rank and divided again.
-    assert!(distance(&folder.policy("warm"), &two) < 1e-6, "{}", distance(&folder.policy("warm"), &two));
+    let (warm, two) = (folder.policy("warm"), folder.policy("two"));
+    assert!(distance(&warm, &two) < 1e-6, "{}", distance(&warm, &two));
     let words = folder.done(&["inspect", &folder.name("model")]);
     assert!(words.contains("text_encoder_3") && words.contains("vae"), "{words}");
     let picture = folder.name("picture.png");
