@@ -31,32 +31,45 @@ fn training() -> Training {
 /// The run of 2 x 2 ranks that nothing disturbed.
 fn unbroken(cluster: &Batch) -> Arc<Record> {
     static UNBROKEN: OnceLock<Arc<Record>> = OnceLock::new();
-    let run = || {
-        let training = training();
-        let job = cluster.submit(&[], &training, UPDATES);
-        let end = job.finish();
-        assert_eq!((end.state.as_str(), end.restarts), ("COMPLETED", 0), "{}", job.log());
-        assert!(job.log().contains("4 ranks on 2 hosts over MPI"), "{}", job.log());
-        Arc::new(training.record())
-    };
-    UNBROKEN.get_or_init(run).clone()
+    UNBROKEN.get_or_init(|| Arc::new(undisturbed(cluster, UPDATES))).clone()
+}
+
+fn undisturbed(cluster: &Batch, updates: u64) -> Record {
+    let training = training();
+    let job = cluster.submit(&[], &training, updates);
+    let end = job.finish();
+    assert_eq!((end.state.as_str(), end.restarts), ("COMPLETED", 0), "{}", job.log());
+    assert!(job.log().contains("4 ranks on 2 hosts over MPI"), "{}", job.log());
+    training.record()
 }
 
 /// A job that `disturb` interrupts after its first update goes back into the queue, continues and ends as the unbroken one.
 fn interrupted(name: &str, options: &[&str], disturb: impl FnOnce(&Batch, &cluster::Job)) {
     let Some(cluster) = cluster() else { return };
     let unbroken = unbroken(&cluster);
+    interrupted_run(name, options, UPDATES, &cluster, &unbroken, disturb);
+}
+
+/// The same for a run of `updates`, which ends as `unbroken`.
+fn interrupted_run(
+    name: &str,
+    options: &[&str],
+    updates: u64,
+    cluster: &Batch,
+    unbroken: &Record,
+    disturb: impl FnOnce(&Batch, &cluster::Job),
+) {
     let training = training();
-    let job = cluster.submit(options, &training, UPDATES);
+    let job = cluster.submit(options, &training, updates);
     job.until("the first update", || training.logged(1));
     let disturbed = Instant::now();
-    disturb(&cluster, &job);
+    disturb(cluster, &job);
     job.until("the second start", || job.log().contains(", start 2)"));
     let again = disturbed.elapsed();
     let end = job.finish();
     eprintln!("{name}: running again after {again:.1?}, done after {:.1?}", disturbed.elapsed());
     assert_eq!((end.state.as_str(), end.restarts), ("COMPLETED", 1), "{}", job.log());
-    training.record().assert_equal(&unbroken);
+    training.record().assert_equal(unbroken);
 }
 
 #[test]
@@ -73,7 +86,12 @@ fn a_job_that_is_requeued_continues() {
 /// `--signal` is sent at once where the time limit is as near as that; the second life gets more time.
 #[test]
 fn a_job_saves_before_its_time_limit_and_continues() {
-    interrupted("time limit", &["--time=1", "--signal=B:USR1@45"], |cluster, job| {
+    // Slurm looks at its clocks every few seconds: a run of six updates could be over before the signal comes.
+    const LONGER: u64 = 40;
+    let Some(cluster) = cluster() else { return };
+    let unbroken = undisturbed(&cluster, LONGER);
+    let options = ["--time=1", "--signal=B:USR1@90"];
+    interrupted_run("time limit", &options, LONGER, &cluster, &unbroken, |cluster, job| {
         job.until("the signal", || job.log().contains("SIGUSR1: the ranks are asked to save and leave"));
         job.until("the queue", || job.log().contains("put back into the queue"));
         cluster.run(&["scontrol", "update", &format!("JobId={}", job.id), "TimeLimit=60"]);
