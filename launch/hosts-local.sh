@@ -152,7 +152,9 @@ is_reached() { [[ $(timeout 1 bash -c "exec 3<>/dev/tcp/$(address "$1")/9" 2>&1)
 
 heal() {
     ip link set "$(cable "$1")" up
-    wait_until 10 is_reached "$1" || fail 1 "$1 does not answer"
+    # A host that was off has a new hardware address; the old one would be tried for a while.
+    ip neigh flush dev "$bridge" 2>/dev/null || true
+    wait_until 30 is_reached "$1" || fail 1 "$1 does not answer"
 }
 
 near() {
