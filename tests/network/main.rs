@@ -19,7 +19,7 @@ use hosts::{Hosts, hosts};
 use runs::{Record, TIMEOUT, Training};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const SETTINGS: [&str; 7] = [
     "batch.timesteps=1",
@@ -32,8 +32,8 @@ const SETTINGS: [&str; 7] = [
 ];
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Updates before each fault, and after the last.
-const EACH: u64 = 2;
+/// Updates for each fault, and after the last: more than pass until one is noticed.
+const EACH: u64 = 4;
 
 /// What goes wrong on host b, and how it is put right again.
 #[derive(Debug, Clone, Copy)]
@@ -89,10 +89,14 @@ fn faults(launcher: &str, start: impl Fn(&Hosts, &[&str]) -> Vec<Command>) {
     let command = training.command(1, last());
     let arguments = command.get_args().map(|argument| argument.to_str().unwrap()).collect::<Vec<_>>();
     let launch = || start(&hosts, &arguments).iter_mut().map(Job::start).collect::<Vec<_>>();
-    for (i, fault) in FAULTS.into_iter().enumerate() {
+    for fault in FAULTS {
+        let (saved, launched) = (training.saved().unwrap_or(0), SystemTime::now());
         let mut jobs = launch();
         let begun = Instant::now();
-        while !training.logged(EACH * (i as u64 + 1)) {
+        // Written by this life: the log is cut back to the checkpoint when a run continues.
+        let log = training.path("metrics.jsonl");
+        let written = || std::fs::metadata(&log).and_then(|data| data.modified()).is_ok_and(|at| at > launched);
+        while !(written() && training.newest_logged() > saved) {
             if !jobs[0].is_running() || begun.elapsed() > TIMEOUT {
                 panic!("{launcher}: no updates before {fault:?}: {}", jobs.remove(0).finish(Duration::ZERO));
             }
