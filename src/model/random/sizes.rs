@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 /// A size of the whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Size {
-    /// 0.6 M parameters, f32: trains in seconds on a laptop's core.
+    /// 0.9 M parameters with all its parts, f32.
     Tiny,
-    /// Stable Diffusion 3.5 Medium, bf16, 6 GB: all but T5, whose part is then zero as in diffusers.
+    /// Stable Diffusion 3.5 Medium, bf16: all but T5, whose part is then zero as in diffusers.
     Medium,
 }
 
