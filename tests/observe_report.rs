@@ -21,6 +21,7 @@ fn run(out: &Path) {
         let gain = 1.0 - (-0.05 * update as f64).exp();
         if update > 0 {
             metrics.set("iteration", update as f64);
+            metrics.set("stage", if update < 31 { 0.0 } else { 1.0 });
             metrics.set("reward.ocr.mean", 0.2 + 0.6 * gain);
             metrics.set("reward.ocr.std", 0.2);
             metrics.set("loss", if update == 7 { f64::NAN } else { 0.5 - 0.2 * gain });
@@ -65,6 +66,7 @@ fn the_page_says_how_the_run_went() {
         "Constant throughout: &nbsp; reward.ocr.std 0.2 &nbsp; lr 3e-4",
         "sample <b>1.25 s</b> · 62 %",
         "other <b>0.25 s</b> · 12 %",
+        "<title>stage 1 begins (update 31)</title>",
         "<figcaption>update 0</figcaption>",
         "<figcaption>update 60</figcaption>",
         "<h3>model.lora</h3><table><tr><th>rank</th><td>8</td></tr></table>",

@@ -2,7 +2,10 @@
 //! anything else is touched.
 
 mod load;
+mod stages;
 mod validate;
+
+pub use stages::{RunStage, StageConfig};
 
 use crate::comm::Backend;
 use crate::data::{Format, PromptSet, Split};
@@ -52,6 +55,9 @@ pub struct RunConfig {
     /// The rewards.
     #[serde(default)]
     pub reward: Vec<RewardConfig>,
+    /// What changes of rewards and prompts in the course of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage: Vec<StageConfig>,
     /// How the old policy follows.
     #[serde(default)]
     pub old_policy: OldPolicyConfig,
@@ -247,11 +253,6 @@ impl RunConfig {
         load::read(file, EMBEDDED, set, validate::check)
     }
 
-    /// The prompts that are trained on.
-    pub fn train_prompts(&self) -> Result<PromptSet, Error> {
-        PromptSet::load(&self.data.train, Split::Train, self.data.format)
-    }
-
     /// The prompts that are evaluated.
     pub fn eval_prompts(&self) -> Result<PromptSet, Error> {
         PromptSet::load(&self.data.eval, Split::Eval, self.data.format)
@@ -259,7 +260,8 @@ impl RunConfig {
 
     /// The geometry of the run on `ranks` ranks, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
-        Plan::new(self, ranks, self.train_prompts()?.len())
+        let prompts = self.train_prompts()?;
+        Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())
     }
 
     /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.

@@ -71,8 +71,8 @@ pub struct Attempt {
 /// Refuses scores that cannot be trained on; `failed` images may have none, their groups are left out.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image no reward applies to (both name
-/// image and prompt), or a number of scores that is not the number of prompts.
+/// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image to which no reward
+/// with a weight applies (both name image and prompt), or a number of scores that is not the number of prompts.
 pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<usize>) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
@@ -84,9 +84,10 @@ pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<us
                 return Err(Error::NotFinite(format!("reward {name}: score {score} for {}", place())));
             }
         }
-        if !failed.contains(&image) && rewards.iter().all(|reward| reward.scores[image].is_none()) {
-            let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
-            let message = format!("none applies to {}; name one that does or take the prompt out", place());
+        let counted = rewards.iter().filter(|reward| reward.weight != 0.0);
+        if !failed.contains(&image) && counted.clone().all(|reward| reward.scores[image].is_none()) {
+            let name = counted.map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!("none applies to {}; give weight to one that does or take the prompt out", place());
             return Err(Error::Reward { name, message });
         }
     }

@@ -29,13 +29,14 @@ pub(super) struct Gathered {
 }
 
 impl Trainer {
-    /// The scores of this rank's images.
+    /// The scores of this rank's images, with the weights of the stage in force.
     pub(super) fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Scored> {
         let (mut rewards, mut failed) = (Vec::with_capacity(self.rewards.len()), BTreeSet::new());
         for (reward, config) in self.rewards.iter().zip(&self.config.reward) {
             let attempt = reward.attempt(images, prompts)?;
             failed.extend(attempt.failed);
-            rewards.push(Scores { name: reward.name().to_owned(), weight: config.weight, scores: attempt.scores });
+            let weight = self.stages.now().weight(config.label());
+            rewards.push(Scores { name: reward.name().to_owned(), weight, scores: attempt.scores });
         }
         check_scores(&rewards, prompts, &failed)?;
         Ok(Scored { rewards, failed })

@@ -6,12 +6,13 @@ mod points;
 mod preflight;
 mod run;
 mod saving;
+mod stages;
 
 pub use run::{Outcome, train};
 
 use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
-use crate::data::{Prompt, PromptSet};
+use crate::data::Prompt;
 use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
 use crate::evaluate::{describe_scalings, share};
@@ -29,13 +30,14 @@ use crate::shard::{Gradients, Reduction};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
 use points::{Points, Rollouts, weights};
+use stages::Stages;
 
 /// Everything an iteration works on.
 pub struct Trainer {
     world: World,
     config: RunConfig,
     pipeline: Pipeline,
-    prompts: PromptSet,
+    stages: Stages,
     rewards: Vec<Box<dyn Reward>>,
     objective: Objective,
     points: Points,
@@ -52,6 +54,7 @@ impl Trainer {
     pub fn iteration(&mut self, iteration: u64, on_phase: &mut dyn FnMut(&'static str)) -> Result<Vec<Metrics>> {
         let mut clock = Clock::new(on_phase);
         let mut shared = Metrics::default();
+        self.begin_stage(iteration, &mut shared);
 
         // prompts -> conditioning -> samples -> images -> rewards      (this rank's share of the N images)
         clock.start("sample");
@@ -113,6 +116,16 @@ impl Trainer {
         self.finish(iteration, updates, &shared)
     }
 
+    /// Begins the stage that is due, of which the metrics tell where a run has several.
+    fn begin_stage(&mut self, iteration: u64, metrics: &mut Metrics) {
+        if self.stages.begin(self.state.update, iteration) {
+            tracing::info!("{}", self.stages.now());
+        }
+        if self.stages.are_several() {
+            metrics.set("stage", self.stages.now().number as f64);
+        }
+    }
+
     /// How an iteration's images are sampled: by the old policy, or by the policy itself where the objective asks for it.
     fn sampling(&self, iteration: u64) -> Sampling<'_> {
         Sampling {
@@ -154,7 +167,7 @@ impl Trainer {
     /// The images that this rank samples.
     fn requests(&self, iteration: u64) -> Vec<Request> {
         let batch = &self.config.batch;
-        let groups = self.prompts.draw(self.config.run.seed, iteration, batch.prompts);
+        let groups = self.stages.draw(iteration, batch.prompts);
         let request = |i: usize| Request {
             prompt: groups[i / batch.images_per_prompt].clone(),
             image: i % batch.images_per_prompt,

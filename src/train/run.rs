@@ -4,6 +4,7 @@ use super::Trainer;
 use super::points::Points;
 use super::preflight::preflight;
 use super::saving::{Best, Scored};
+use super::stages::Stages;
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
@@ -95,11 +96,11 @@ impl<'a> Run<'a> {
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
-        let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
+        let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
-        let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
+        let drawn = stages.texts(&plan.stages, plan.prompts);
         let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
@@ -123,6 +124,7 @@ impl<'a> Run<'a> {
             }
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
+            stages.restore(reader.state()).map_err(|message| Error::Checkpoint { path: path.clone(), message })?;
             state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
         let update = state.update;
@@ -143,6 +145,9 @@ impl<'a> Run<'a> {
             progress.note(&format!("continues after update {update} from {}", path.display()));
             progress.resume_at(update);
         }
+        if stages.are_several() {
+            progress.note(&stages.now().to_string());
+        }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
         let loader = reward::Loader::new(threads, &device); // one for both: they share their models
@@ -150,7 +155,7 @@ impl<'a> Run<'a> {
             world: world.clone(),
             config: config.clone(),
             pipeline,
-            prompts,
+            stages,
             rewards: loader.build(&config.reward)?,
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),

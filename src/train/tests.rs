@@ -39,7 +39,7 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<C
     let fault = Rc::new(Cell::new(false));
     let trainer = Trainer {
         world: world.clone(),
-        prompts: config.train_prompts()?,
+        stages: Stages::new(&config)?,
         rewards: vec![Box::new(Faulty(fault.clone()))],
         objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
         points: Points::new(&config),
