@@ -48,7 +48,7 @@ pub(super) fn planned(config: &RunConfig, iterations: u64, prompt_counts: &[usiz
     stages.iter().zip(prompt_counts).map(plan).collect()
 }
 
-/// `ocr 0, pick-score 1 from update 200: 300 iterations on prompts/general.txt, 20 an epoch`
+/// `stage 1 from update 200 on: ocr 0, pick-score 1; prompts/pick.txt: 960 prompts, 20 iterations an epoch; 300 iterations`
 impl fmt::Display for PlannedStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { stage, iterations, prompts, iterations_per_epoch } = self;
