@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const SET: &str = "stage=[{at_update=3, weights={ocr=2.0}}, {at_update=4, train=\"glyphs-4\"}, \
+    const SET: &str = "stage=[{at_update=3, weights={ocr=2.0}}, {at_update=5, train=\"glyphs-4\"}, \
                           {at_update=7, train=\"glyphs\", weights={colour=1.0}}]";
 
     fn config(set: &[&str]) -> RunConfig {
@@ -152,13 +152,13 @@ mod tests {
     #[test]
     fn prompts_that_stay_go_on_in_their_order_and_new_ones_begin() {
         let whole = run(&mut stages(&[SET]), 0, 1);
-        assert_eq!(whole.iter().map(|(stage, _)| *stage).collect::<Vec<_>>(), [0, 0, 0, 1, 2, 2, 2, 3, 3, 3]);
+        assert_eq!(whole.iter().map(|(stage, _)| *stage).collect::<Vec<_>>(), [0, 0, 0, 1, 1, 2, 2, 3, 3, 3]);
         let [three, four] = ["glyphs", "glyphs-4"].map(|name| PromptSet::train(name).unwrap());
         for (i, (_, drawn)) in whole.iter().enumerate() {
             let i = i as u64;
             let expected = match i {
-                0..4 => three.draw(42, 0, i, 5),
-                4..7 => four.draw(42, 2, i - 4, 5),
+                0..5 => three.draw(42, 0, i, 5),
+                5..7 => four.draw(42, 2, i - 5, 5),
                 _ => three.draw(42, 3, i - 7, 5),
             };
             assert_eq!(*drawn, expected, "iteration {i}");
@@ -225,13 +225,13 @@ mod tests {
         };
         let resume = |update: u64, set: &str| stages(&[set]).restore(&at(update));
         let changed = |from: &str, to: &str| SET.replace(from, to);
-        let [weight, prompts, begin] = [("2.0", "3.0"), ("glyphs-4", "glyphs"), ("at_update=4", "at_update=5")]
+        let [weight, prompts, begin] = [("2.0", "3.0"), ("glyphs-4", "glyphs"), ("at_update=5", "at_update=6")]
             .map(|(from, to)| changed(from, to));
         assert_eq!((resume(3, &weight), resume(4, &prompts), resume(4, &begin)), (Ok(()), Ok(()), Ok(())));
         for (update, set, words) in [
             (4, &weight, "went through stage 1 from update 3 on: colour 0, ocr 2; glyphs, and this run has stage 1 "),
-            (9, &prompts, "went through stage 2 from update 4 on: colour 0, ocr 2; glyphs-4, and this run has stage 2"),
-            (5, &begin, "put it back, or pass another --out"),
+            (9, &prompts, "went through stage 2 from update 5 on: colour 0, ocr 2; glyphs-4, and this run has stage 2"),
+            (6, &begin, "put it back, or pass another --out"),
             (9, &"stage=[]".to_owned(), "which this run lacks"),
             (4, &changed("at_update=3", "at_update=2"), "this run has stage 1 from update 2 on"),
         ] {

@@ -82,8 +82,8 @@ fn what_has_begun_cannot_be_changed_and_what_comes_can() {
     assert_eq!((stages.as_array().unwrap().len(), &stages[1]), (2, &second));
 
     let resumed = |stages: &str| {
-        let mut command = training.copy().command(1, 3);
-        Job::start(command.args(["--set", stages])).finish(TIMEOUT)
+        let copy = training.copy();
+        Job::start(copy.command(1, 3).args(["--set", stages])).finish(TIMEOUT)
     };
     for (stages, words) in [
         (
