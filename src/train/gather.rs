@@ -6,7 +6,7 @@ use crate::data::Prompt;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::observe::Metrics;
-use crate::reward::check_scores;
+use crate::reward::{Attempt, RewardConfig, Scoring, check_scores};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;
 
@@ -29,14 +29,17 @@ pub(super) struct Gathered {
 }
 
 impl Trainer {
-    /// The scores of this rank's images.
-    pub(super) fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Scored> {
-        let (mut rewards, mut failed) = (Vec::with_capacity(self.rewards.len()), BTreeSet::new());
-        for (reward, config) in self.rewards.iter().zip(&self.config.reward) {
-            let attempt = reward.attempt(images, prompts)?;
-            failed.extend(attempt.failed);
-            rewards.push(Scores { name: reward.name().to_owned(), weight: config.weight, scores: attempt.scores });
-        }
+    /// The scores of this rank's images, once all are there.
+    pub(super) fn scored(&self, scoring: Scoring, prompts: &[Prompt], metrics: &mut Metrics) -> Result<Scored> {
+        let (attempts, busy) = scoring.finish()?;
+        metrics.max("time.reward_busy", busy.as_secs_f64());
+        let failed = attempts.iter().flat_map(|attempt| &attempt.failed).copied().collect();
+        let scores = |(attempt, config): (Attempt, &RewardConfig)| Scores {
+            name: config.label().to_owned(),
+            weight: config.weight,
+            scores: attempt.scores,
+        };
+        let rewards: Vec<Scores> = attempts.into_iter().zip(&self.config.reward).map(scores).collect();
         check_scores(&rewards, prompts, &failed)?;
         Ok(Scored { rewards, failed })
     }
