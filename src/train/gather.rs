@@ -6,7 +6,7 @@ use crate::data::Prompt;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::observe::Metrics;
-use crate::reward::{Attempt, RewardConfig, Scoring, check_scores};
+use crate::reward::{Scoring, check_scores};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;
 
@@ -33,13 +33,11 @@ impl Trainer {
     pub(super) fn scored(&self, scoring: Scoring, prompts: &[Prompt], metrics: &mut Metrics) -> Result<Scored> {
         let (attempts, busy) = scoring.finish()?;
         metrics.max("time.reward_busy", busy.as_secs_f64());
-        let failed = attempts.iter().flat_map(|attempt| &attempt.failed).copied().collect();
-        let scores = |(attempt, config): (Attempt, &RewardConfig)| Scores {
-            name: config.label().to_owned(),
-            weight: config.weight,
-            scores: attempt.scores,
-        };
-        let rewards: Vec<Scores> = attempts.into_iter().zip(&self.config.reward).map(scores).collect();
+        let (mut rewards, mut failed) = (Vec::with_capacity(self.rewards.len()), BTreeSet::new());
+        for ((reward, config), attempt) in self.rewards.iter().zip(&self.config.reward).zip(attempts) {
+            failed.extend(attempt.failed);
+            rewards.push(Scores { name: reward.name().to_owned(), weight: config.weight, scores: attempt.scores });
+        }
         check_scores(&rewards, prompts, &failed)?;
         Ok(Scored { rewards, failed })
     }
