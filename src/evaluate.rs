@@ -7,12 +7,13 @@ use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
-use crate::reward::{Reward, RewardConfig, RewardKind};
+use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// `[eval]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub struct Evaluation<'a> {
     pub micro_batch: usize,
     /// Seed of the noise.
     pub seed: u64,
+    /// Whether images are scored while the next ones are sampled.
+    pub overlap: Overlap,
 }
 
 /// Images that the gallery shows, one for each of the first prompts.
@@ -92,7 +95,7 @@ impl Evaluation<'_> {
         &self,
         pipeline: &Pipeline,
         params: &dyn Weights,
-        rewards: &[Box<dyn Reward>],
+        rewards: &Rewards,
         world: &World,
     ) -> Result<(Metrics, Gallery)> {
         let count = self.prompts.len() * self.images_per_prompt;
@@ -106,7 +109,7 @@ impl Evaluation<'_> {
         if requests.is_empty() && busiest(params, images_per_rank) > 0 {
             requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
         }
-        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
+        let mut scoring = Scoring::new(rewards, self.overlap, &pipeline.device)?;
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
@@ -122,20 +125,26 @@ impl Evaluation<'_> {
                 purpose: Purpose::Evaluation,
                 iteration: 0,
             };
-            let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
-            if !mine.is_empty() {
-                let attempts = rewards.iter().map(|reward| reward.attempt(&images, &prompts));
-                scores = attempts.map(|attempt| Ok(attempt?.scores)).collect();
-            }
-            for (i, request) in requests.iter().enumerate().take(mine.len()) {
-                let place = (mine.start + i) / self.images_per_prompt;
-                if request.image == 0 && place < GALLERY {
-                    let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
-                    let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
-                    gallery.push((place, bytes.flatten_all()?.to_vec1()?));
+            let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
+                if mine.is_empty() {
+                    return Ok(());
                 }
-            }
+                let images = pipeline.decode(x0)?;
+                scoring.add(places.start, &images, &prompts[places.clone()])?;
+                for (i, request) in requests[places.clone()].iter().enumerate() {
+                    let place = (mine.start + places.start + i) / self.images_per_prompt;
+                    if request.image == 0 && place < GALLERY {
+                        let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
+                        let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
+                        gallery.push((place, bytes.flatten_all()?.to_vec1()?));
+                    }
+                }
+                Ok(())
+            };
+            sampling.run_with(&requests, &conditioning, images_per_rank, on_samples)?;
         }
+        let scores: Result<Vec<Vec<Option<f64>>>> =
+            scoring.finish().map(|(attempts, _)| attempts.into_iter().map(|attempt| attempt.scores).collect());
         let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
         let mut metrics = self.summary(rewards, &all, count);
         describe_scalings(rewards, "eval.reward", &mut metrics);

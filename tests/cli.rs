@@ -280,9 +280,17 @@ fn run_folder_is_whole(out: &Path) {
     assert_eq!((numbers(&updates), numbers(&evaluations)), (vec![1, 2], vec![0, 2]));
     for (update, iteration) in updates.iter().zip(0..) {
         assert_eq!(update["iteration"], iteration);
-        for key in
-            ["reward.ocr.mean", "loss", "grad_norm", "lr", "time.sample", "time.reward", "time.train", "time.optimizer"]
-        {
+        for key in [
+            "reward.ocr.mean",
+            "loss",
+            "grad_norm",
+            "lr",
+            "time.sample",
+            "time.reward",
+            "time.reward_busy",
+            "time.train",
+            "time.optimizer",
+        ] {
             assert!(update[key].is_number(), "{key} in {update}");
         }
     }

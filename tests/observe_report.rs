@@ -29,6 +29,7 @@ fn run(out: &Path) {
             metrics.set("images", 96.0);
             metrics.set("time.sample", 1.25);
             metrics.set("time.train", 0.5);
+            metrics.set("time.reward_busy", 1.5);
             metrics.set("time.total", 2.0);
             log.write(update, &metrics).unwrap();
         }
@@ -58,6 +59,7 @@ fn the_page_says_how_the_run_went() {
         "flow-awr on glyphs · update 60 of 60",
         "<span class=\"from\">0.25 →</span> 0.82",
         "<span class=\"from\">3.0 % →</span> 51 %",
+        "The rewards took 1.5 s an update",
         "2m 40s",                 // 60 updates of 2 s and four evaluations of 10 s
         "5,760",                  // images
         "held out <b>0.82</b>",   // both curves in one chart

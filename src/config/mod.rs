@@ -18,7 +18,7 @@ use crate::objective::{AdvantageConfig, Method, MethodConfig};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
-use crate::reward::RewardConfig;
+use crate::reward::{Overlap, RewardConfig};
 use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -207,6 +207,8 @@ pub struct ParallelConfig {
     pub shard: Sharding,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
     pub checkpoint_activations: Checkpointing,
+    /// Whether images are scored while the next ones are sampled.
+    pub reward_overlap: Overlap,
     /// Iterations between comparisons of what must be equal on all ranks; 0: never.
     pub check_every: u64,
     /// Seconds that a rank waits for a peer before the job ends.
@@ -220,6 +222,7 @@ impl Default for ParallelConfig {
             device: DeviceChoice::Auto,
             shard: Sharding::Optimizer,
             checkpoint_activations: Checkpointing::EACH,
+            reward_overlap: Overlap::Auto,
             check_every: 10,
             deadline_s: 600,
         }

@@ -23,7 +23,7 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::Reward;
+use crate::reward::{Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Samples, Sampling, busiest, micro_batches};
 use crate::shard::{Gradients, Reduction};
@@ -31,6 +31,7 @@ use candle_core::{DType, Tensor, Var};
 use clock::Clock;
 use points::{Points, Rollouts, weights};
 use stages::Stages;
+use std::ops::Range;
 
 /// Everything an iteration works on.
 pub struct Trainer {
@@ -38,7 +39,7 @@ pub struct Trainer {
     config: RunConfig,
     pipeline: Pipeline,
     stages: Stages,
-    rewards: Vec<Box<dyn Reward>>,
+    rewards: Rewards,
     objective: Objective,
     points: Points,
     layout: Layout,
@@ -62,12 +63,24 @@ impl Trainer {
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
         let conditioning = self.pipeline.encode(&prompts)?;
         let sent = self.world.sent();
-        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, &conditioning, self.most_images())?;
+        let mut scoring = Scoring::new(&self.rewards, self.config.parallel.reward_overlap, &self.pipeline.device)?;
+        let mut finite = Ok(());
+        let sampling = self.sampling(iteration);
+        let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
+            if finite.is_ok() {
+                finite = check_finite(x0, &requests[places.clone()], iteration);
+            }
+            if finite.is_ok() {
+                clock.start("decode");
+                scoring.add(places.start, &self.pipeline.decode(x0)?, &prompts[places])?; // [B, 3, H, W]
+                clock.start("sample");
+            }
+            Ok(())
+        };
+        let Samples { x0, trajectory } = sampling.run_with(&requests, &conditioning, self.most_images(), on_samples)?;
         shared.set("sent.rollout", (self.world.sent() - sent) as f64);
-        clock.start("decode");
-        let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
-        let scores = check_finite(&x0, &requests, iteration).and_then(|()| self.score(&images, &prompts));
+        let scores = finite.and_then(|()| self.scored(scoring, &prompts, &mut shared));
 
         // rewards -> advantages      (every rank computes all N from the same numbers, then keeps its own)
         clock.start("gather");
@@ -316,5 +329,7 @@ fn check_finite(x0: &Tensor, requests: &[Request], iteration: u64) -> Result<()>
 
 #[cfg(test)]
 mod failing_rewards;
+#[cfg(test)]
+mod overlap;
 #[cfg(test)]
 mod tests;

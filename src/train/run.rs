@@ -19,7 +19,7 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::{self, Reward};
+use crate::reward::{self, Rewards};
 use crate::shard::Weights;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -72,7 +72,7 @@ pub(super) struct Run<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer,
     eval_prompts: PromptSet,
-    eval_rewards: Vec<Box<dyn Reward>>,
+    eval_rewards: Rewards,
     pub(super) saver: Saver,
     pub(super) best: Best,
     /// Why the last checkpoint is not there.
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
             config: config.clone(),
             pipeline,
             stages,
-            rewards: loader.build(&config.reward)?,
+            rewards: loader.build(&config.reward)?.into(),
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = loader.build(&evaluated(config))?;
+        let eval_rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
@@ -270,7 +270,7 @@ impl<'a> Run<'a> {
         (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
     }
 
-    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
+    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &Rewards) -> Result<(Metrics, Gallery)> {
         let eval = &self.config.eval;
         let sampler = eval.sampler(&self.config.sampler);
         let evaluation = Evaluation {
@@ -279,6 +279,7 @@ impl<'a> Run<'a> {
             sampler: &sampler,
             micro_batch: self.config.batch.micro_batch,
             seed: self.config.run.seed,
+            overlap: self.config.parallel.reward_overlap,
         };
         evaluation.run(&self.trainer.pipeline, params, rewards, self.world())
     }
@@ -289,8 +290,9 @@ impl<'a> Run<'a> {
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
         let policies = &self.trainer.policies;
-        let (_, before) = self.sampled(&*policies.reference, count, &[])?;
-        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &[])?;
+        let none = Rewards::default();
+        let (_, before) = self.sampled(&*policies.reference, count, &none)?;
+        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &none)?;
         self.progress.finish();
         if self.world().rank() != 0 {
             return Ok(Outcome::Done(String::new()));

@@ -210,10 +210,14 @@ fn training(run: &Run) -> String {
     format!("<section><h2>Training</h2><div class=\"row\">{cards}</div>{constant}</section>\n")
 }
 
+/// Times that are no phase of the training thread.
+const NO_PHASES: [&str; 2] = ["time.total", BUSY];
+const BUSY: &str = "time.reward_busy";
+
 /// Where the time of an update goes.
 fn phases(run: &Run) -> String {
     let names: Vec<_> =
-        names(&run.updates).into_iter().filter(|name| name.starts_with("time.") && *name != "time.total").collect();
+        names(&run.updates).into_iter().filter(|name| name.starts_with("time.") && !NO_PHASES.contains(name)).collect();
     let seconds = |update: &u64, name: &str| {
         let value = run.updates.get(update).and_then(|record| record.get(name)?.as_f64());
         (*update as f64, value.unwrap_or(0.0))
@@ -252,9 +256,17 @@ fn phases(run: &Run) -> String {
         let (label, mean, share) = (escape(label), short(mean), percent(share));
         write!(legend, "<li><i class=\"{class}\"></i>{label} <b>{mean} s</b> · {share}</li>").ok();
     }
+    let busy: Points = run.updates.keys().map(|update| seconds(update, BUSY)).collect();
+    let busy = match total(&busy) {
+        0.0 => String::new(),
+        all => format!(
+            "<p class=\"sub\">The rewards took {} s an update; training waited for them as long as “reward” says.</p>",
+            short(all / busy.len() as f64)
+        ),
+    };
     format!(
         "<section><h2>Time</h2><div class=\"card\"><div class=\"top\"><h3>Seconds of every update</h3></div>\
-         <ul class=\"legend\">{legend}</ul>{svg}</div></section>\n"
+         <ul class=\"legend\">{legend}</ul>{svg}{busy}</div></section>\n"
     )
 }
 
