@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         eprintln!("round {round}");
         let transformer = timed("open", || Transformer::open(Path::new(path)))?;
         timed("digest", || Ok(transformer.weights.digest()))?;
-        let loaded = timed("load, bf16", || transformer.load(None, (64, 64), DType::BF16, 0, &Device::Cpu))?;
+        let loaded = timed("load, bf16", || transformer.load(None, (64, 64), DType::BF16, 0, &Device::Cpu)?.params())?;
         timed("close files", || {
             drop(transformer);
             Ok(())

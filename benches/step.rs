@@ -45,8 +45,9 @@ fn main() -> flowrl_dist::Result<()> {
     eprintln!("{threads} threads, batch {BATCH}, median [range] of {REPETITIONS}");
     let pipeline = Pipeline::load(&ModelConfig::default(), 1, &Device::Cpu)?;
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let flat = pipeline.base.flatten(&layout)?;
-    let params = pipeline.base.with_flat(&layout, &flat)?;
+    let base = pipeline.params()?;
+    let flat = base.flatten(&layout)?;
+    let params = base.with_flat(&layout, &flat)?;
     let prompts = PromptSet::eval("glyphs")?.prompts;
     let requests: Vec<Request> = prompts.iter().take(BATCH).map(|p| Request { prompt: p.clone(), image: 0 }).collect();
     let prompts = prompts[..BATCH].to_vec();

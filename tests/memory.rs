@@ -1,12 +1,14 @@
 //! What block-wise gradients save: peak heap above weights and gradients, beside one graph of the whole model. And what
-//! weights in parts save.
+//! weights in parts save, from the moment when they are read.
 
 mod blocks;
 
 use blocks::{block_wise, inputs, model, monolithic, trained, training_pass};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use flowrl_dist::Result;
 use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::model::BaseModel;
+use flowrl_dist::model::files::Weights as Files;
 use flowrl_dist::optim::Sharded;
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::policy::Policies;
@@ -100,7 +102,7 @@ fn in_parts(trainable: Trainable, all: bool) -> Result<[f64; 4]> {
         world.host.barrier()?;
         let before = NOW.load(Ordering::Relaxed);
         world.host.barrier()?;
-        let policies = Policies::new(set.clone(), &specs, trainable, &state, false, &world)?;
+        let policies = Policies::new(&set, &specs, trainable, &state, false, &world)?;
         world.host.barrier()?;
         let held = NOW.load(Ordering::Relaxed);
         PEAK.store(held, Ordering::Relaxed);
@@ -128,6 +130,55 @@ fn weights_in_parts_take_a_share_and_the_stages_in_use() -> Result<()> {
         );
         assert!(held < 1.02 * whole / RANKS as f64, "{held} of {whole} MiB");
         assert!(stages < 3.5, "{stages} stages were there at once");
+    }
+    Ok(())
+}
+
+/// Optimizer state and policies straight from a file: at no moment a rank has more than what it keeps and one tensor.
+#[test]
+fn parts_are_read_without_the_whole() -> Result<()> {
+    let _alone = alone();
+    for trainable in [Trainable::Full, Trainable::Lora] {
+        let lora = (trainable == Trainable::Lora).then(LoraConfig::default);
+        let model = model(lora.as_ref());
+        let (specs, folder) = (model.specs(), tempfile::tempdir().expect("a folder"));
+        let path = folder.path().join("model.safetensors");
+        let set = ParamSet::init(&specs, 1, &Device::Cpu)?;
+        let named = specs.iter().enumerate().flat_map(|(stage, specs)| {
+            let tensors = set.stage(stage).iter().map(|(_, tensor)| tensor.clone());
+            specs.iter().map(|spec| spec.name.clone()).zip(tensors)
+        });
+        safetensors::serialize_to_file(named, None, &path).expect("a file");
+        drop(set);
+        let elements = specs.iter().flat_map(|specs| specs.iter()).map(|spec| spec.shape.iter().product::<usize>());
+        let (largest, whole) = (mib(4 * elements.clone().max().unwrap_or(0)), mib(4 * elements.sum::<usize>()));
+        let layout = Layout::new(&specs, trainable);
+        ThreadGroup::run(RANKS, |world| {
+            for reader in 0..RANKS {
+                world.host.barrier()?;
+                if world.rank() != reader {
+                    world.host.barrier()?;
+                    continue;
+                }
+                let base = BaseModel::new(&model, Files::open(&path)?, DType::F32, 1, &Device::Cpu);
+                let before = NOW.load(Ordering::Relaxed);
+                let mut held = 0.0;
+                let peak = peak(|| {
+                    let state = Sharded::new(&base, &layout, Sharding::Full, &*world.device)?;
+                    let policies = Policies::new(&base, &specs, trainable, &state, false, &world)?;
+                    held = mib(NOW.load(Ordering::Relaxed) - before);
+                    drop(policies);
+                    Ok(())
+                })?;
+                eprintln!(
+                    "{trainable:?}: rank {reader} of {RANKS} holds {held:.1} MiB, at the peak {peak:.1}; the largest tensor \
+                     has {largest:.1}, the model {whole:.1}"
+                );
+                assert!(peak < held + 1.1 * largest, "{peak} MiB to hold {held}");
+                world.host.barrier()?;
+            }
+            Ok(())
+        })?;
     }
     Ok(())
 }

@@ -85,9 +85,8 @@ impl<'a> Run<'a> {
     pub fn new(pipeline: &'a Pipeline, method: &MethodConfig, lr: f64) -> Result<Self> {
         let map = AdvantageConfig::default().resolve(method);
         let (world, layout) = (World::solo(), layout(pipeline));
-        let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &*world.device)?;
-        let policies =
-            Policies::new(pipeline.base.clone(), &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
+        let state = Sharded::new(&*pipeline.base, &layout, Sharding::None, &*world.device)?;
+        let policies = Policies::new(&*pipeline.base, &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
         let optim = OptimConfig { lr, weight_decay: 0.0, ..OptimConfig::default() };
         Ok(Self { pipeline, objective: Objective::new(method, &map), map, optim, layout, state, policies, world })
     }

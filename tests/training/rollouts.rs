@@ -23,7 +23,7 @@ fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>
     let conditioning = pipeline.encode(&prompts).unwrap();
     let sampling = Sampling {
         pipeline,
-        params: &pipeline.base,
+        params: &pipeline.params().unwrap(),
         sampler: &sampler,
         micro_batch: MICRO_BATCH,
         seed: 42,
