@@ -76,8 +76,8 @@ fn main() -> flowrl_dist::Result<()> {
         purpose: Purpose::Rollout,
         iteration: 0,
     };
-    measure("rollout, 10 steps", BATCH, "images", || sampling.run(&requests, &conditioning, BATCH).map(drop));
-    let images = pipeline.decode(&sampling.run(&requests, &conditioning, BATCH)?.x0)?;
+    measure("rollout, 10 steps", BATCH, "images", || sampling.run(&requests, BATCH).map(drop));
+    let images = pipeline.decode(&sampling.run(&requests, BATCH)?.x0)?;
     let ocr = Ocr::new(threads)?;
     measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
     let mut state = Sharded::new(&flat, &layout, Sharding::None, &Solo)?;

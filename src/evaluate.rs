@@ -9,7 +9,7 @@ use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
 use crate::reward::{Reward, RewardConfig, RewardKind};
 use crate::rng::Purpose;
-use crate::rollout::{Request, Sampling, busiest};
+use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,8 @@ pub struct Evaluation<'a> {
 const GALLERY: usize = 24;
 /// Their longest side in pixels: every rank gets them all.
 const SIDE: usize = 256;
+/// Images that a rank has at once, or a micro-batch if that is more: memory does not grow with the number of prompts.
+const AT_ONCE: usize = 32;
 
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
@@ -102,33 +104,41 @@ impl Evaluation<'_> {
             prompt: self.prompts[i / self.images_per_prompt].clone(),
             image: i % self.images_per_prompt,
         };
-        let mut requests: Vec<Request> = mine.clone().map(request).collect();
-        if requests.is_empty() && busiest(params, images_per_rank) > 0 {
-            requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
-        }
+        let sampling = Sampling {
+            pipeline,
+            params,
+            sampler: self.sampler,
+            micro_batch: self.micro_batch,
+            seed: self.seed,
+            purpose: Purpose::Evaluation,
+            iteration: 0,
+        };
         let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
-        if !requests.is_empty() {
+        let at_once = AT_ONCE.next_multiple_of(self.micro_batch);
+        let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
+        for (index, batch) in batches.enumerate() {
+            let own = mine.start + batch.start..mine.start + batch.start + batch.len;
+            // A rank that has none left samples any, because others need it for theirs, and throws it away.
+            let sampled = if own.is_empty() { 0..1 } else { own.clone() };
+            let requests: Vec<Request> = sampled.map(request).collect();
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-            let conditioning = pipeline.encode(&prompts)?;
-            let sampling = Sampling {
-                pipeline,
-                params,
-                sampler: self.sampler,
-                micro_batch: self.micro_batch,
-                seed: self.seed,
-                purpose: Purpose::Evaluation,
-                iteration: 0,
-            };
-            let images = pipeline.decode(&sampling.run(&requests, &conditioning, images_per_rank)?.x0)?;
-            if !mine.is_empty() {
-                let attempts = rewards.iter().map(|reward| reward.attempt(&images, &prompts));
-                scores = attempts.map(|attempt| Ok(attempt?.scores)).collect();
+            let most = at_once.min(images_per_rank - index * at_once);
+            let samples = sampling.run(&requests, most)?;
+            if own.is_empty() {
+                continue;
             }
-            for (i, request) in requests.iter().enumerate().take(mine.len()) {
-                let place = (mine.start + i) / self.images_per_prompt;
+            let images = pipeline.decode(&samples.x0)?;
+            scores = scores.and_then(|mut scores| {
+                for (reward, scores) in rewards.iter().zip(&mut scores) {
+                    scores.extend(reward.attempt(&images, &prompts)?.scores);
+                }
+                Ok(scores)
+            });
+            for (i, request) in requests.iter().enumerate() {
+                let place = (own.start + i) / self.images_per_prompt;
                 if request.image == 0 && place < GALLERY {
                     let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
                     let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;

@@ -1,16 +1,21 @@
 //! What block-wise gradients save: peak heap above weights and gradients, beside one graph of the whole model. And what
-//! weights in parts save, from the moment when they are read.
+//! weights in parts save, from the moment when they are read. And that prompts take none.
 
 mod blocks;
 
 use blocks::{block_wise, inputs, model, monolithic, trained, training_pass};
 use candle_core::{DType, Device};
 use flowrl_dist::Result;
-use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::comm::{Solo, ThreadGroup, World};
+use flowrl_dist::data::{Prompt, PromptSet};
+use flowrl_dist::evaluate::Evaluation;
+use flowrl_dist::flow::{SamplerConfig, Solver};
 use flowrl_dist::model::BaseModel;
 use flowrl_dist::model::files::Weights as Files;
+use flowrl_dist::model::random::{Size as ModelSize, write};
 use flowrl_dist::optim::Sharded;
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
+use flowrl_dist::pipeline::{Kind, ModelConfig, Pipeline};
 use flowrl_dist::policy::Policies;
 use flowrl_dist::shard::{Sharding, Weights};
 use std::alloc::{GlobalAlloc, Layout as Size, System};
@@ -180,5 +185,41 @@ fn parts_are_read_without_the_whole() -> Result<()> {
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// Embeddings, samples and pictures are those of a few prompts, however many there are.
+#[test]
+fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
+    const MOST: usize = 160;
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    write(ModelSize::Tiny, 1, &folder.path().join("model"))?;
+    let config = ModelConfig {
+        kind: Kind::Sd35Medium,
+        path: Some(folder.path().join("model")),
+        prompt_cache: folder.path().join("cache"),
+        resolution: 64,
+        t5_tokens: 256,
+        ..ModelConfig::default()
+    };
+    let prompts: Vec<Prompt> = (0..MOST).map(|i| format!("prompt {i}")).collect::<PromptSet>().prompts;
+    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    Pipeline::prepare(&config, &texts, &Device::Cpu, &Solo)?;
+    let pipeline = Pipeline::load(&config, 1, &Device::Cpu)?;
+    let params = pipeline.params()?;
+    let conditioning = pipeline.encode(&prompts[..1])?;
+    let embedding = mib(conditioning.iter().map(|c| c.elem_count() * c.dtype().size_in_bytes()).sum());
+    drop(conditioning);
+    let sampler = SamplerConfig { solver: Solver::Euler, steps: 1, ..SamplerConfig::default() };
+    let [few, many] = [MOST / 4, MOST].map(|count| {
+        let evaluation =
+            Evaluation { prompts: &prompts[..count], images_per_prompt: 1, sampler: &sampler, micro_batch: 4, seed: 1 };
+        peak(|| evaluation.run(&pipeline, &params, &[], &World::solo()).map(drop))
+    });
+    let (few, many) = (few?, many?);
+    let more = embedding * (MOST - MOST / 4) as f64;
+    eprintln!("{few:.2} MiB for {} prompts, {many:.2} for {MOST}, whose embeddings are {more:.1} MiB more", MOST / 4);
+    assert!(more > 5.0 && many < few + 0.05 * more, "{few} and {many} MiB; {more} MiB of embeddings");
     Ok(())
 }

@@ -11,6 +11,7 @@ use crate::model::{Model, mmdit};
 use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Tokens of a prompt that the CLIP encoders read.
 const CLIP_TOKENS: usize = 77;
@@ -113,7 +114,7 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let flat = Adapter::open(path)?.flat(&layout, &lora, device)?;
         base = base.with_adapters(layout, flat);
     }
-    let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
+    let parts = Parts { prompts: cache(config)?, negative: OnceLock::new(), vae, device: device.clone() };
     Ok(Pipeline {
         model,
         base: Box::new(base),
@@ -126,6 +127,8 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
 /// What stands before and behind the transformer.
 pub struct Parts {
     prompts: PromptCache,
+    /// The empty prompt, read when guidance wants it first.
+    negative: OnceLock<Vec<Tensor>>,
     vae: Vae,
     device: Device,
 }
@@ -139,7 +142,13 @@ impl Parts {
 
     /// The empty prompt, in the shape of `conditioning`.
     pub(super) fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
-        let empty = self.of(&[NEGATIVE])?;
+        let empty = match self.negative.get() {
+            Some(empty) => empty,
+            None => {
+                let empty = self.of(&[NEGATIVE])?;
+                self.negative.get_or_init(|| empty)
+            }
+        };
         empty.iter().zip(conditioning).map(|(empty, shape)| Ok(empty.broadcast_as(shape.shape())?)).collect()
     }
 

@@ -57,9 +57,8 @@ impl Trainer {
         clock.start("sample");
         let requests = self.requests(iteration);
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-        let conditioning = self.pipeline.encode(&prompts)?;
         let sent = self.world.sent();
-        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, &conditioning, self.most_images())?;
+        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, self.most_images())?;
         shared.set("sent.rollout", (self.world.sent() - sent) as f64);
         clock.start("decode");
         let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
@@ -74,7 +73,7 @@ impl Trainer {
         describe_scalings(&self.rewards, "reward", &mut shared);
         let advantages = all.values[self.share()].to_vec();
         let dropped = gathered.dropped;
-        let rollouts = Rollouts { requests, x0, trajectory, conditioning, advantages, dropped };
+        let rollouts = Rollouts { requests, x0, trajectory, advantages, dropped };
 
         let mut updates = Vec::new();
         for update in 0..self.points.updates {

@@ -37,7 +37,7 @@ fn sampler(solver: Solver) -> SamplerConfig {
 }
 
 fn requests(prompts: usize, images: usize) -> Vec<Request> {
-    let prompt = |index| Prompt::new(index, "");
+    let prompt = |index| Prompt::new(index, r#""7" in red on yellow"#); // the model does not look at it
     (0..prompts * images).map(|i| Request { prompt: prompt(i / images), image: i % images }).collect()
 }
 
@@ -50,11 +50,8 @@ fn sample(
     iteration: u64,
 ) -> Result<Samples> {
     let sampler = &sampler(solver);
-    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }.run(
-        requests,
-        &[],
-        requests.len(),
-    )
+    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }
+        .run(requests, requests.len())
 }
 
 /// What samples of these parameters look like.
