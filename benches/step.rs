@@ -1,13 +1,14 @@
-//! Where an iteration's time goes, on the embedded task: `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
+//! Where an iteration's time goes, on the embedded task (objectives on latents of 512 pixels): `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
 //!
 //! Prints the median and range of repeated measurements of each part, with its rate; nothing is asserted. Figures with
 //! machine and date go into docs/LOG.md.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::engine::{self, Checkpointing};
-use flowrl_dist::flow::SamplerConfig;
+use flowrl_dist::flow::{SamplerConfig, interpolate};
+use flowrl_dist::objective::{AdvantageConfig, Frozen, Method, MethodConfig, Objective, Point, Target};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
@@ -64,6 +65,21 @@ fn main() -> flowrl_dist::Result<()> {
                 engine::forward(&pipeline.model, &params, &x, &t, &conditioning, Checkpointing(checkpointing))?;
             let mut gradients = Gradients::zeros(&layout, &Partition::new(&layout, 1), &Device::Cpu)?;
             engine::backward(&pipeline.model, &params, tape, &v, |stage, of_stage| gradients.add(stage, of_stage))
+        });
+    }
+    let noise = |id| Stream::new(1, Purpose::TrainNoise, [id, 0, 0, 0]).normals(BATCH * 16 * 64 * 64);
+    let latent = |id| Tensor::from_vec(noise(id), (BATCH, 16, 64, 64), &Device::Cpu);
+    let (x0, eps, v) = (latent(0)?, latent(1)?, Var::from_tensor(&latent(2)?)?);
+    let frozen = Frozen { old: Some(latent(3)?), reference: Some(latent(4)?) };
+    let advantage = Tensor::full(0.5f32, BATCH, &Device::Cpu)?;
+    let point = Point { x_t: interpolate(&x0, &eps, &t)?, t, advantage, target: Target::Forward { x0, eps } };
+    for method in [Method::FlowAwr, Method::DiffusionNft] {
+        let config = MethodConfig::of(method);
+        let objective = Objective::new(&config, &AdvantageConfig::default().resolve(&config));
+        measure(&format!("{method:?} of 512 pixels"), BATCH, "samples", || {
+            let terms = objective.terms(&point, v.as_tensor(), &frozen)?;
+            drop(terms.loss.sum_all()?.backward()?);
+            Ok(())
         });
     }
     let sampler = SamplerConfig::default();
