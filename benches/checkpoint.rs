@@ -25,6 +25,17 @@ fn dd(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Has the kernel drop the folder's files from its cache.
+fn forget(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(flowrl_dist::Error::io(folder))? {
+        let path = entry.map_err(flowrl_dist::Error::io(folder))?.path();
+        if path.is_file() {
+            dd(&[format!("if={}", path.display()), "iflag=nocache".into(), "count=0".into(), "status=none".into()])?;
+        }
+    }
+    Ok(())
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -49,7 +60,8 @@ fn main() -> Result<()> {
     let place = tempfile::tempdir_in(folder).map_err(flowrl_dist::Error::io(folder))?;
     let root = place.path().join("checkpoints");
     let file = place.path().join("dd");
-    let (mut save, mut stall, mut write, mut load, mut read) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut save, mut stall, mut write) = (vec![], vec![], vec![]);
+    let (mut load, mut read, mut cold_load, mut cold_read) = (vec![], vec![], vec![], vec![]);
     for repetition in 0..REPETITIONS as u64 {
         let state = TrainState { update: repetition, iteration: repetition, extra: serde_json::Value::Null };
         let mut saver = Saver::new(&root, identity.clone(), repetition);
@@ -63,18 +75,27 @@ fn main() -> Result<()> {
         let count = format!("count={mib}");
         write.push(seconds(|| dd(&["if=/dev/zero".into(), out, "bs=1M".into(), count, "conv=fsync".into()])));
         let newest = checkpoint::newest(&root)?.expect("a checkpoint").path;
-        load.push(seconds(|| checkpoint::open(&newest)?.read(std::slice::from_ref(&whole)).map(drop)));
-        read.push(seconds(|| dd(&[format!("if={}", file.display()), "of=/dev/null".into(), "bs=1M".into()])));
+        let from = format!("if={}", file.display());
+        let dd_read = || dd(&[from.clone(), "of=/dev/null".into(), "bs=1M".into()]);
+        let read_back = || checkpoint::open(&newest)?.read(std::slice::from_ref(&whole)).map(drop);
+        load.push(seconds(read_back));
+        read.push(seconds(dd_read));
+        forget(&newest)?;
+        cold_load.push(seconds(read_back));
+        forget(place.path())?;
+        cold_read.push(seconds(dd_read));
         checkpoint::prune(Path::new(&root), 1, None)?;
     }
     let rate = |seconds: Vec<f64>| mib as f64 / median(seconds);
-    let (save, write, load, read) = (rate(save), rate(write), rate(load), rate(read));
     eprintln!("{mib} MiB, medians of {REPETITIONS}");
-    eprintln!("save  {save:7.0} MiB/s   dd with fsync  {write:7.0} MiB/s   ratio {:.2}", save / write);
-    eprintln!(
-        "load  {load:7.0} MiB/s   dd             {read:7.0} MiB/s   ratio {:.2} (both from the page cache)",
-        load / read
-    );
+    for (name, ours, peer, dd) in [
+        ("save", save, "dd with fsync", write),
+        ("load, from the page cache", load, "dd", read),
+        ("load, from the disk", cold_load, "dd", cold_read),
+    ] {
+        let (ours, dd) = (rate(ours), rate(dd));
+        eprintln!("{name:>25}  {ours:7.0} MiB/s   {peer:>13}  {dd:7.0} MiB/s   ratio {:.2}", ours / dd);
+    }
     eprintln!("training waits {:.1} ms for a save to begin", 1e3 * median(stall));
     Ok(())
 }

@@ -200,21 +200,22 @@ fn moves(held: &[Range<usize>], wanted: &[Range<usize>]) -> Vec<Move> {
     moves
 }
 
-/// Reads what the shard file has for the vectors.
+/// Reads what the shard file has for the vectors, all of them at once.
 fn fill(path: &Path, moves: &[Move], vectors: &mut BTreeMap<String, Vec<f32>>) -> io::Result<()> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let data_start = 8 + u64::from_le_bytes(length);
     let mut json = Vec::new();
-    (&mut file).take(data_start - 8).read_to_end(&mut json)?;
+    file.take(data_start - 8).read_to_end(&mut json)?;
     let metadata: Metadata = serde_json::from_slice(&json)?;
 
-    let mut block = vec![0; 4 * BLOCK];
-    for (name, out) in vectors {
+    vectors.par_iter_mut().try_for_each(|(name, out)| {
         let Some(info) = metadata.info(name).filter(|info| info.dtype == Dtype::F32 && info.shape.len() == 1) else {
             return Err(io::Error::other(format!("there is no f32 vector {name:?} in it")));
         };
+        let mut file = File::open(path)?;
+        let mut block = vec![0; 4 * BLOCK];
         for Move { from, to, len } in moves {
             file.seek(SeekFrom::Start(data_start + (info.data_offsets.0 + 4 * from) as u64))?;
             for out in out[*to..to + len].chunks_mut(BLOCK) {
@@ -223,8 +224,8 @@ fn fill(path: &Path, moves: &[Move], vectors: &mut BTreeMap<String, Vec<f32>>) -
                 out.iter_mut().zip(part.as_chunks().0).for_each(|(x, &bytes)| *x = f32::from_le_bytes(bytes));
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn check_length(folder: &Path, shard: &ShardEntry) -> Result<()> {

@@ -62,7 +62,7 @@ pub(crate) struct Work {
 
 impl Work {
     pub(crate) fn new(config: &RunConfig, plan: &Plan) -> Result<Self> {
-        let forward = config.model.flops()?;
+        let forward = config.model.flops()? + adapters(config, plan)?;
         let padded = |count: usize| (count.div_ceil(plan.micro_batch) * plan.micro_batch) as f64;
         let guided = |guidance: f64| if guidance == 1.0 { 1.0 } else { 2.0 };
         let images = plan.images_per_rank.1;
@@ -79,6 +79,14 @@ impl Work {
             optimizer: 4.0 * plan.shard as f64 * (8.0 * updates + 3.0),
         })
     }
+}
+
+/// Floating-point operations of the adapters in a forward pass for one sample.
+fn adapters(config: &RunConfig, plan: &Plan) -> Result<f64> {
+    Ok(match config.model.trainable {
+        Trainable::Full => 0.0,
+        Trainable::Lora => 2.0 * (plan.trainable * config.model.tokens()?) as f64,
+    })
 }
 
 /// Forward passes' worth of work at one training point.

@@ -50,6 +50,16 @@ fn phases_are_work_over_speed() {
 }
 
 #[test]
+fn adapters_are_work_too() {
+    let set = [&SMALL[..], &["model.trainable=lora"]].concat();
+    // 6 blocks of width 160: four square layers and two between 160 and 640 with adapters of rank 32; 8 x 4 patches.
+    let adapters = 2.0 * 6.0 * 32.0 * (4.0 * 320.0 + 2.0 * 800.0) * 32.0;
+    let forward = crate::pipeline::ModelConfig::default().flops().unwrap() + adapters;
+    let sample = forecast(&set, 1, 1).sample;
+    assert!((sample / (16.0 * 10.0 * forward / 1e9) - 1.0).abs() < 1e-12, "{sample}");
+}
+
+#[test]
 fn ranks_share_the_images_and_take_turns_on_too_few_devices() {
     let (alone, two, four) = (forecast(&SMALL, 1, 1), forecast(&SMALL, 2, 2), forecast(&SMALL, 4, 4));
     assert_eq!(two.sample * 2.0, alone.sample);

@@ -48,7 +48,8 @@ impl Config {
         depth * block + patches + square * (2.0 + 2.0) + 2.0 * 128.0 * width
     }
 
-    fn image_tokens(&self) -> usize {
+    /// Patches of a picture.
+    pub fn image_tokens(&self) -> usize {
         (self.picture.0 / self.patch) * (self.picture.1 / self.patch)
     }
 

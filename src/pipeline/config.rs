@@ -139,4 +139,15 @@ impl ModelConfig {
             Kind::Sd35Medium => sd35::flops(self),
         }
     }
+
+    /// Tokens of a picture, each of which goes through most of the linear layers.
+    ///
+    /// # Errors
+    /// What is wrong with the files that give the model's sizes.
+    pub fn tokens(&self) -> Result<usize> {
+        match self.kind {
+            Kind::Glyphs => Ok(glyphs::sizes().image_tokens()),
+            Kind::Sd35Medium => sd35::tokens(self),
+        }
+    }
 }

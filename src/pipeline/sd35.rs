@@ -29,6 +29,11 @@ pub(super) fn flops(config: &ModelConfig) -> Result<f64> {
     Ok(sizes(config)?.flops(latent(config)?, CLIP_TOKENS + config.t5_tokens))
 }
 
+/// Patches of a picture.
+pub(super) fn tokens(config: &ModelConfig) -> Result<usize> {
+    Ok(sizes(config)?.image_tokens(latent(config)?))
+}
+
 fn sizes(config: &ModelConfig) -> Result<mmdit::Config> {
     match config.transformer() {
         Some(path) if path.exists() => Ok(Transformer::open(path)?.config),

@@ -11,6 +11,7 @@ use flowrl_dist::checkpoint::{
     write_shard,
 };
 use flowrl_dist::comm::Solo;
+use flowrl_dist::rng::{Purpose, Stream};
 use ranks::{VECTORS, content, content_of, identity, owned, read, save, save_with, saved, state};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -77,35 +78,42 @@ fn shards_are_safetensors() {
     assert_eq!((policy.shape(), policy.dtype()), (&[251][..], safetensors::Dtype::F32));
 }
 
+/// Both ways of reading the checkpoint name the file that was damaged, in one line with the remedy.
+fn found(path: &Path, total: usize, file: &Path, damage: &str) {
+    let name = file.file_name().unwrap().to_str().unwrap();
+    let errors = [
+        open(path).and_then(|reader| reader.verify()).unwrap_err().to_string(),
+        open(path).and_then(|reader| read(&reader, 0..total)).unwrap_err().to_string(),
+    ];
+    for error in errors {
+        assert!(error.contains(name) && error.contains("--resume"), "{name} {damage}: {error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
 #[test]
-fn every_flipped_byte_is_found_and_its_file_named() {
+fn every_flipped_byte_and_every_cut_is_found_and_its_file_named() {
+    const PLACES: u32 = 200;
     let dir = tempfile::tempdir().unwrap();
-    let path = saved(dir.path(), 5, 3, 60);
-    for file in files(&path) {
+    let path = saved(dir.path(), 5, 3, TOTAL);
+    for (number, file) in files(&path).into_iter().enumerate() {
         let good = fs::read(&file).unwrap();
-        let name = file.file_name().unwrap().to_str().unwrap();
-        for place in (0..good.len()).step_by(1 + good.len() / 97).chain([good.len() - 1]) {
+        let last = good.len() - 1;
+        let random = Stream::new(1, Purpose::Rollout, [number as u64, 0, 0, 0]);
+        let places = (0..PLACES).map(|i| random.below(i, good.len())).chain([0, last]);
+        for (i, place) in places.enumerate() {
             let mut bad = good.clone();
-            bad[place] ^= 1 << (place % 8);
+            bad[place] ^= 1 << (i % 8);
             fs::write(&file, &bad).unwrap();
-            let errors = [
-                open(&path).and_then(|reader| reader.verify()).unwrap_err().to_string(),
-                open(&path).and_then(|reader| read(&reader, 0..60)).unwrap_err().to_string(),
-            ];
-            for error in errors {
-                assert!(error.contains(name) && error.contains("--resume"), "{name} byte {place}: {error}");
-                assert!(!error.contains('\n'), "{error}");
-            }
-        }
-        for length in [0, 1, good.len() / 2, good.len() - 1] {
-            fs::write(&file, &good[..length]).unwrap();
-            let error = open(&path).unwrap_err().to_string();
-            assert!(error.contains(name), "{name} cut to {length}: {error}");
+            found(&path, TOTAL, &file, &format!("byte {place}"));
+            fs::write(&file, &good[..place]).unwrap();
+            found(&path, TOTAL, &file, &format!("cut to {place}"));
         }
         fs::write(&file, [good.as_slice(), b"x"].concat()).unwrap();
-        assert!(open(&path).unwrap_err().to_string().contains(name));
+        found(&path, TOTAL, &file, "with a byte more");
         fs::remove_file(&file).unwrap();
-        assert!(open(&path).unwrap_err().to_string().contains(name));
+        let error = open(&path).unwrap_err().to_string();
+        assert!(error.contains(file.file_name().unwrap().to_str().unwrap()), "{error}");
         fs::write(&file, &good).unwrap();
     }
     open(&path).unwrap().verify().unwrap();

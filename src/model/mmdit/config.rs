@@ -108,7 +108,7 @@ impl Config {
     /// Floating-point operations of a forward pass for one sample: a latent of `latent` = (height, width) and `text` text
     /// tokens. Matrix products only, a multiplication and an addition counted as two; without adapters.
     pub fn flops(&self, latent: (usize, usize), text: usize) -> f64 {
-        let image = (latent.0 / self.patch_size) * (latent.1 / self.patch_size);
+        let image = self.image_tokens(latent);
         let (image, text, width, layers) = (image as f64, text as f64, self.width() as f64, self.num_layers as f64);
         let dual = self.dual_attention_layers.len() as f64;
         let square = 2.0 * width * width; // a token through a matrix of the model's width
@@ -120,6 +120,11 @@ impl Config {
         let embedding = 2.0 * width * self.joint_attention_dim as f64 * text;
         let vector = 2.0 * width * (256.0 + self.pooled_projection_dim as f64) + (2.0 + 2.0) * square;
         attention + square * (blocks + modulations) + patches + embedding + vector
+    }
+
+    /// Patches of a latent picture of this height and width.
+    pub fn image_tokens(&self, latent: (usize, usize)) -> usize {
+        (latent.0 / self.patch_size) * (latent.1 / self.patch_size)
     }
 
     /// Values of a patch.
