@@ -5,7 +5,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// The kernels' sources in src/cuda/kernels.
-const KERNELS: [&str; 5] = ["elementwise", "reduce", "norm", "attention", "attention_any"];
+const KERNELS: [&str; 6] = ["elementwise", "reduce", "norm", "deviation", "attention", "attention_any"];
 
 /// What the PTX is made for: the first GPU with bf16 matrix instructions. The driver translates it for newer ones.
 const ARCHITECTURE: &str = "compute_80";

@@ -71,8 +71,8 @@ fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs
     meet()?;
     let own = ParamSet::build(&specs, |_| Ok(Tensor::zeros(0, candle_core::DType::F32, &Device::Cpu)?))?;
     let own = own.with_flat(&layout, &set.flatten(&layout)?)?;
-    let mut state = Sharded::new(&own.flatten(&layout)?, &layout, sharding, &*world.device)?;
-    let mut policies = Policies::new(own, &specs, Trainable::Full, &state, false, world)?;
+    let mut state = Sharded::new(&own, &layout, sharding, &*world.device)?;
+    let mut policies = Policies::new(&own, &specs, Trainable::Full, &state, false, world)?;
     meet()?;
     let held = NOW.load(Ordering::Relaxed);
     meet()?;

@@ -1,13 +1,14 @@
-//! Where an iteration's time goes, on the embedded task: `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
+//! Where an iteration's time goes, on the embedded task (objectives on latents of 512 pixels): `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
 //!
 //! Prints the median and range of repeated measurements of each part, with its rate; nothing is asserted. Figures with
 //! machine and date go into docs/LOG.md.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::engine::{self, Checkpointing};
-use flowrl_dist::flow::SamplerConfig;
+use flowrl_dist::flow::{SamplerConfig, interpolate};
+use flowrl_dist::objective::{AdvantageConfig, Frozen, Method, MethodConfig, Objective, Point, Target};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
@@ -45,8 +46,9 @@ fn main() -> flowrl_dist::Result<()> {
     eprintln!("{threads} threads, batch {BATCH}, median [range] of {REPETITIONS}");
     let pipeline = Pipeline::load(&ModelConfig::default(), 1, &Device::Cpu)?;
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let flat = pipeline.base.flatten(&layout)?;
-    let params = pipeline.base.with_flat(&layout, &flat)?;
+    let base = pipeline.params()?;
+    let flat = base.flatten(&layout)?;
+    let params = base.with_flat(&layout, &flat)?;
     let prompts = PromptSet::eval("glyphs")?.prompts;
     let requests: Vec<Request> = prompts.iter().take(BATCH).map(|p| Request { prompt: p.clone(), image: 0 }).collect();
     let prompts = prompts[..BATCH].to_vec();
@@ -65,6 +67,21 @@ fn main() -> flowrl_dist::Result<()> {
             engine::backward(&pipeline.model, &params, tape, &v, |stage, of_stage| gradients.add(stage, of_stage))
         });
     }
+    let noise = |id| Stream::new(1, Purpose::TrainNoise, [id, 0, 0, 0]).normals(BATCH * 16 * 64 * 64);
+    let latent = |id| Tensor::from_vec(noise(id), (BATCH, 16, 64, 64), &Device::Cpu);
+    let (x0, eps, v) = (latent(0)?, latent(1)?, Var::from_tensor(&latent(2)?)?);
+    let frozen = Frozen { old: Some(latent(3)?), reference: Some(latent(4)?) };
+    let advantage = Tensor::full(0.5f32, BATCH, &Device::Cpu)?;
+    let point = Point { x_t: interpolate(&x0, &eps, &t)?, t, advantage, target: Target::Forward { x0, eps } };
+    for method in [Method::FlowAwr, Method::DiffusionNft] {
+        let config = MethodConfig::of(method);
+        let objective = Objective::new(&config, &AdvantageConfig::default().resolve(&config));
+        measure(&format!("{method:?} of 512 pixels"), BATCH, "samples", || {
+            let terms = objective.terms(&point, v.as_tensor(), &frozen)?;
+            drop(terms.loss.sum_all()?.backward()?);
+            Ok(())
+        });
+    }
     let sampler = SamplerConfig::default();
     let sampling = Sampling {
         pipeline: &pipeline,
@@ -75,8 +92,8 @@ fn main() -> flowrl_dist::Result<()> {
         purpose: Purpose::Rollout,
         iteration: 0,
     };
-    measure("rollout, 10 steps", BATCH, "images", || sampling.run(&requests, &conditioning, BATCH).map(drop));
-    let images = pipeline.decode(&sampling.run(&requests, &conditioning, BATCH)?.x0)?;
+    measure("rollout, 10 steps", BATCH, "images", || sampling.run(&requests, BATCH).map(drop));
+    let images = pipeline.decode(&sampling.run(&requests, BATCH)?.x0)?;
     let ocr = Ocr::new(threads)?;
     measure("OCR reward", BATCH, "images", || ocr.score(&images, &prompts).map(drop));
     let mut state = Sharded::new(&flat, &layout, Sharding::None, &Solo)?;

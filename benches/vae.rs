@@ -1,14 +1,16 @@
-//! Decoding a picture of 512 x 512 with the autoencoder of Stable Diffusion 3: `cargo bench --bench vae`
-//! (RAYON_NUM_THREADS chooses threads).
+//! Decoding pictures with the autoencoder of Stable Diffusion 3, of full size (RAYON_NUM_THREADS chooses threads):
+//! `cargo bench --bench vae` prints our convolution beside candle's, the whole decoder and each of its stages, in seconds of
+//! the clock and of all cores (the latter hardly depends on what else the machine does), and the process's largest
+//! memory (Linux).
 //!
-//! Prints our convolution beside candle's, the whole decoder and each of its stages, in seconds of the clock and of all
-//! cores (the latter hardly depends on what else the machine does), and the process's largest memory (Linux).
+//! `cargo bench --bench vae -- SIDE f32|bf16 TILE` decodes one picture of SIDE pixels in tiles of TILE pixels: alone, so that
+//! the largest memory is this decoding's.
 
 use candle_core::{DType, Device, Tensor};
-use flowrl_dist::Result;
 use flowrl_dist::model::ops::{Walk, convolution};
 use flowrl_dist::model::vae::{Config, Vae};
 use flowrl_dist::rng::{Purpose, Stream};
+use flowrl_dist::{Error, Result};
 use std::time::Instant;
 
 // As the program.
@@ -49,7 +51,35 @@ fn measure<T>(name: &str, work: impl Fn() -> Result<T>) -> Result<T> {
     Ok(result.expect("a repetition"))
 }
 
+/// One picture of `side` pixels in tiles of `tile`.
+fn decode(side: &str, dtype: &str, tile: &str) -> Result<()> {
+    let pixels = |text: &str| text.parse::<usize>().map_err(|_| Error::Usage(format!("{text} is no number of pixels")));
+    let dtype = match dtype {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        other => return Err(Error::Usage(format!("{other} is neither f32 nor bf16"))),
+    };
+    let (config, (side, tile)) = (Config::sd3(), (pixels(side)?, pixels(tile)?));
+    let (channels, scale) = (config.latent_channels, config.scale());
+    let vae = Vae::random(config, 1, dtype, &Device::Cpu)?.with_tile(tile / scale)?;
+    let x0 = noise(&[1, channels, side / scale, side / scale])?;
+    let before = peak();
+    let (since, cpu) = (Instant::now(), cpu_seconds());
+    let picture = vae.decode(&x0)?;
+    let (seconds, cpu) = (since.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    eprintln!(
+        "{:?} {dtype:?}, tiles of {tile}: {seconds:.1} s, {cpu:.1} CPU s, {:.0} MiB at the peak, {before:.0} before",
+        picture.dims(),
+        peak()
+    );
+    Ok(())
+}
+
 fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if let [side, dtype, tile] = arguments.as_slice() {
+        return decode(side, dtype, tile);
+    }
     eprintln!("{} threads, least of {REPETITIONS}", candle_core::utils::get_num_threads());
     for (channels, side) in [(512, 64), (256, 128), (128, 256)] {
         let (x, w) = (noise(&[1, side, side, channels])?, noise(&[3, 3, channels, channels])?);

@@ -9,7 +9,7 @@ use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
 use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
-use crate::rollout::{Request, Sampling, busiest};
+use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,8 @@ pub struct Evaluation<'a> {
 const GALLERY: usize = 24;
 /// Their longest side in pixels: every rank gets them all.
 const SIDE: usize = 256;
+/// Images that a rank has at once, or a micro-batch if that is more: memory does not grow with the number of prompts.
+const AT_ONCE: usize = 32;
 
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
@@ -105,34 +107,38 @@ impl Evaluation<'_> {
             prompt: self.prompts[i / self.images_per_prompt].clone(),
             image: i % self.images_per_prompt,
         };
-        let mut requests: Vec<Request> = mine.clone().map(request).collect();
-        if requests.is_empty() && busiest(params, images_per_rank) > 0 {
-            requests.push(request(0)); // sampled because others need this rank for theirs, and thrown away
-        }
-        let mut scoring = Scoring::new(rewards, self.overlap, &pipeline.device)?;
+        let sampling = Sampling {
+            pipeline,
+            params,
+            sampler: self.sampler,
+            micro_batch: self.micro_batch,
+            seed: self.seed,
+            purpose: Purpose::Evaluation,
+            iteration: 0,
+        };
+        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
-        if !requests.is_empty() {
+        let at_once = AT_ONCE.next_multiple_of(self.micro_batch);
+        let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
+        for (index, batch) in batches.enumerate() {
+            let own = mine.start + batch.start..mine.start + batch.start + batch.len;
+            // A rank that has none left samples any, because others need it for theirs, and throws it away.
+            let sampled = if own.is_empty() { 0..1 } else { own.clone() };
+            let requests: Vec<Request> = sampled.map(request).collect();
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-            let conditioning = pipeline.encode(&prompts)?;
-            let sampling = Sampling {
-                pipeline,
-                params,
-                sampler: self.sampler,
-                micro_batch: self.micro_batch,
-                seed: self.seed,
-                purpose: Purpose::Evaluation,
-                iteration: 0,
-            };
+            let mut scoring = Scoring::new(rewards, self.overlap, &pipeline.device)?;
             let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
-                if mine.is_empty() {
+                if own.is_empty() {
                     return Ok(());
                 }
                 let images = pipeline.decode(x0)?;
-                scoring.add(places.start, &images, &prompts[places.clone()])?;
+                if scores.is_ok() {
+                    scoring.add(places.start, &images, &prompts[places.clone()])?;
+                }
                 for (i, request) in requests[places.clone()].iter().enumerate() {
-                    let place = (mine.start + places.start + i) / self.images_per_prompt;
+                    let place = (own.start + places.start + i) / self.images_per_prompt;
                     if request.image == 0 && place < GALLERY {
                         let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
                         let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
@@ -141,10 +147,13 @@ impl Evaluation<'_> {
                 }
                 Ok(())
             };
-            sampling.run_with(&requests, &conditioning, images_per_rank, on_samples)?;
+            sampling.run_with(&requests, at_once.min(images_per_rank - index * at_once), on_samples)?;
+            scores = scores.and_then(|mut scores| {
+                let (attempts, _) = scoring.finish()?;
+                attempts.into_iter().zip(&mut scores).for_each(|(attempt, scores)| scores.extend(attempt.scores));
+                Ok(scores)
+            });
         }
-        let scores: Result<Vec<Vec<Option<f64>>>> =
-            scoring.finish().map(|(attempts, _)| attempts.into_iter().map(|attempt| attempt.scores).collect());
         let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
         let mut metrics = self.summary(rewards, &all, count);
         describe_scalings(rewards, "eval.reward", &mut metrics);

@@ -4,7 +4,7 @@
 use crate::comm::{Communicator, World};
 use crate::error::Result;
 use crate::optim::Sharded;
-use crate::params::{Layout, ParamSet, Spec, Trainable};
+use crate::params::{Layout, ParamSet, Spec, Trainable, Values};
 use crate::shard::{PartSet, Partition, Parts, Sharding, Weights, gather};
 use candle_core::{DType, Tensor};
 use std::rc::Rc;
@@ -38,10 +38,10 @@ enum BaseWeights {
 }
 
 impl Policies {
-    /// The sets of the optimizer's state beside the base weights, fresh adapters included if adapters are trained.
-    /// `old_is_policy`: the old policy was last set to the policy's values.
+    /// The sets of the optimizer's state beside the base weights, fresh adapters included if adapters are trained; of these
+    /// weights a rank reads what it keeps. `old_is_policy`: the old policy was last set to the policy's values.
     pub fn new(
-        base: ParamSet,
+        base: &dyn Values,
         specs: &[&[Spec]],
         trainable: Trainable,
         state: &Sharded,
@@ -52,6 +52,7 @@ impl Policies {
         let dtype = base.dtype();
         let (weights, reference): (_, Rc<dyn Weights>) = match state.sharding() {
             Sharding::None | Sharding::Optimizer => {
+                let base = ParamSet::read(specs, base)?;
                 let reference = match trainable {
                     Trainable::Full => base.clone(),
                     Trainable::Lora => base.without_adapters(specs),
@@ -60,9 +61,9 @@ impl Policies {
             }
             Sharding::Full => {
                 let slots: Rc<[usize]> = specs.iter().map(|stage| stage.len()).collect();
-                let frozen = Rc::new(Parts::cut(&base, &Layout::frozen(specs, trainable), dtype, &comm)?);
+                let frozen = Rc::new(Parts::cut(base, &Layout::frozen(specs, trainable), dtype, &comm)?);
                 let own = match trainable {
-                    Trainable::Full => Some(Parts::cut(&base, &layout, dtype, &comm)?),
+                    Trainable::Full => Some(Parts::cut(base, &layout, dtype, &comm)?),
                     Trainable::Lora => None,
                 };
                 let reference = PartSet::new(&slots, &frozen, own);

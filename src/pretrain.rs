@@ -113,8 +113,8 @@ pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progr
         None => pipeline::random(config.seed, &Device::Cpu)?,
     };
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::Optimizer, &*world.device)?;
-    let mut params = pipeline.base.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
+    let mut state = Sharded::new(&*pipeline.base, &layout, Sharding::Optimizer, &*world.device)?;
+    let mut params = pipeline.params()?.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
     let prompts = PromptSet::train(&config.data)?.prompts;
     let chosen = Stream::new(config.seed, Purpose::Pretrain, [u64::MAX, 0, 0, 0]).permutation(prompts.len());
     let looked_at: Vec<_> = chosen.iter().take(config.eval_prompts).map(|&i| prompts[i].clone()).collect();

@@ -8,7 +8,7 @@ use crate::flow::{Ode, SamplerConfig, Solver, guide, solve};
 use crate::pipeline::Pipeline;
 use crate::rng::{Purpose, Stream};
 use crate::shard::Weights;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use std::ops::Range;
 
 /// One image to be sampled: the `image`-th of its prompt.
@@ -86,10 +86,10 @@ impl Trajectory {
 }
 
 impl Sampling<'_> {
-    /// Samples the requests, at least one, whose conditioning has a row each. `images`: of the busiest rank; where running
-    /// the model is a collective call, this rank runs it as often as that one.
-    pub fn run(&self, requests: &[Request], conditioning: &[Tensor], images: usize) -> Result<Samples> {
-        self.run_with(requests, conditioning, images, &mut |_, _| Ok(()))
+    /// Samples the requests, at least one. `images`: of the busiest rank; where running the model is a collective call, this
+    /// rank runs it as often as that one.
+    pub fn run(&self, requests: &[Request], images: usize) -> Result<Samples> {
+        self.run_with(requests, images, &mut |_, _| Ok(()))
     }
 
     /// As [`Self::run`], and hands over the samples `[n, C, H, W]` of each micro-batch, with their places among the requests,
@@ -97,7 +97,6 @@ impl Sampling<'_> {
     pub fn run_with(
         &self,
         requests: &[Request],
-        conditioning: &[Tensor],
         images: usize,
         on_samples: &mut dyn FnMut(Range<usize>, &Tensor) -> Result<()>,
     ) -> Result<Samples> {
@@ -105,9 +104,8 @@ impl Sampling<'_> {
         let window = self.sampler.sde.window(self.sampler.steps, self.iteration);
         let (mut x0, mut paths) = (Vec::new(), Vec::new());
         for batch in micro_batches(requests.len(), self.micro_batch, busiest(self.params, images)) {
-            let rows = batch.rows(&self.pipeline.device)?;
-            let conditioning: Vec<Tensor> =
-                conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
+            let prompts: Vec<Prompt> = batch.places().map(|place| requests[place].prompt.clone()).collect();
+            let conditioning = self.pipeline.encode(&prompts)?; // of these alone: a run's may not fit into memory
             let velocity = |x: &Tensor, t: f64| {
                 let t = Tensor::full(self.sampler.told(t) as f32, self.micro_batch, &self.pipeline.device)?; // [B]
                 guided(self.pipeline, self.params, x, &t, &conditioning, self.sampler.guidance)
@@ -188,11 +186,6 @@ impl MicroBatch {
     pub fn places(&self) -> impl Iterator<Item = usize> {
         let (start, end) = (self.start, (self.start + self.len).max(1));
         (0..self.size).map(move |i| (start + i).min(end - 1))
-    }
-
-    /// The same as an index tensor `[B]`.
-    pub fn rows(&self, device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_vec(self.places().map(|i| i as u32).collect(), self.size, device)?)
     }
 }
 

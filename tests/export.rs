@@ -116,7 +116,7 @@ fn adapters_of_a_run_are_exported() {
     let pipeline = Pipeline::load(&config, 1, &Device::Cpu).unwrap();
     assert_eq!(pipeline.base_digest, Base::of(&config).unwrap().digest);
     let whole = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let base = entry(&whole, &pipeline.base.flatten(&whole).unwrap(), &format!("{name}.weight"));
+    let base = entry(&whole, &pipeline.params().unwrap().flatten(&whole).unwrap(), &format!("{name}.weight"));
     let factor = |factor: &str| entry(&layout, &ema, &format!("{name}.{factor}.weight"));
     let update = (factor("lora_B").matmul(&factor("lora_A")).unwrap() * 1.5).unwrap();
     let expected = (base + update).unwrap();

@@ -1,15 +1,23 @@
 //! What block-wise gradients save: peak heap above weights and gradients, beside one graph of the whole model. And what
-//! weights in parts save.
+//! weights in parts save, from the moment when they are read. And that prompts take none.
 
 mod blocks;
 
 use blocks::{block_wise, inputs, model, monolithic, trained, training_pass};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use flowrl_dist::Result;
-use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::comm::{Solo, ThreadGroup, World};
+use flowrl_dist::data::{Prompt, PromptSet};
+use flowrl_dist::evaluate::Evaluation;
+use flowrl_dist::flow::{SamplerConfig, Solver};
+use flowrl_dist::model::BaseModel;
+use flowrl_dist::model::files::Weights as Files;
+use flowrl_dist::model::random::{Size as ModelSize, write};
 use flowrl_dist::optim::Sharded;
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
+use flowrl_dist::pipeline::{Kind, ModelConfig, Pipeline};
 use flowrl_dist::policy::Policies;
+use flowrl_dist::reward::{Overlap, Rewards};
 use flowrl_dist::shard::{Sharding, Weights};
 use std::alloc::{GlobalAlloc, Layout as Size, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -100,7 +108,7 @@ fn in_parts(trainable: Trainable, all: bool) -> Result<[f64; 4]> {
         world.host.barrier()?;
         let before = NOW.load(Ordering::Relaxed);
         world.host.barrier()?;
-        let policies = Policies::new(set.clone(), &specs, trainable, &state, false, &world)?;
+        let policies = Policies::new(&set, &specs, trainable, &state, false, &world)?;
         world.host.barrier()?;
         let held = NOW.load(Ordering::Relaxed);
         PEAK.store(held, Ordering::Relaxed);
@@ -129,5 +137,93 @@ fn weights_in_parts_take_a_share_and_the_stages_in_use() -> Result<()> {
         assert!(held < 1.02 * whole / RANKS as f64, "{held} of {whole} MiB");
         assert!(stages < 3.5, "{stages} stages were there at once");
     }
+    Ok(())
+}
+
+/// Optimizer state and policies straight from a file: at no moment a rank has more than what it keeps and one tensor.
+#[test]
+fn parts_are_read_without_the_whole() -> Result<()> {
+    let _alone = alone();
+    for trainable in [Trainable::Full, Trainable::Lora] {
+        let lora = (trainable == Trainable::Lora).then(LoraConfig::default);
+        let model = model(lora.as_ref());
+        let (specs, folder) = (model.specs(), tempfile::tempdir().expect("a folder"));
+        let path = folder.path().join("model.safetensors");
+        let set = ParamSet::init(&specs, 1, &Device::Cpu)?;
+        let named = specs.iter().enumerate().flat_map(|(stage, specs)| {
+            let tensors = set.stage(stage).iter().map(|(_, tensor)| tensor.clone());
+            specs.iter().map(|spec| spec.name.clone()).zip(tensors)
+        });
+        safetensors::serialize_to_file(named, None, &path).expect("a file");
+        drop(set);
+        let elements = specs.iter().flat_map(|specs| specs.iter()).map(|spec| spec.shape.iter().product::<usize>());
+        let (largest, whole) = (mib(4 * elements.clone().max().unwrap_or(0)), mib(4 * elements.sum::<usize>()));
+        let layout = Layout::new(&specs, trainable);
+        ThreadGroup::run(RANKS, |world| {
+            for reader in 0..RANKS {
+                world.host.barrier()?;
+                if world.rank() != reader {
+                    world.host.barrier()?;
+                    continue;
+                }
+                let base = BaseModel::new(&model, Files::open(&path)?, DType::F32, 1, &Device::Cpu);
+                let before = NOW.load(Ordering::Relaxed);
+                let mut held = 0.0;
+                let peak = peak(|| {
+                    let state = Sharded::new(&base, &layout, Sharding::Full, &*world.device)?;
+                    let policies = Policies::new(&base, &specs, trainable, &state, false, &world)?;
+                    held = mib(NOW.load(Ordering::Relaxed) - before);
+                    drop(policies);
+                    Ok(())
+                })?;
+                eprintln!(
+                    "{trainable:?}: rank {reader} of {RANKS} holds {held:.1} MiB, at the peak {peak:.1}; the largest tensor \
+                     has {largest:.1}, the model {whole:.1}"
+                );
+                assert!(peak < held + 1.1 * largest, "{peak} MiB to hold {held}");
+                world.host.barrier()?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Embeddings, samples and pictures are those of a few prompts, however many there are.
+#[test]
+fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
+    const MOST: usize = 160;
+    let _alone = alone();
+    let folder = tempfile::tempdir().expect("a folder");
+    write(ModelSize::Tiny, 1, &folder.path().join("model"))?;
+    let config = ModelConfig {
+        kind: Kind::Sd35Medium,
+        path: Some(folder.path().join("model")),
+        prompt_cache: folder.path().join("cache"),
+        resolution: 64,
+        t5_tokens: 256,
+        ..ModelConfig::default()
+    };
+    let prompts: Vec<Prompt> = (0..MOST).map(|i| format!("prompt {i}")).collect::<PromptSet>().prompts;
+    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    Pipeline::prepare(&config, &texts, &Device::Cpu, &Solo)?;
+    let pipeline = Pipeline::load(&config, 1, &Device::Cpu)?;
+    let params = pipeline.params()?;
+    let conditioning = pipeline.encode(&prompts[..1])?;
+    let embedding = mib(conditioning.iter().map(|c| c.elem_count() * c.dtype().size_in_bytes()).sum());
+    drop(conditioning);
+    let sampler = SamplerConfig { solver: Solver::Euler, steps: 1, ..SamplerConfig::default() };
+    let [few, many] = [MOST / 4, MOST].map(|count| {
+        let prompts = &prompts[..count];
+        let overlap = Overlap::Off;
+        let evaluation =
+            Evaluation { prompts, images_per_prompt: 1, sampler: &sampler, micro_batch: 4, seed: 1, overlap };
+        let none: Rewards = std::sync::Arc::new([]);
+        peak(|| evaluation.run(&pipeline, &params, &none, &World::solo()).map(drop))
+    });
+    let (few, many) = (few?, many?);
+    let more = embedding * (MOST - MOST / 4) as f64;
+    eprintln!("{few:.2} MiB for {} prompts, {many:.2} for {MOST}, whose embeddings are {more:.1} MiB more", MOST / 4);
+    assert!(more > 5.0 && many < few + 0.05 * more, "{few} and {many} MiB; {more} MiB of embeddings");
     Ok(())
 }

@@ -110,8 +110,8 @@ impl Opened {
         let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &device)?;
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
         let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {
-            Some(flat) => pipeline.base.with_flat(&layout, &flat)?,
-            None => pipeline.base.clone(),
+            Some(flat) => pipeline.params()?.with_flat(&layout, &flat)?,
+            None => pipeline.params()?,
         };
         Ok((pipeline, params))
     }

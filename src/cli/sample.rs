@@ -72,7 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         purpose: Purpose::Evaluation,
         iteration: 0,
     };
-    let x0 = sampling.run(&requests, &pipeline.encode(&prompts)?, requests.len())?.x0;
+    let x0 = sampling.run(&requests, requests.len())?.x0;
     let captions: Vec<String> = prompts.into_iter().map(|prompt| prompt.text).collect();
     let scale = LEAST.div_ceil(pipeline.picture().1.max(1));
     let picture = grid::image_grid(&pipeline.decode(&x0)?, &captions, COLUMNS.min(images), scale as u32)?;

@@ -13,6 +13,7 @@ fn ptx(file: &str) -> Result<&'static str> {
         "elementwise" => include_str!(concat!(env!("OUT_DIR"), "/elementwise.ptx")),
         "reduce" => include_str!(concat!(env!("OUT_DIR"), "/reduce.ptx")),
         "norm" => include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")),
+        "deviation" => include_str!(concat!(env!("OUT_DIR"), "/deviation.ptx")),
         "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
         "attention_any" => include_str!(concat!(env!("OUT_DIR"), "/attention_any.ptx")),
         other => bail!("there are no kernels in {other}.cu"),

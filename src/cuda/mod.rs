@@ -4,6 +4,7 @@
 //! is a [`Gpu`]: a real one, or, in tests/cuda_kernels, the same sources compiled for the CPU.
 
 pub mod attention;
+pub mod deviation;
 #[cfg(feature = "cuda")]
 mod device;
 pub mod elementwise;

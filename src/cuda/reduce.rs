@@ -43,13 +43,19 @@ pub fn sum_rows<G: Gpu>(gpu: &G, summand: Summand, samples: usize) -> Result<G::
         threads: [COLUMNS, LANES, 1],
         arguments: &arguments,
     })?;
-    let (memory, out) = allocate(gpu, a.dtype, &[samples, width])?;
+    join_sums(gpu, &partial, a.dtype)
+}
+
+/// The sums `[samples, width]` of the pieces' sums `[samples, pieces, width]`.
+pub(super) fn join_sums<G: Gpu>(gpu: &G, partial: &Array, dtype: DType) -> Result<G::Memory> {
+    let &[samples, pieces, width] = &partial.shape[..] else { bail!("join_sums: {partial:?} are no sums of pieces") };
+    let (memory, out) = allocate(gpu, dtype, &[samples, width])?;
     gpu.launch(&Launch {
         file: FILE,
-        kernel: &format!("join_sums_{suffix}"),
+        kernel: &format!("join_sums_{}", suffix(dtype, "join_sums")?),
         grid: [ceil(samples * width, THREADS), 1, 1],
         threads: [THREADS, 1, 1],
-        arguments: &[(&partial).into(), (&out).into(), out.len().into(), pieces.into(), width.into()],
+        arguments: &[partial.into(), (&out).into(), out.len().into(), pieces.into(), width.into()],
     })?;
     Ok(memory)
 }

@@ -18,11 +18,6 @@ pub fn interpolate(x0: &Tensor, eps: &Tensor, t: &Tensor) -> Result<Tensor> {
     Ok((x0.broadcast_mul(&t.affine(-1.0, 1.0)?)? + eps.broadcast_mul(&t)?)?)
 }
 
-/// The x0 that a velocity points at, `x_t - t v`.
-pub fn x0_estimate(x_t: &Tensor, t: &Tensor, v: &Tensor) -> Result<Tensor> {
-    Ok((x_t - v.broadcast_mul(&column(t)?)?)?)
-}
-
 /// Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): `negative + guidance (v - negative)`.
 pub fn guide(v: &Tensor, negative: &Tensor, guidance: f64) -> Result<Tensor> {
     Ok((negative + ((v - negative)? * guidance)?)?)

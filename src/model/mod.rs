@@ -3,6 +3,7 @@
 //! A stage is a pure function of its parameters and inputs, so that the engine can run it again when gradients are
 //! wanted, with its parameters gathered for just that long.
 
+mod base;
 pub mod clip;
 pub mod files;
 mod frozen;
@@ -16,6 +17,7 @@ pub mod text;
 mod time;
 pub mod vae;
 
+pub use base::BaseModel;
 pub use linear::Linear;
 pub use time::TimeEmbedding;
 

@@ -1,6 +1,6 @@
 //! AdvantageFlow: signed regression to the sample, held by the old policy and the base model.
 
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate};
+use super::{Deviation, Frozen, Measured, Point, Terms, adaptive_scale, measure};
 use crate::error::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -28,22 +28,22 @@ pub struct AdvantageFlow {
 
 impl AdvantageFlow {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let f = estimate(point, v)?; // [B, C, H, W]
-        let scale = adaptive_scale(point.forward()?.0, &f, self.adaptive)?;
-        let policy = (anchored(point, &f, frozen.old()?, self.gamma)? / &scale)?;
-        Terms::with_kl(policy, self.kl_coef, || Ok((distance(&f, &estimate(point, frozen.reference()?)?)? / scale)?))
+        let deviations = [Deviation::FROM_TARGET, Deviation::FROM_OLD, Deviation::from_reference(self.kl_coef)];
+        let [from_target, from_old, from_reference] = measure(point, v, frozen, deviations)?;
+        let scale = adaptive_scale(point, &from_target, self.adaptive)?;
+        let policy = (anchored(point, &from_target, &from_old, self.gamma)? / &scale)?;
+        Terms::new(policy, ((from_reference.square * self.kl_coef)? * (point.t.sqr()? / scale)?)?)
     }
 }
 
 /// `A |f - x0|^2 + gamma |f - f_old|^2`, means over dimensions: `[B]`.
-pub(super) fn anchored(point: &Point, f: &Tensor, old: &Tensor, gamma: Gamma) -> Result<Tensor> {
+pub(super) fn anchored(point: &Point, from_target: &Measured, from_old: &Measured, gamma: Gamma) -> Result<Tensor> {
     let a = &point.advantage; // [B]
     let gamma = match gamma {
         Gamma::OneMinusAdvantage => a.affine(-1.0, 1.0)?,
         Gamma::Constant(gamma) => a.affine(0.0, gamma)?,
     };
-    let (x0, _) = point.forward()?;
-    Ok(((distance(f, x0)? * a)? + (distance(f, &estimate(point, old)?)? * gamma)?)?)
+    Ok((((&from_target.square * a)? + (&from_old.square * gamma)?)? * point.t.sqr()?)?)
 }
 
 /// What the configuration says: the text "1-A" or a number.

@@ -1,7 +1,7 @@
 //! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
 
 use super::flow_grpo::surrogate;
-use super::{Frozen, Point, Terms, distance, reference_distance};
+use super::{Deviation, Frozen, Point, Terms, measure};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -23,21 +23,20 @@ pub struct Awm {
 
 impl Awm {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let likelihood = pseudo_log_likelihood(point, v)?; // [B]
+        let anchor = if self.anchor > 0.0 { Deviation::FROM_OLD } else { Deviation::NONE };
+        let deviations = [Deviation::FROM_TARGET, anchor, Deviation::from_reference(self.kl_coef)];
+        let [from_target, from_old, from_reference] = measure(point, v, frozen, deviations)?;
+        let likelihood = pseudo_log_likelihood(point, &from_target.square)?; // [B]
         let ratio = (&likelihood - likelihood.detach())?.exp()?;
         let surrogate = surrogate(&(&point.advantage / self.clip)?, &ratio, self.ratio_clip)?;
-        let policy = match self.anchor > 0.0 {
-            true => (surrogate + (distance(v, frozen.old()?)? * self.anchor)?)?,
-            false => surrogate,
-        };
-        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
+        let policy = (surrogate + (from_old.square * self.anchor)?)?;
+        Terms::new(policy, (from_reference.square * self.kl_coef)?)
     }
 }
 
-/// `-4 t ((m + 1e-10)^(1/4) - 1e-10^(1/4))`, `m = mean (v - u)^2`: `[B]`.
-pub(super) fn pseudo_log_likelihood(point: &Point, v: &Tensor) -> Result<Tensor> {
+/// `-4 t ((m + 1e-10)^(1/4) - 1e-10^(1/4))` of `m = mean (v - u)^2`: `[B]`.
+pub(super) fn pseudo_log_likelihood(point: &Point, square: &Tensor) -> Result<Tensor> {
     const FLOOR: f64 = 1e-10;
-    let (x0, eps) = point.forward()?;
-    let root = (distance(v, &(eps - x0)?)? + FLOOR)?.sqrt()?.sqrt()?;
+    let root = (square + FLOOR)?.sqrt()?.sqrt()?;
     Ok((root.affine(-4.0, 4.0 * FLOOR.sqrt().sqrt())? * &point.t)?)
 }

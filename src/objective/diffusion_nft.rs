@@ -1,7 +1,8 @@
 //! DiffusionNFT: the policy's velocity defines a positive and a negative velocity around the old one; both regress to the
 //! sample, weighted by the reward.
 
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, reference_distance};
+use super::Factor::Number;
+use super::{Deviation, Frozen, Measured, Point, Terms, adaptive_scale, measure};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -22,17 +23,15 @@ pub struct DiffusionNft {
 
 impl DiffusionNft {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let (x0, _) = point.forward()?;
-        let old = frozen.old()?;
         let r = point.advantage.affine(0.5 / self.clip, 0.5)?.clamp(0f64, 1f64)?; // [B]
-        let positive = ((v * self.mix)? + (old * (1.0 - self.mix))?)?; // [B, C, H, W]
-        let negative = ((old * (1.0 + self.mix))? - (v * self.mix)?)?;
-        let branch = |velocity: &Tensor, weight: &Tensor| -> Result<Tensor> {
-            let f = estimate(point, velocity)?;
-            Ok(((distance(&f, x0)? / adaptive_scale(x0, &f, self.adaptive)?)? * weight)?)
+        let branch = |mix: f64| Deviation { policy: Number(mix), old: Number(1.0 - mix), ..Deviation::FROM_TARGET };
+        let deviations = [branch(self.mix), branch(-self.mix), Deviation::from_reference(self.kl_coef)];
+        let [positive, negative, from_reference] = measure(point, v, frozen, deviations)?;
+        let loss = |branch: &Measured, weight: &Tensor| -> Result<Tensor> {
+            Ok(((&branch.square / adaptive_scale(point, branch, self.adaptive)?)? * weight)?)
         };
-        let both = (branch(&positive, &r)? + branch(&negative, &r.affine(-1.0, 1.0)?)?)?;
-        let policy = (both * (self.clip / self.mix))?;
-        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
+        let both = (loss(&positive, &r)? + loss(&negative, &r.affine(-1.0, 1.0)?)?)?;
+        let policy = ((both * point.t.sqr()?)? * (self.clip / self.mix))?;
+        Terms::new(policy, (from_reference.square * self.kl_coef)?)
     }
 }

@@ -1,9 +1,8 @@
 //! FlowAWR: regression to the old policy's prediction, moved towards (or away from) the sample.
 
 use super::advantage_flow::{Gamma, anchored};
-use super::{Frozen, Point, Terms, adaptive_scale, distance, estimate, reference_distance};
+use super::{Deviation, Factor, Frozen, Point, Terms, adaptive_scale, measure};
 use crate::error::Result;
-use crate::flow::column;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -60,18 +59,25 @@ pub struct FlowAwr {
 
 impl FlowAwr {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let (x0, eps) = point.forward()?;
-        let old = frozen.old()?;
-        let f = estimate(point, v)?; // [B, C, H, W]
-        let moved = |from: &Tensor, to: &Tensor| -> Result<Tensor> {
-            Ok((from + (to - from)?.broadcast_mul(&column(&point.advantage)?)?)?)
+        let a = &point.advantage; // [B]
+        let aim = match self.loss {
+            // v - v_old - A (u - v_old)
+            Loss::Estimate | Loss::Velocity => Deviation {
+                policy: Factor::Number(1.0),
+                old: Factor::Each(a.affine(1.0, -1.0)?),
+                target: Factor::Each(a.neg()?),
+                ..Deviation::NONE
+            },
+            Loss::Anchored(_) => Deviation::FROM_OLD,
         };
+        let deviations = [aim, Deviation::FROM_TARGET, Deviation::from_reference(self.kl_coef)];
+        let [aim, from_target, from_reference] = measure(point, v, frozen, deviations)?;
         let loss = match self.loss {
-            Loss::Estimate => distance(&f, &moved(&estimate(point, old)?, x0)?)?,
-            Loss::Velocity => distance(v, &moved(old, &(eps - x0)?)?)?,
-            Loss::Anchored(gamma) => anchored(point, &f, old, gamma)?,
+            Loss::Estimate => (aim.square * point.t.sqr()?)?,
+            Loss::Velocity => aim.square,
+            Loss::Anchored(gamma) => anchored(point, &from_target, &aim, gamma)?,
         }; // [B]
-        let policy = (loss / adaptive_scale(x0, &f, self.adaptive)?)?;
-        Terms::with_kl(policy, self.kl_coef, || reference_distance(v, frozen))
+        let policy = (loss / adaptive_scale(point, &from_target, self.adaptive)?)?;
+        Terms::new(policy, (from_reference.square * self.kl_coef)?)
     }
 }

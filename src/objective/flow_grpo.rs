@@ -1,6 +1,6 @@
 //! Flow-GRPO: policy gradient on the steps of stochastic rollouts.
 
-use super::{Frozen, Point, Target, Terms, distance};
+use super::{Deviation, Frozen, Point, Target, Terms, measure};
 use crate::error::{Error, Result};
 use crate::flow::{column, sde};
 use candle_core::Tensor;
@@ -21,13 +21,18 @@ impl FlowGrpo {
             return Err(Error::Failed("Flow-GRPO needs the steps of stochastic rollouts".into()));
         };
         let state = point.x_t.broadcast_mul(&column(x_factor)?)?; // [B, C, H, W]
-        let mean = |v: &Tensor| -> Result<Tensor> { Ok((&state + v.broadcast_mul(&column(v_factor)?)?)?) };
-        let mu = mean(v)?;
+        let mu = (state + v.broadcast_mul(&column(v_factor)?)?)?;
         let ratio = (sde::log_prob(next, &mu, std)? - log_prob)?.exp()?; // [B]
         let policy = surrogate(&point.advantage, &ratio, self.ratio_clip)?;
-        Terms::with_kl(policy, self.kl_coef, || {
-            Ok((distance(&mu, &mean(frozen.reference()?)?)? / (rate.sqr()? * 2.0)?)?)
-        })
+        let kl = match self.kl_coef > 0.0 {
+            true => {
+                // mu - mu_ref = v_factor (v - v_ref)
+                let [from_reference] = measure(point, v, frozen, [Deviation::from_reference(self.kl_coef)])?;
+                (from_reference.square * ((v_factor / rate)?.sqr()? * (0.5 * self.kl_coef))?)?
+            }
+            false => policy.zeros_like()?,
+        };
+        Terms::new(policy, kl)
     }
 }
 

@@ -3,6 +3,7 @@
 mod advantage_flow;
 mod awm;
 mod config;
+mod deviation;
 mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
@@ -13,8 +14,8 @@ pub use flow_awr::Form;
 
 use crate::advantage::AdvantageMap;
 use crate::error::{Error, Result};
-use crate::flow::x0_estimate;
-use candle_core::{D, DType, Tensor};
+use candle_core::Tensor;
+use deviation::{Deviation, Factor, Measured, measure};
 
 /// What an objective asks for beside the policy's velocity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,20 +174,10 @@ impl Objective {
 }
 
 impl Terms {
-    /// The sum of the part from the rewards `[B]` and `kl_coef` times the distance to the base model, which is asked for
-    /// only if it counts.
-    fn with_kl(policy: Tensor, kl_coef: f64, distance: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
-        let kl = match kl_coef > 0.0 {
-            true => (distance()? * kl_coef)?,
-            false => policy.zeros_like()?,
-        };
+    /// The sum of the part from the rewards and the distance to the base model, `[B]` each.
+    fn new(policy: Tensor, kl: Tensor) -> Result<Self> {
         Ok(Self { loss: (&policy + &kl)?, policy, kl })
     }
-}
-
-/// Distance of the policy's velocity from the base model's, `[B]`.
-fn reference_distance(v: &Tensor, frozen: &Frozen) -> Result<Tensor> {
-    distance(v, frozen.reference()?)
 }
 
 impl Frozen {
@@ -205,29 +196,13 @@ fn promised<'a>(v: &'a Option<Tensor>, name: &str) -> Result<&'a Tensor> {
     v.as_ref().ok_or_else(|| Error::Failed(format!("the objective needs the {name} velocity, which is absent")))
 }
 
-/// Mean over all but the first dimension: `[B, ..] -> [B]`.
-fn mean_dims(x: &Tensor) -> Result<Tensor> {
-    Ok(x.flatten_from(1)?.mean(D::Minus1)?)
-}
-
-/// Squared distance of two tensors, mean over dimensions: `[B]`.
-fn distance(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    mean_dims(&(a - b)?.sqr()?)
-}
-
-/// The adaptive scale `max(mean |f - x0|, 1e-5)`, `[B]`, summed in f64, outside the graph
-/// (DiffusionNFT, scripts/train_nft_sd3.py at 24af555); 1 where it is switched off.
-fn adaptive_scale(x0: &Tensor, f: &Tensor, adaptive: bool) -> Result<Tensor> {
-    if !adaptive {
-        return Ok(Tensor::ones(f.dim(0)?, f.dtype(), f.device())?);
+/// The adaptive scale `max(mean |f - x0|, 1e-5)`, `[B]`, outside the graph (DiffusionNFT, scripts/train_nft_sd3.py at
+/// 24af555), of the deviation of f's velocity from u; 1 where it is switched off.
+fn adaptive_scale(point: &Point, from_target: &Measured, adaptive: bool) -> Result<Tensor> {
+    match adaptive {
+        true => Ok((from_target.magnitude.detach() * &point.t)?.maximum(1e-5)?),
+        false => Ok(point.t.ones_like()?),
     }
-    let wide = (f.detach().to_dtype(DType::F64)? - x0.to_dtype(DType::F64)?)?.abs()?;
-    Ok(mean_dims(&wide)?.maximum(1e-5)?.to_dtype(f.dtype())?)
-}
-
-/// The x0 estimate of a velocity at the point.
-fn estimate(point: &Point, v: &Tensor) -> Result<Tensor> {
-    x0_estimate(&point.x_t, &point.t, v)
 }
 
 #[cfg(test)]

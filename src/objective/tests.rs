@@ -5,7 +5,7 @@ use super::*;
 use crate::flow::sde::{self, SdeConfig, Step};
 use crate::flow::{column, interpolate, sigmas};
 use crate::rng::{Purpose, Stream};
-use candle_core::{DType, Device, Var};
+use candle_core::{D, DType, Device, Var};
 
 const SHAPE: (usize, usize, usize, usize) = (3, 2, 3, 4);
 
@@ -24,6 +24,19 @@ fn point(advantage: [f64; 3]) -> Result<Point> {
 fn u(point: &Point) -> Result<Tensor> {
     let (x0, eps) = point.forward()?;
     Ok((eps - x0)?)
+}
+
+/// The composed forms that the objectives' one pass stands for.
+fn mean_dims(x: &Tensor) -> Result<Tensor> {
+    Ok(x.flatten_from(1)?.mean(D::Minus1)?)
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    mean_dims(&(a - b)?.sqr()?)
+}
+
+fn estimate(point: &Point, v: &Tensor) -> Result<Tensor> {
+    Ok((&point.x_t - v.broadcast_mul(&column(&point.t)?)?)?)
 }
 
 fn frozen() -> Result<Frozen> {
@@ -80,7 +93,7 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
     let u = (eps - x0)?;
     let n = 24.0;
     let a = column(&point.advantage)?;
-    let f = x0_estimate(&point.x_t, &point.t, &v)?;
+    let f = estimate(&point, &v)?;
     let w = mean_dims(&(&f - x0)?.abs()?)?;
     let scale = column(&((point.t.sqr()? * (2.0 / n))? / w)?)?;
     let toward_reference = |kl_coef: f64| (&v - &reference)? * (2.0 * kl_coef / n);
@@ -112,7 +125,7 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
                 let positive = ((&v * o.mix)? + (&old * (1.0 - o.mix))?)?;
                 let negative = ((&old * (1.0 + o.mix))? - (&v * o.mix)?)?;
                 let branch = |velocity: &Tensor, r: &Tensor| -> Result<Tensor> {
-                    let f = x0_estimate(&point.x_t, &point.t, velocity)?;
+                    let f = estimate(&point, velocity)?;
                     let w = mean_dims(&(&f - x0)?.abs()?)?;
                     let scale = column(&((point.t.sqr()? * (2.0 * o.clip / n))? / w)?)?;
                     Ok((velocity - &u)?.broadcast_mul(r)?.broadcast_mul(&scale)?)
@@ -140,7 +153,7 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
 fn gradients_agree_with_finite_differences() -> Result<()> {
     let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
     let (x0, _) = point.forward()?;
-    let w = |v: &Tensor| adaptive_scale(x0, &estimate(&point, v)?, true);
+    let w = |v: &Tensor| -> Result<Tensor> { Ok(mean_dims(&(estimate(&point, v)? - x0)?.abs()?)?.maximum(1e-5)?) };
     for objective in objectives() {
         let objective = match objective {
             Objective::DiffusionNft(o) => Objective::DiffusionNft(diffusion_nft::DiffusionNft { adaptive: false, ..o }),
@@ -153,8 +166,8 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
                 Objective::FlowAwr(o) if o.adaptive => ((terms.policy * back)? + terms.kl)?,
                 Objective::AdvantageFlow(_) => (terms.loss * back)?,
                 Objective::Awm(o) => {
-                    let difference =
-                        (awm::pseudo_log_likelihood(&point, moved)? - awm::pseudo_log_likelihood(&point, &v)?)?;
+                    let likelihood = |v: &Tensor| awm::pseudo_log_likelihood(&point, &distance(v, &u(&point)?)?);
+                    let difference = (likelihood(moved)? - likelihood(&v)?)?;
                     let a = (&point.advantage / o.clip)?;
                     // The ratio in the loss is 1: put the one to v in its place.
                     ((terms.loss + &a)? - (a * difference.exp()?)?)?

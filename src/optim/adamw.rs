@@ -26,8 +26,10 @@ struct Step {
 impl AdamW {
     /// Fresh moments for the parameters `master` `[S]`.
     pub fn new(master: &Tensor) -> Result<Self> {
-        let zeros = Tensor::zeros(2 * master.elem_count(), DType::F32, master.device())?;
-        Ok(Self { state: Tensor::cat(&[master, &zeros], 0)?, len: master.elem_count() })
+        let len = master.elem_count();
+        let state = Tensor::zeros(3 * len, DType::F32, master.device())?;
+        state.slice_set(master, 0, 0)?;
+        Ok(Self { state, len })
     }
 
     /// The state of a checkpoint.

@@ -5,9 +5,9 @@ use super::{OldPolicyDecay, OptimConfig, ema_decay};
 use crate::checkpoint::Shard;
 use crate::comm::{Communicator, ReduceOp};
 use crate::error::{Error, Result};
-use crate::params::Layout;
+use crate::params::{Layout, Values};
 use crate::shard::{Partition, Sharding, gather};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -41,16 +41,16 @@ pub struct StepReport {
 pub(crate) const VECTORS: [&str; 5] = ["policy", "exp_avg", "exp_avg_sq", "old", "ema"];
 
 impl Sharded {
-    /// Starts from the flat parameters `[total]`, the same on every rank.
-    pub fn new(flat: &Tensor, layout: &Layout, sharding: Sharding, comm: &dyn Communicator) -> Result<Self> {
+    /// Starts from the parameters of `layout`, the same on every rank, of which each reads its part.
+    pub fn new(values: &dyn Values, layout: &Layout, sharding: Sharding, comm: &dyn Communicator) -> Result<Self> {
         let (rank, ranks) = (comm.rank(), comm.world_size());
         let partition = Partition::new(layout, sharding.parts(ranks));
         let part = rank % partition.parts();
-        let mine = partition.cut(flat, part)?;
+        let mine = partition.read(values, layout, part, DType::F32)?;
         Ok(Self {
             adamw: AdamW::new(&mine)?,
-            old: mine.force_contiguous()?,
             ema: mine.force_contiguous()?,
+            old: mine,
             sharding,
             partition,
             part,

@@ -4,8 +4,10 @@
 //! processes and reduce different parameters into each other without an error.
 
 mod spec;
+mod values;
 
 pub use spec::{Init, LORA_TARGETS, LoraConfig, Role, Slot, Spec, SpecList};
+pub use values::Values;
 
 use crate::error::{Error, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -131,6 +133,11 @@ impl Layout {
         Self::select(stages, |role| !trainable.selects(role))
     }
 
+    /// The layout of all parameters.
+    pub fn all(stages: &[&[Spec]]) -> Self {
+        Self::select(stages, |_| true)
+    }
+
     fn select(stages: &[&[Spec]], selects: impl Fn(Role) -> bool) -> Self {
         let mut layout = Self { entries: Vec::new(), total: 0 };
         for (stage, specs) in stages.iter().enumerate() {
@@ -187,12 +194,6 @@ impl ParamSet {
         let mut stage =
             |specs: &&[Spec]| specs.iter().map(|s| tensor(s).map(Some)).collect::<Result<_>>().map(StageParams);
         Ok(Self { stages: stages.iter().map(&mut stage).collect::<Result<_>>()? })
-    }
-
-    /// The type of the tensors; of no tensors f32.
-    pub fn dtype(&self) -> DType {
-        let mut tensors = self.stages.iter().flat_map(StageParams::iter);
-        tensors.next().map_or(DType::F32, |(_, tensor)| tensor.dtype())
     }
 
     /// The tensors of one stage.

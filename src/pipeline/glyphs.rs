@@ -5,7 +5,7 @@ use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::{Error, Result};
 use crate::model::files::Weights;
-use crate::model::{Model, glyphs};
+use crate::model::{BaseModel, Model, glyphs};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
 use candle_core::{Device, Tensor};
 use std::path::Path;
@@ -46,18 +46,16 @@ pub fn weights(config: &ModelConfig, specs: &[&[Spec]]) -> Result<Weights> {
 /// The model with its weights.
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
     let model = model(config.adapters().as_ref());
-    let (weights, dtype) = (weights(config, &model.specs())?, config.dtype.dtype());
-    let base = ParamSet::build(&model.specs(), |spec| match spec.role {
-        Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
-        Role::Base | Role::Buffer => weights.tensor(&spec.name, dtype, device),
-    })?;
-    Ok(Pipeline { model, base, base_digest: weights.digest(), device: device.clone(), task: Task::Glyphs })
+    let weights = weights(config, &model.specs())?;
+    let base_digest = weights.digest();
+    let base = Box::new(BaseModel::new(&model, weights, config.dtype.dtype(), seed, device));
+    Ok(Pipeline { model, base, base_digest, device: device.clone(), task: Task::Glyphs })
 }
 
 /// The embedded task's model with random weights, to be pretrained.
 pub fn random(seed: u64, device: &Device) -> Result<Pipeline> {
     let model = model(None);
-    let base = ParamSet::init(&model.specs(), seed, device)?;
+    let base = Box::new(ParamSet::init(&model.specs(), seed, device)?);
     Ok(Pipeline { model, base, base_digest: String::new(), device: device.clone(), task: Task::Glyphs })
 }
 

@@ -13,15 +13,15 @@ use crate::data::Prompt;
 use crate::error::Result;
 use crate::model::Model;
 use crate::model::text::Filled;
-use crate::params::ParamSet;
+use crate::params::{ParamSet, Values};
 use candle_core::{Device, Tensor};
 
 /// A text-to-image model with its base weights.
 pub struct Pipeline {
     /// The velocity model.
     pub model: Model,
-    /// The base weights, and fresh adapters if adapters are trained.
-    pub base: ParamSet,
+    /// The base weights, and fresh adapters if adapters are trained: read when they are asked for.
+    pub base: Box<dyn Values>,
     /// Digest of the base weights.
     pub base_digest: String,
     /// Where the tensors lie.
@@ -45,6 +45,16 @@ impl Pipeline {
             Kind::Glyphs => glyphs::load(config, seed, device),
             Kind::Sd35Medium => sd35::load(config, seed, device),
         }
+    }
+
+    /// The base weights and adapters, read whole.
+    pub fn params(&self) -> Result<ParamSet> {
+        ParamSet::read(&self.model.specs(), &*self.base)
+    }
+
+    /// The base weights and adapters, of which the pipeline keeps nothing: files are closed when they are dropped.
+    pub fn take_base(&mut self) -> Box<dyn Values> {
+        std::mem::replace(&mut self.base, Box::new(ParamSet::default()))
     }
 
     /// Does once for a run what prompts need before they can be encoded: every rank calls it with all prompts of the run.

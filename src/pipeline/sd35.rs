@@ -4,13 +4,14 @@ use super::{ModelConfig, Pipeline, Task};
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
-use crate::model::files::{self, Adapter, Format, Transformer};
+use crate::model::files::{self, Adapter, Format, Loaded, Transformer};
 use crate::model::text::{Encoding, Filled, PromptCache};
 use crate::model::vae::{self, Vae};
 use crate::model::{Model, mmdit};
 use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Tokens of a prompt that the CLIP encoders read.
 const CLIP_TOKENS: usize = 77;
@@ -111,17 +112,18 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
         return Err(Error::File { path: path.to_path_buf(), message });
     }
-    let mut loaded =
+    let Loaded { model, mut base, digest } =
         transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;
     if let (Some(path), Some(lora)) = (&config.lora.path, config.adapters()) {
-        let layout = Layout::new(&loaded.model.specs(), config.trainable);
-        loaded.params = loaded.params.with_flat(&layout, &Adapter::open(path)?.flat(&layout, &lora, device)?)?;
+        let layout = Layout::new(&model.specs(), config.trainable);
+        let flat = Adapter::open(path)?.flat(&layout, &lora, device)?;
+        base = base.with_adapters(layout, flat);
     }
-    let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
+    let parts = Parts { prompts: cache(config)?, negative: OnceLock::new(), vae, device: device.clone() };
     Ok(Pipeline {
-        model: loaded.model,
-        base: loaded.params,
-        base_digest: loaded.digest,
+        model,
+        base: Box::new(base),
+        base_digest: digest,
         device: device.clone(),
         task: Task::Sd35(Box::new(parts)),
     })
@@ -130,6 +132,8 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
 /// What stands before and behind the transformer.
 pub struct Parts {
     prompts: PromptCache,
+    /// The empty prompt, read when guidance wants it first.
+    negative: OnceLock<Vec<Tensor>>,
     vae: Vae,
     device: Device,
 }
@@ -143,7 +147,13 @@ impl Parts {
 
     /// The empty prompt, in the shape of `conditioning`.
     pub(super) fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
-        let empty = self.of(&[NEGATIVE])?;
+        let empty = match self.negative.get() {
+            Some(empty) => empty,
+            None => {
+                let empty = self.of(&[NEGATIVE])?;
+                self.negative.get_or_init(|| empty)
+            }
+        };
         empty.iter().zip(conditioning).map(|(empty, shape)| Ok(empty.broadcast_as(shape.shape())?)).collect()
     }
 

@@ -18,8 +18,8 @@ pub use parts::{Gathered, PartSet, Parts};
 pub use weights::{Coming, Weights};
 
 use crate::error::Result;
-use crate::params::Layout;
-use candle_core::{Device, Tensor};
+use crate::params::{Layout, Values};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -120,48 +120,58 @@ impl Partition {
         offset..offset + part
     }
 
+    /// The elements of the flat vector that part `index` holds of a stage, and where they begin in its shard.
+    fn own(&self, stage: usize, index: usize) -> (Range<usize>, usize) {
+        let Piece { flat, part, offset } = &self.pieces[stage];
+        let at = |index: usize| (flat.start + index * part).min(flat.end);
+        (at(index)..at(index + 1), *offset)
+    }
+
     /// The ranges of the flat vector that part `index` holds, in order.
     pub fn owned(&self, index: usize) -> Vec<Range<usize>> {
-        let own = |piece: &Piece| {
-            let at = |part: usize| (piece.flat.start + part * piece.part).min(piece.flat.end);
-            at(index)..at(index + 1)
-        };
-        self.pieces.iter().map(own).filter(|range| !range.is_empty()).collect()
+        let ranges = (0..self.stages()).map(|stage| self.own(stage, index).0);
+        ranges.filter(|range| !range.is_empty()).collect()
     }
 
     /// Part `index` of the flat vector `[total]`, with padding `[S]`.
     pub fn cut(&self, flat: &Tensor, index: usize) -> Result<Tensor> {
-        // A GPU has no empty tensors.
-        let pieces = self.pieces.iter().enumerate().filter(|(_, piece)| piece.part > 0);
-        let cut = |(stage, piece): (usize, &Piece)| {
-            self.cut_stage(stage, &flat.narrow(0, piece.flat.start, piece.flat.len())?, index)
-        };
-        match &pieces.map(cut).collect::<Result<Vec<_>>>()?[..] {
-            [] => Ok(flat.narrow(0, 0, 0)?),
-            [one] => Ok(one.force_contiguous()?), // a copy, not a view
-            parts => Ok(Tensor::cat(parts, 0)?),
+        let shard = self.padding(flat.dtype(), flat.device())?;
+        for (range, place) in (0..self.stages()).map(|stage| self.own(stage, index)) {
+            if !range.is_empty() {
+                shard.slice_set(&flat.narrow(0, range.start, range.len())?, 0, place)?;
+            }
         }
+        Ok(shard)
     }
 
-    /// Part `index` of a stage's elements of the flat vector, with padding.
-    pub(super) fn cut_stage(&self, stage: usize, whole: &Tensor, index: usize) -> Result<Tensor> {
-        let Piece { flat, part, .. } = &self.pieces[stage];
-        let start = (index * part).min(flat.len());
-        let len = (*part).min(flat.len() - start);
-        match len {
-            0 => Ok(Tensor::zeros(*part, whole.dtype(), whole.device())?),
-            _ => Ok(whole.narrow(0, start, len)?.pad_with_zeros(0, 0, part - len)?),
+    /// Part `index` of the parameters of `layout`, with padding `[S]`, of type `dtype`, parameter by parameter: of `values`
+    /// nothing else is read.
+    pub fn read(&self, values: &dyn Values, layout: &Layout, index: usize, dtype: DType) -> Result<Tensor> {
+        let shard = self.padding(dtype, &values.device())?;
+        for entry in &layout.entries {
+            let (own, place) = self.own(entry.stage, index);
+            let (start, end) = (own.start.max(entry.offset), own.end.min(entry.offset + entry.len));
+            if start < end {
+                let elements = values.elements(entry, start - entry.offset..end - entry.offset)?;
+                shard.slice_set(&elements.to_dtype(dtype)?, 0, place + start - own.start)?;
+            }
         }
+        Ok(shard)
+    }
+
+    /// A shard of zeros.
+    fn padding(&self, dtype: DType, device: &Device) -> Result<Tensor> {
+        // A GPU has no empty tensors.
+        let device = if self.shard_len() == 0 { &Device::Cpu } else { device };
+        Ok(Tensor::zeros(self.shard_len(), dtype, device)?)
     }
 
     /// What part `index` holds, without padding, in the order of [`Partition::owned`].
     pub fn strip(&self, shard: &Tensor, index: usize) -> Result<Vec<f32>> {
         let values = shard.to_vec1::<f32>()?;
         let mut out = Vec::with_capacity(values.len());
-        for piece in &self.pieces {
-            let start = (index * piece.part).min(piece.flat.len());
-            let len = piece.part.min(piece.flat.len() - start);
-            out.extend_from_slice(&values[piece.offset..piece.offset + len]);
+        for (range, place) in (0..self.stages()).map(|stage| self.own(stage, index)) {
+            out.extend_from_slice(&values[place..place + range.len()]);
         }
         Ok(out)
     }
@@ -170,11 +180,9 @@ impl Partition {
     pub fn fill(&self, owned: &[f32], index: usize, device: &Device) -> Result<Tensor> {
         let mut values = vec![0.0; self.shard_len()];
         let mut taken = 0;
-        for piece in &self.pieces {
-            let start = (index * piece.part).min(piece.flat.len());
-            let len = piece.part.min(piece.flat.len() - start);
-            values[piece.offset..piece.offset + len].copy_from_slice(&owned[taken..taken + len]);
-            taken += len;
+        for (range, place) in (0..self.stages()).map(|stage| self.own(stage, index)) {
+            values[place..place + range.len()].copy_from_slice(&owned[taken..taken + range.len()]);
+            taken += range.len();
         }
         Ok(Tensor::from_vec(values, self.shard_len(), device)?)
     }

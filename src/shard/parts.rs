@@ -3,7 +3,7 @@
 use super::{Coming, Partition, Weights};
 use crate::comm::{Call, Communicator, Pending};
 use crate::error::{Error, Result};
-use crate::params::{Layout, ParamSet, StageParams};
+use crate::params::{Layout, StageParams, Values};
 use candle_core::{DType, Tensor};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
@@ -22,22 +22,9 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// This rank's parts of the parameters of `layout` in a whole set.
-    pub fn cut(set: &ParamSet, layout: &Layout, dtype: DType, comm: &Rc<dyn Communicator>) -> Result<Self> {
-        let partition = Partition::new(layout, comm.world_size());
-        let mut shard = Vec::with_capacity(partition.stages());
-        for stage in 0..partition.stages() {
-            let tensors = layout.stage(stage).map(|e| Ok(set.stage(stage).of(e)?.detach().flatten_all()?));
-            let tensors = tensors.collect::<Result<Vec<_>>>()?;
-            if !tensors.is_empty() {
-                let part = partition.cut_stage(stage, &Tensor::cat(&tensors, 0)?, comm.rank())?;
-                shard.push(part.to_dtype(dtype)?.force_contiguous()?); // a view would keep the whole stage
-            }
-        }
-        let shard = match shard.is_empty() {
-            true => Tensor::zeros(0, dtype, &candle_core::Device::Cpu)?,
-            false => Tensor::cat(&shard, 0)?,
-        };
+    /// This rank's parts of the parameters of `layout`; of `values` nothing else is read.
+    pub fn cut(values: &dyn Values, layout: &Layout, dtype: DType, comm: &Rc<dyn Communicator>) -> Result<Self> {
+        let shard = Partition::new(layout, comm.world_size()).read(values, layout, comm.rank(), dtype)?;
         Ok(Self::new(layout, shard, dtype, comm))
     }
 

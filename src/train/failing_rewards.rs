@@ -87,8 +87,7 @@ fn a_dropped_group_counts_nowhere() -> Result<()> {
     let (mut trainer, _) = trainer(&World::solo(), &["batch.timesteps=2"])?;
     let requests = trainer.requests(0);
     let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-    let conditioning = trainer.pipeline.encode(&prompts)?;
-    let Samples { x0, trajectory } = trainer.sampling(0).run(&requests, &conditioning, 6)?;
+    let Samples { x0, trajectory } = trainer.sampling(0).run(&requests, 6)?;
     let dropped = BTreeSet::from([prompts[0].index]);
     let rows: Vec<usize> = (0..6).filter(|&i| prompts[i].index != prompts[0].index).collect();
     assert_eq!(rows.len(), 3);
@@ -97,12 +96,11 @@ fn a_dropped_group_counts_nowhere() -> Result<()> {
         requests: rows.iter().map(|&i| requests[i].clone()).collect(),
         x0: x0.index_select(&places, 0)?,
         trajectory: None,
-        conditioning: conditioning.iter().map(|c| Ok(c.index_select(&places, 0)?)).collect::<Result<_>>()?,
         advantages: vec![0.5, -1.0, 0.5],
         dropped: BTreeSet::new(),
     };
     let advantages = [vec![9.0; 3], alone.advantages.clone()].concat();
-    let all = Rollouts { requests, x0, trajectory, conditioning, advantages, dropped };
+    let all = Rollouts { requests, x0, trajectory, advantages, dropped };
 
     let gradient = |trainer: &Trainer, rollouts: &Rollouts| -> Result<Vec<f32>> {
         let mut metrics = Metrics::default();

@@ -61,7 +61,6 @@ impl Trainer {
         clock.start("sample");
         let requests = self.requests(iteration);
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-        let conditioning = self.pipeline.encode(&prompts)?;
         let sent = self.world.sent();
         let mut scoring = Scoring::new(&self.rewards, self.config.parallel.reward_overlap, &self.pipeline.device)?;
         let mut finite = Ok(());
@@ -77,7 +76,7 @@ impl Trainer {
             }
             Ok(())
         };
-        let Samples { x0, trajectory } = sampling.run_with(&requests, &conditioning, self.most_images(), on_samples)?;
+        let Samples { x0, trajectory } = sampling.run_with(&requests, self.most_images(), on_samples)?;
         shared.set("sent.rollout", (self.world.sent() - sent) as f64);
         clock.start("reward");
         let scores = finite.and_then(|()| self.scored(scoring, &prompts, &mut shared));
@@ -90,7 +89,7 @@ impl Trainer {
         describe_scalings(&self.rewards, "reward", &mut shared);
         let advantages = all.values[self.share()].to_vec();
         let dropped = gathered.dropped;
-        let rollouts = Rollouts { requests, x0, trajectory, conditioning, advantages, dropped };
+        let rollouts = Rollouts { requests, x0, trajectory, advantages, dropped };
 
         let mut updates = Vec::new();
         for update in 0..self.points.updates {

@@ -1,5 +1,6 @@
 //! Training points: which image is trained at which time with which noise, in which update.
 
+use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, interpolate};
 use crate::objective::{Objective, Point, Target};
@@ -18,8 +19,6 @@ pub struct Rollouts {
     pub x0: Tensor,
     /// How a stochastic solver went there.
     pub trajectory: Option<Trajectory>,
-    /// Conditioning, tensors with n rows.
-    pub conditioning: Vec<Tensor>,
     /// One an image.
     pub advantages: Vec<f64>,
     /// Groups that are not trained on because a score of theirs could not be had; the same on every rank.
@@ -141,8 +140,8 @@ impl Points {
                 (interpolate(&x0, &eps, &t)?, t, Target::Forward { x0, eps })
             }
         };
-        let conditioning =
-            rollouts.conditioning.iter().map(|c| Ok(c.index_select(&rows, 0)?)).collect::<Result<_>>()?;
+        let prompts: Vec<Prompt> = places.iter().map(|place| rollouts.requests[place.0].prompt.clone()).collect();
+        let conditioning = pipeline.encode(&prompts)?;
         Ok((Point { x_t, t, advantage, target }, conditioning))
     }
 }
@@ -157,7 +156,6 @@ pub fn weights(batch: MicroBatch, global: usize, device: &Device) -> Result<Tens
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Prompt;
 
     #[test]
     fn every_image_is_in_one_update_at_different_times() {

@@ -105,10 +105,10 @@ impl<'a> Run<'a> {
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
-        let base = std::mem::take(&mut pipeline.base); // the policies', who may keep this rank's parts only
+        let base = pipeline.take_base(); // of which this rank may read its parts only
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
-        let mut state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
+        let mut state = Sharded::new(&*base, &layout, config.parallel.shard, &*world.device)?;
         let identity = Identity {
             config_digest: config.digest()?,
             base_digest: pipeline.base_digest.clone(),
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         }
         let update = state.update;
         let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
-        let policies = Policies::new(base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
+        let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
         if first {

@@ -33,11 +33,12 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<
     let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();
     let config = RunConfig::load(None, &set)?;
     let mut pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
-    let base = std::mem::take(&mut pipeline.base);
+    let base = pipeline.take_base();
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
-    let state = Sharded::new(&base.flatten(&layout)?, &layout, config.parallel.shard, &*world.device)?;
+    let state = Sharded::new(&*base, &layout, config.parallel.shard, &*world.device)?;
     let old_is_policy = OldPolicySchedule::Linear.decay().eta(0) == 0.0;
-    let policies = Policies::new(base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
+    let policies =
+        Policies::new(&*base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
     let fault = Arc::new(AtomicBool::new(false));
     let trainer = Trainer {
         world: world.clone(),
@@ -68,9 +69,10 @@ fn broken() -> Result<Rc<dyn Weights>> {
 fn changed(change: impl FnMut(&mut f32)) -> Result<Rc<dyn Weights>> {
     let pipeline = Pipeline::load(&ModelConfig::default(), 1, &candle_core::Device::Cpu)?;
     let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let mut flat = pipeline.base.flatten(&layout)?.to_vec1::<f32>()?;
+    let params = pipeline.params()?;
+    let mut flat = params.flatten(&layout)?.to_vec1::<f32>()?;
     flat.iter_mut().for_each(change);
-    Ok(Rc::new(pipeline.base.with_flat(&layout, &Tensor::from_vec(flat, layout.total, &candle_core::Device::Cpu)?)?))
+    Ok(Rc::new(params.with_flat(&layout, &Tensor::from_vec(flat, layout.total, &candle_core::Device::Cpu)?)?))
 }
 
 #[test]

@@ -6,7 +6,7 @@ mod host;
 
 use candle_core::{DType, Device, Tensor, Var};
 use flowrl_dist::cuda::reduce::{Summand, square_sums, sum_rows};
-use flowrl_dist::cuda::{Array, Gpu, attention, elementwise, norm};
+use flowrl_dist::cuda::{Array, Gpu, attention, deviation, elementwise, norm};
 use flowrl_dist::model::ops;
 use flowrl_dist::rng::{Purpose, Stream};
 use host::{Host, Memory};
@@ -151,6 +151,26 @@ fn attention_of_any_head_and_on_the_matrix_units() {
         let backward = attention::Backward { q, k, v, out: &out, lse: &lse, d_out };
         let [dq, dk, dv] = backward.run(&host).unwrap();
         case.check(&format!("attention {shape:?}"), dtype, &y, &[(0, &dq), (1, &dk), (2, &dv)]);
+    }
+}
+
+/// Of one deviation and of four, with pieces and without; one of them is zero everywhere.
+#[test]
+fn deviations() {
+    let dtype = DType::F32;
+    for (sample, count, terms) in [([2, 50, 130], 3, 4), ([1, 7, 9], 1, 2), ([3, 1, 4096], 4, 3)] {
+        let [batch, rows, columns] = sample;
+        let shapes: [&[usize]; 2] = [&sample, &[batch, terms - 1, rows, columns]];
+        let (host, factors) = (Host::default(), noise(7, &[batch, count, terms], dtype));
+        let last = factors.narrow(1, 0, count - 1).unwrap();
+        let factors = Tensor::cat(&[last, Tensor::zeros((batch, 1, terms), dtype, &Device::Cpu).unwrap()], 1).unwrap();
+        let others = noise(8, shapes[1], dtype);
+        let case = case(|t| ops::deviations(&t[0], &others, &factors), &shapes[..1], dtype);
+        let [v, d] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let (others, factors) = (host.put(&others, dtype), host.put(&factors, dtype));
+        let sums = deviation::sums(&host, v, &others, &factors).unwrap();
+        let dv = deviation::backward(&host, v, &others, &factors, d).unwrap();
+        case.check(&format!("deviations {sample:?}"), dtype, &sums, &[(0, &dv)]);
     }
 }
 

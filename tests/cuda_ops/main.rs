@@ -154,6 +154,34 @@ fn attention() -> Result<()> {
     Ok(())
 }
 
+/// Latents of 512 and 1024 pixels. f32 only: velocities are.
+#[test]
+fn deviations() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    for shape in [[4, 16, 64, 64], [2, 16, 128, 128]] {
+        let [b, c, h, w] = shape;
+        let others = noise(1, &[b, 3, c, h, w], DType::F32)?;
+        let factors = noise(2, &[b, 3, 4], DType::F32)?;
+        let v = [noise(0, &shape, DType::F32)?];
+        let on = |device: &Device| -> Result<Vec<Tensor>> {
+            let (others, factors) = (others.to_device(device)?, factors.to_device(device)?);
+            let v = Var::from_tensor(&v[0].to_device(device)?)?;
+            let sums = ops::deviations(v.as_tensor(), &others, &factors)?;
+            let d = noise(9, sums.dims(), DType::F32)?.to_device(device)?;
+            let dv = (&sums * d)?.sum_all()?.backward()?.get(v.as_tensor()).expect("a gradient").clone();
+            Ok(vec![sums.detach(), dv])
+        };
+        let (expected, found, again) = (on(&Device::Cpu)?, on(&gpu)?, on(&gpu)?);
+        for (i, found) in found.iter().enumerate() {
+            let error = error(found, &expected[i])?;
+            println!("deviations {shape:?} {i}: off by {error:.1e} from the CPU");
+            assert!(error < 1e-5);
+            assert_eq!(values(found)?, values(&again[i])?, "deviations have other bits the second time");
+        }
+    }
+    Ok(())
+}
+
 /// What the autoencoder is made of, which has no derivative.
 #[test]
 fn convolution_group_norm_and_a_wide_head() -> Result<()> {

@@ -9,7 +9,7 @@ use std::path::Path;
 fn velocity_of(path: &Path) -> f64 {
     let loaded = Transformer::open(path).unwrap().load(None, LATENT, DType::F32, 0, &Device::Cpu).unwrap();
     let io = tensors(&fixture("sd3_micro/io.safetensors"));
-    max_error(&velocity(&loaded.model, &loaded.params, &io), &io["out.v"])
+    max_error(&velocity(&loaded.model, &loaded.params().unwrap(), &io), &io["out.v"])
 }
 
 #[test]

@@ -31,14 +31,14 @@ fn recorded(path: &str) -> Trained {
 pub fn velocity_with(trained: &Trained, path: &Path) -> Tensor {
     let transformer = Transformer::open(path).unwrap();
     let loaded = transformer.load(trained.lora.as_ref(), LATENT, DType::F32, 0, &Device::Cpu).unwrap();
-    let params = loaded.params.with_flat(&trained.layout, &trained.flat).unwrap();
+    let params = loaded.params().unwrap().with_flat(&trained.layout, &trained.flat).unwrap();
     velocity(&loaded.model, &params, &tensors(&fixture("sd3_lora/io.safetensors")))
 }
 
 /// The velocity of the transformer at `path` as it is.
 pub fn velocity_of(path: &Path) -> Tensor {
     let loaded = Transformer::open(path).unwrap().load(None, LATENT, DType::F32, 0, &Device::Cpu).unwrap();
-    velocity(&loaded.model, &loaded.params, &tensors(&fixture("sd3_lora/io.safetensors")))
+    velocity(&loaded.model, &loaded.params().unwrap(), &tensors(&fixture("sd3_lora/io.safetensors")))
 }
 
 #[test]

@@ -5,5 +5,6 @@
 mod common;
 mod layouts;
 mod lora;
+mod parts;
 mod peers;
 mod sai;

@@ -31,7 +31,7 @@ fn exports_read_by_ourselves_give_the_same_velocity() {
         |layout| {
             let transformer = Transformer::open(&fixture("sd3_micro")).unwrap();
             let loaded = transformer.load(None, LATENT, DType::F32, 0, &Device::Cpu).unwrap();
-            (loaded.params.flatten(layout).unwrap() + noise(layout, 0.02)).unwrap()
+            (loaded.params().unwrap().flatten(layout).unwrap() + noise(layout, 0.02)).unwrap()
         },
         None,
     );

@@ -15,7 +15,7 @@ use std::sync::LazyLock;
 /// The base model and what its samples look like.
 static BASE: LazyLock<(Pipeline, Look)> = LazyLock::new(|| {
     let pipeline = model::pretrained().expect("a base model");
-    let look = look(&pipeline, &pipeline.base).expect("samples");
+    let look = look(&pipeline, &pipeline.params().expect("parameters")).expect("samples");
     (pipeline, look)
 });
 

@@ -80,12 +80,18 @@ pub fn pretrained() -> Result<Pipeline> {
     const BATCH: usize = 256;
     let model = model();
     let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
-    let mut pipeline = Pipeline { model, base, base_digest: "ring".into(), device: Device::Cpu, task: Task::Glyphs };
+    let mut pipeline = Pipeline {
+        model,
+        base: Box::new(base.clone()),
+        base_digest: "ring".into(),
+        device: Device::Cpu,
+        task: Task::Glyphs,
+    };
     let layout = layout(&pipeline);
-    let mut state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &Solo)?;
+    let mut state = Sharded::new(&base, &layout, Sharding::None, &Solo)?;
     let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
     for step in 0..STEPS {
-        let policy = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
+        let policy = base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
         let stream = |index| Stream::new(SEED, Purpose::Pretrain, [step, 1, 0, index]);
         let x0 = draw(step, BATCH)?;
         let eps = Tensor::from_vec(stream(0).normals(2 * BATCH), x0.shape(), &Device::Cpu)?;
@@ -100,6 +106,6 @@ pub fn pretrained() -> Result<Pipeline> {
         let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
         state.step(&gradient, &config, lr, &Solo)?;
     }
-    pipeline.base = pipeline.base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
+    pipeline.base = Box::new(base.with_flat(&layout, &state.gather_policy(&Solo)?)?);
     Ok(pipeline)
 }

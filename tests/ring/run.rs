@@ -37,7 +37,7 @@ fn sampler(solver: Solver) -> SamplerConfig {
 }
 
 fn requests(prompts: usize, images: usize) -> Vec<Request> {
-    let prompt = |index| Prompt::new(index, "");
+    let prompt = |index| Prompt::new(index, r#""7" in red on yellow"#); // the model does not look at it
     (0..prompts * images).map(|i| Request { prompt: prompt(i / images), image: i % images }).collect()
 }
 
@@ -50,11 +50,8 @@ fn sample(
     iteration: u64,
 ) -> Result<Samples> {
     let sampler = &sampler(solver);
-    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }.run(
-        requests,
-        &[],
-        requests.len(),
-    )
+    Sampling { pipeline, params, sampler, micro_batch: requests.len(), seed: SEED, purpose, iteration }
+        .run(requests, requests.len())
 }
 
 /// What samples of these parameters look like.
@@ -85,9 +82,8 @@ impl<'a> Run<'a> {
     pub fn new(pipeline: &'a Pipeline, method: &MethodConfig, lr: f64) -> Result<Self> {
         let map = AdvantageConfig::default().resolve(method);
         let (world, layout) = (World::solo(), layout(pipeline));
-        let state = Sharded::new(&pipeline.base.flatten(&layout)?, &layout, Sharding::None, &*world.device)?;
-        let policies =
-            Policies::new(pipeline.base.clone(), &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
+        let state = Sharded::new(&*pipeline.base, &layout, Sharding::None, &*world.device)?;
+        let policies = Policies::new(&*pipeline.base, &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
         let optim = OptimConfig { lr, weight_decay: 0.0, ..OptimConfig::default() };
         Ok(Self { pipeline, objective: Objective::new(method, &map), map, optim, layout, state, policies, world })
     }

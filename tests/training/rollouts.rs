@@ -20,17 +20,16 @@ fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>
     let set = ["sampler.steps=4".to_string()];
     let sampler = RunConfig::load(None, &set).unwrap().sampler;
     let prompts: Vec<Prompt> = requests.iter().map(|request| request.prompt.clone()).collect();
-    let conditioning = pipeline.encode(&prompts).unwrap();
     let sampling = Sampling {
         pipeline,
-        params: &pipeline.base,
+        params: &pipeline.params().unwrap(),
         sampler: &sampler,
         micro_batch: MICRO_BATCH,
         seed: 42,
         purpose: Purpose::Rollout,
         iteration: 3,
     };
-    let samples = sampling.run(requests, &conditioning, requests.len()).unwrap();
+    let samples = sampling.run(requests, requests.len()).unwrap();
     let scores = reward.score(&pipeline.decode(&samples.x0).unwrap(), &prompts).unwrap();
     (bits(&samples.x0), scores.into_iter().map(|score| score.map(f64::to_bits)).collect())
 }

@@ -3,8 +3,8 @@
 use super::folder::open_part;
 use super::{Format, Weights};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::model::mmdit::{self, Config};
+use crate::model::{BaseModel, Model};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
 use candle_core::{DType, Device};
 use std::path::Path;
@@ -18,14 +18,21 @@ pub struct Transformer {
     pub weights: Weights,
 }
 
-/// What a loaded transformer is.
+/// A transformer that can be run.
 pub struct Loaded {
     /// Its stages.
     pub model: Model,
     /// The base weights, and fresh adapters if adapters are wanted.
-    pub params: ParamSet,
+    pub base: BaseModel,
     /// [`Weights::digest`] of the base weights.
     pub digest: String,
+}
+
+impl Loaded {
+    /// All parameters, read whole.
+    pub fn params(&self) -> Result<ParamSet> {
+        ParamSet::read(&self.model.specs(), &self.base)
+    }
 }
 
 impl Transformer {
@@ -61,11 +68,11 @@ impl Transformer {
         Ok(transformer)
     }
 
-    /// The model for latents of `latent` = (height, width) with its base weights in `dtype`; adapters are drawn with
-    /// `seed`. Tensors are read one after another, straight from the mapped file.
+    /// The model for latents of `latent` = (height, width) with its base weights in `dtype`, which are read from the mapped
+    /// files when they are asked for; adapters are drawn with `seed`.
     ///
     /// # Errors
-    /// The latent does not fit, or the device has no room.
+    /// The latent does not fit.
     pub fn load(
         &self,
         lora: Option<&LoraConfig>,
@@ -75,11 +82,8 @@ impl Transformer {
         device: &Device,
     ) -> Result<Loaded> {
         let model = mmdit::model(&self.config, latent, lora)?;
-        let params = ParamSet::build(&model.specs(), |spec| match spec.role {
-            Role::Adapter => Ok(spec.initial(seed, device)?.to_dtype(dtype)?),
-            Role::Base | Role::Buffer => self.weights.tensor(&spec.name, dtype, device),
-        })?;
-        Ok(Loaded { model, params, digest: self.weights.digest() })
+        let base = BaseModel::new(&model, self.weights.clone(), dtype, seed, device);
+        Ok(Loaded { model, base, digest: self.weights.digest() })
     }
 
     fn check(&self, model: &Model) -> Result<()> {

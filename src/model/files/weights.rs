@@ -195,15 +195,30 @@ impl Weights {
     /// # Errors
     /// There is no tensor of this name, or it cannot be converted.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let Some(entry) = self.entries.get(name) else { return Err(self.error(format!("lacks {name}"))) };
-        let data = match self.bytes_of(entry).collect::<Vec<_>>().as_slice() {
+        let shape = self.entry(name)?.shape.as_slice();
+        Ok(self.part(name, 0..shape.iter().product(), dtype, device)?.reshape(shape)?)
+    }
+
+    /// Reads elements `range` of a tensor, as they lie in it row by row, and converts them: `[range.len()]`. The rest of
+    /// the file is not touched.
+    ///
+    /// # Errors
+    /// There is no tensor of this name, it ends before the range, or it cannot be converted.
+    pub fn part(&self, name: &str, range: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let entry = self.entry(name)?;
+        let (size, len) = (entry.dtype.bitsize() / 8, range.len());
+        let data = match self.bytes_of(entry, range.start * size..range.end * size).collect::<Vec<_>>().as_slice() {
             [one] => Cow::Borrowed(*one),
             several => Cow::Owned(several.concat()),
         };
-        let tensor = TensorView::new(entry.dtype, entry.shape.clone(), &data)
+        let tensor = TensorView::new(entry.dtype, vec![len], &data)
             .map_err(candle_core::Error::from)
             .and_then(|view| view.load(device)?.to_dtype(dtype));
         tensor.map_err(|e| self.error(format!("{name} of type {:?} cannot be read: {e}", entry.dtype)))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| self.error(format!("lacks {name}")))
     }
 
     /// Compares with what a model expects, (name, shape) each. A tensor that the model does not know is an error too,
@@ -295,24 +310,22 @@ impl Weights {
             hasher.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).as_bytes());
             let length: usize = entry.ranges.iter().map(Range::len).sum();
             for start in [0, length / 2, length.saturating_sub(PAGE)] {
-                let mut skip = start;
-                let mut left = PAGE;
-                for bytes in self.bytes_of(entry) {
-                    let part = &bytes[skip.min(bytes.len())..];
-                    let part = &part[..left.min(part.len())];
-                    hasher.update(part);
-                    skip = skip.saturating_sub(bytes.len());
-                    left -= part.len();
-                }
+                self.bytes_of(entry, start..start + PAGE).for_each(|bytes| _ = hasher.update(bytes));
             }
         }
         hasher.finalize().to_hex().to_string()
     }
 
-    /// The bytes of a tensor, in pieces.
-    fn bytes_of(&self, entry: &Entry) -> impl Iterator<Item = &[u8]> {
+    /// The bytes `wanted` of a tensor, as far as it has them, in pieces.
+    fn bytes_of(&self, entry: &Entry, wanted: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let file = &self.files[entry.file];
-        entry.ranges.iter().map(|range| &file.bytes[range.clone()])
+        let mut place = 0;
+        entry.ranges.iter().filter_map(move |range| {
+            let inside = |at: usize| range.start + at.clamp(place, place + range.len()) - place;
+            let bytes = &file.bytes[inside(wanted.start)..inside(wanted.end)];
+            place += range.len();
+            (!bytes.is_empty()).then_some(bytes)
+        })
     }
 
     /// An error about these files.

@@ -4,12 +4,13 @@
 use super::activation::{Forward, Gated};
 use super::attention::Attention;
 use super::convolution::Walk;
+use super::deviation::Deviations;
 use super::linear::Linear;
 use super::norm::{LayerNormModulate, RmsNorm};
 use super::op::{Differentiable, Kernel, refuse_tracked};
 use super::residual::GatedResidual;
 use crate::cuda::reduce::{Summand, sum_rows};
-use crate::cuda::{self, Array, attention, elementwise, norm};
+use crate::cuda::{self, Array, attention, deviation, elementwise, norm};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -139,6 +140,24 @@ impl OnGpu<3> for GatedResidual {
         let [dgate, dy] = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array)?;
         let dx = wanted[0].then(|| d.storage.try_clone(d.layout)).transpose()?;
         Ok([dx, Some(dgate), Some(dy)])
+    }
+}
+
+impl OnGpu<3> for Deviations {
+    fn forward(&self, gpu: &CudaDevice, [v, others, factors]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        let sums = deviation::sums(gpu, &v.array, &others.array, &factors.array)?;
+        Ok((sums, vec![factors.array.shape[0], factors.array.shape[1], 2]))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [v, others, factors]: [&Input; 3],
+        _: &Input,
+        d: &Input,
+        _: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let dv = deviation::backward(gpu, &v.array, &others.array, &factors.array, &d.array)?;
+        Ok([Some(dv), None, None])
     }
 }
 

@@ -9,6 +9,7 @@
 mod activation;
 mod attention;
 mod convolution;
+mod deviation;
 mod float;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -23,6 +24,7 @@ mod time;
 pub use activation::{gelu, silu};
 pub use attention::attention;
 pub use convolution::{Walk, convolution};
+pub use deviation::deviations;
 pub use group_norm::group_norm;
 pub use linear::linear;
 pub use norm::{layer_norm_modulate, rms_norm};

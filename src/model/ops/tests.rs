@@ -152,3 +152,28 @@ fn frozen_operands_get_no_gradient() -> Result<()> {
     assert!(grads.get(&x).is_some() && grads.get(&w).is_none() && grads.get(&b).is_none());
     Ok(())
 }
+
+/// The others and the factors as constants: they have no derivative.
+#[test]
+fn deviations_match_the_composed_form() -> Result<()> {
+    const SHAPE: [usize; 3] = [3, 11, 30];
+    fn constants(dtype: DType) -> Result<(Tensor, Tensor)> {
+        Ok((noise(50, &[3, 2, 11, 30], dtype)?, noise(51, &[3, 4, 3], dtype)?))
+    }
+    fn fused(t: &[Tensor]) -> Result<Tensor> {
+        let (others, factors) = constants(t[0].dtype())?;
+        deviations(&t[0], &others, &factors)
+    }
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let (others, factors) = constants(t[0].dtype())?;
+        let all = Tensor::cat(&[t[0].unsqueeze(1)?, others], 1)?.flatten_from(2)?; // [B, terms, n]
+        let r = factors.matmul(&all)?; // [B, count, n]
+        Tensor::stack(&[r.sqr()?.sum(D::Minus1)?, r.abs()?.sum(D::Minus1)?], 2)
+    }
+    check(fused, composed, &[&SHAPE])?;
+    let (v, (others, factors)) = (noise(1, &SHAPE, DType::F32)?, constants(DType::F32)?);
+    let refused = |others: &Tensor, factors: &Tensor| deviations(&v, others, factors).expect_err("refused").to_string();
+    assert!(refused(Var::from_tensor(&others)?.as_tensor(), &factors).contains("has no derivative"));
+    assert!(refused(&others.narrow(1, 0, 1)?, &factors).contains("do not fit"));
+    Ok(())
+}

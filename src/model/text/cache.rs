@@ -3,18 +3,24 @@
 //! One file a prompt (2.7 MB in bf16 with 256 T5 tokens): ranks and runs write without locks, a half-written file is
 //! never seen under its name, and a damaged one costs one prompt. An entry is a safetensors file that any tool can
 //! read; its metadata has the prompt and a digest of all it says.
+//!
+//! Entries are mapped, and only for as long as they are looked at: of 25 000 prompts none stays in memory, and what the
+//! kernel keeps of the files all ranks of a host share.
 
 use super::encoders::{Embeddings, Encoding, TextEncoders};
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use candle_core::safetensors::Load;
-use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::tensor::{SafeTensorError, SafeTensors, TensorView, View};
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Beginning of the name of a file that is being written.
@@ -28,7 +34,12 @@ pub struct PromptCache {
     folder: PathBuf,
     encoding: Encoding,
     digest: String,
+    /// The entries whose content had its digest, by path.
+    verified: Mutex<HashMap<PathBuf, Version>>,
 }
+
+/// What of a file changes with its content: inode, length, and time of the last change in nanoseconds.
+type Version = (u64, u64, i128);
 
 /// What [`PromptCache::fill`] did on this rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +59,7 @@ impl PromptCache {
         let digest = encoding.digest()?;
         let folder = root.join(&digest[..16]);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        Ok(Self { folder, encoding, digest })
+        Ok(Self { folder, encoding, digest, verified: Mutex::default() })
     }
 
     /// Sees to it that every one of `prompts` is there: each rank checks its share, the prompts of the run dealt out in
@@ -62,8 +73,8 @@ impl PromptCache {
         let share: Vec<&str> = unique.into_iter().skip(comm.rank()).step_by(comm.world_size()).collect();
         let mut missing = Vec::new();
         for &prompt in &share {
-            match self.read(prompt)? {
-                Entry::Whole(_) => {}
+            match self.look(prompt, |_| Ok(()))? {
+                Entry::Whole(()) => {}
                 Entry::Absent => missing.push(prompt),
                 Entry::Damaged(why) => {
                     tracing::warn!("{}: {why}; it is encoded again", self.path(prompt).display());
@@ -78,25 +89,34 @@ impl PromptCache {
         Ok(Filled { found: share.len() - missing.len(), encoded: missing.len() })
     }
 
-    /// The embeddings of `prompts`, in their order, on `device`.
+    /// The embeddings of `prompts`, in their order, on `device`. An entry is checked in full when it is used for the first
+    /// time or has changed.
     ///
     /// # Errors
     /// [`Error::Usage`] if there are none; [`Error::File`] if an entry is absent, damaged or foreign: [`Self::fill`]
     /// was not called with this prompt, or the file has changed since.
     pub fn get(&self, prompts: &[&str], device: &Device) -> Result<Embeddings> {
-        let entries = prompts.iter().map(|prompt| match self.read(prompt)? {
-            Entry::Whole(embeddings) => Ok(embeddings),
-            Entry::Absent => Err(self.unusable(prompt, "is not there")),
-            Entry::Damaged(why) => Err(self.unusable(prompt, &why)),
-        });
-        let entries = entries.collect::<Result<Vec<_>>>()?;
-        if entries.is_empty() {
+        let load = |tensors: &[TensorView; 2]| -> Result<[Tensor; 2]> {
+            Ok([tensors[0].load(&Device::Cpu)?, tensors[1].load(&Device::Cpu)?])
+        };
+        let mut read = HashMap::new(); // images of one prompt come together
+        for &prompt in prompts {
+            if let Vacant(place) = read.entry(prompt) {
+                match self.look(prompt, load)? {
+                    Entry::Whole(tensors) => place.insert(tensors),
+                    Entry::Absent => return Err(self.unusable(prompt, "is not there")),
+                    Entry::Damaged(why) => return Err(self.unusable(prompt, &why)),
+                };
+            }
+        }
+        if read.is_empty() {
             return Err(Error::Usage("no prompts were given".into()));
         }
-        let stack = |part: fn(&Embeddings) -> &Tensor| -> Result<Tensor> {
-            Ok(Tensor::cat(&entries.iter().map(part).collect::<Vec<_>>(), 0)?.to_device(device)?)
+        let stack = |part: usize| -> Result<Tensor> {
+            let rows: Vec<&Tensor> = prompts.iter().map(|prompt| &read[prompt][part]).collect();
+            Ok(Tensor::cat(&rows, 0)?.to_device(device)?)
         };
-        Ok(Embeddings { context: stack(|e| &e.context)?, pooled: stack(|e| &e.pooled)? })
+        Ok(Embeddings { context: stack(0)?, pooled: stack(1)? })
     }
 
     fn encode(&self, prompts: &[&str], device: &Device) -> Result<()> {
@@ -123,50 +143,65 @@ impl PromptCache {
         Error::File { path: self.path(prompt), message }
     }
 
-    fn read(&self, prompt: &str) -> Result<Entry> {
+    /// What `take` makes of a prompt's tensors, context and pooled, in the mapped file.
+    fn look<T>(&self, prompt: &str, take: impl FnOnce(&[TensorView; 2]) -> Result<T>) -> Result<Entry<T>> {
         let path = self.path(prompt);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(self.parse(prompt, &bytes).map_or_else(Entry::Damaged, Entry::Whole)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Entry::Absent),
-            Err(e) => Err(Error::io(path)(e)),
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Entry::Absent),
+            Err(e) => return Err(Error::io(path)(e)),
+        };
+        let data = file.metadata().map_err(Error::io(&path))?;
+        let version =
+            (data.ino(), data.len(), i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec()));
+        // SAFETY: the mapping is read-only, and the files of this folder are never written in place: a new one takes the
+        // name, and the one that is mapped stays what it was.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let (tensors, sum) = match self.parse(prompt, &map) {
+            Ok(parsed) => parsed,
+            Err(why) => return Ok(Entry::Damaged(why)),
+        };
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = verified.entry(path);
+        if !matches!(&known, Occupied(known) if *known.get() == version) {
+            if self.checksum(prompt, &tensors).ok().as_ref() != Some(&sum) {
+                return Ok(Entry::Damaged("is damaged: its content does not have its digest".into()));
+            }
+            known.insert_entry(version);
         }
+        drop(verified);
+        take(&tensors).map(Entry::Whole)
     }
 
-    /// The embedding in an entry, or what is wrong with it.
-    fn parse(&self, prompt: &str, bytes: &[u8]) -> std::result::Result<Embeddings, String> {
-        let damaged = |e: &dyn std::fmt::Display| format!("is damaged: {e}");
-        let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
+    /// The tensors of an entry, context and pooled, and the digest that it names; or what is wrong with it.
+    fn parse<'a>(&self, prompt: &str, bytes: &'a [u8]) -> std::result::Result<([TensorView<'a>; 2], String), String> {
+        let damaged = |e: SafeTensorError| format!("is damaged: {e}");
+        let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
         let metadata = header.metadata().as_ref();
         let says = |key: &str| metadata.and_then(|words| words.get(key)).map_or("", String::as_str);
         if says(ENCODING) != self.digest || says(PROMPT) != prompt {
             return Err("is of another prompt or of other encoders".into());
         }
-        let part = |name: &str| {
-            let view = file.tensor(name).map_err(|e| damaged(&e))?;
-            view.load(&Device::Cpu).map_err(|e| damaged(&e))
-        };
-        let embeddings = Embeddings { context: part(CONTEXT)?, pooled: part(POOLED)? };
-        if embeddings.context.dtype() != self.encoding.dtype || embeddings.context.rank() != 3 {
+        let tensors = [file.tensor(CONTEXT).map_err(damaged)?, file.tensor(POOLED).map_err(damaged)?];
+        let dtype = DType::try_from(tensors[0].dtype()).ok();
+        if dtype != Some(self.encoding.dtype) || tensors[0].shape().len() != 3 {
             return Err("is damaged: its tensors are of another kind".into());
         }
-        match self.checksum(prompt, &embeddings) {
-            Ok(sum) if sum == says(CHECKSUM) => Ok(embeddings),
-            _ => Err("is damaged: its content does not have its digest".into()),
-        }
+        Ok((tensors, says(CHECKSUM).to_owned()))
     }
 
     fn write(&self, prompt: &str, embeddings: &Embeddings) -> Result<()> {
         let cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.contiguous();
-        let embeddings = Embeddings { context: cpu(&embeddings.context)?, pooled: cpu(&embeddings.pooled)? };
+        let tensors = [cpu(&embeddings.context)?, cpu(&embeddings.pooled)?];
         let words = [
             (ENCODING, self.digest.clone()),
             (PROMPT, prompt.to_owned()),
-            (CHECKSUM, self.checksum(prompt, &embeddings)?),
+            (CHECKSUM, self.checksum(prompt, &tensors)?),
         ];
         let words: HashMap<_, _> = words.map(|(key, value)| (key.to_owned(), value)).into();
-        let tensors = [(CONTEXT, &embeddings.context), (POOLED, &embeddings.pooled)];
-        let bytes = safetensors::serialize(tensors, Some(words)).map_err(candle_core::Error::from)?;
+        let bytes = safetensors::serialize([CONTEXT, POOLED].into_iter().zip(&tensors), Some(words))
+            .map_err(candle_core::Error::from)?;
         let mut file = tempfile::Builder::new()
             .prefix(WRITING)
             .permissions(Permissions::from_mode(0o666))
@@ -178,12 +213,13 @@ impl PromptCache {
     }
 
     /// Digest of all that an entry says.
-    fn checksum(&self, prompt: &str, Embeddings { context, pooled }: &Embeddings) -> Result<String> {
+    fn checksum(&self, prompt: &str, tensors: &[impl View; 2]) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("{}\n{prompt:?}\n", self.digest).as_bytes());
-        for tensor in [context, pooled] {
-            hash.update(format!("{:?} {:?}\n", tensor.dtype(), tensor.dims()).as_bytes());
-            hash.update(&safetensors::View::data(tensor));
+        for tensor in tensors {
+            let dtype = DType::try_from(tensor.dtype())?;
+            hash.update(format!("{dtype:?} {:?}\n", tensor.shape()).as_bytes());
+            hash.update(&tensor.data());
         }
         Ok(hash.finalize().to_hex().to_string())
     }
@@ -202,8 +238,8 @@ impl PromptCache {
 }
 
 /// What is found under a prompt's name.
-enum Entry {
-    Whole(Embeddings),
+enum Entry<T> {
+    Whole(T),
     Absent,
     Damaged(String),
 }

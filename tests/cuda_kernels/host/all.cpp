@@ -15,6 +15,11 @@ namespace norm {
 #include "norm.cu"
 #undef KERNELS
 }
+namespace deviation {
+#include "deviation.cu"
+#undef THREADS
+#undef MOST
+}
 namespace attention {
 #include "attention.cu"
 #undef THREADS
@@ -30,6 +35,7 @@ namespace attention_any {
 using namespace elementwise;
 using namespace reduce;
 using namespace norm;
+using namespace deviation;
 using namespace attention;
 using namespace attention_any;
 
@@ -39,6 +45,7 @@ extern "C" int host_launch(const char *name, void **arguments, const unsigned *g
     BOTH(gated_residual_backward) BOTH(add_to) ONE(adamw) ONE(lerp) ONE(time_features)
     BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
+    ONE(deviation_sums) ONE(deviation_backward)
     ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
     BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
     BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)

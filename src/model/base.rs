@@ -1,0 +1,66 @@
+//! The parameters that a run starts from.
+
+use super::Model;
+use super::files::Weights;
+use crate::error::{Error, Result};
+use crate::params::{Entry, Layout, Role, Spec, Values};
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+/// A base model's weights in files, and adapters beside them; nothing is read before it is asked for.
+pub struct BaseModel {
+    specs: Vec<Vec<Spec>>,
+    weights: Weights,
+    adapters: Adapters,
+    dtype: DType,
+    device: Device,
+}
+
+/// Where the adapters' values come from.
+enum Adapters {
+    /// Drawn with this seed.
+    Drawn(u64),
+    /// The flat vector of this layout.
+    Given(Layout, Tensor),
+}
+
+impl BaseModel {
+    /// The weights, which have been checked to be the model's, as `dtype` on `device`; adapters are drawn with `seed`.
+    pub fn new(model: &Model, weights: Weights, dtype: DType, seed: u64, device: &Device) -> Self {
+        let specs = model.specs().into_iter().map(<[Spec]>::to_vec).collect();
+        Self { specs, weights, adapters: Adapters::Drawn(seed), dtype, device: device.clone() }
+    }
+
+    /// The same with all adapters from the flat vector of `layout`, `[total]`.
+    pub fn with_adapters(self, layout: Layout, flat: Tensor) -> Self {
+        Self { adapters: Adapters::Given(layout, flat), ..self }
+    }
+}
+
+impl Values for BaseModel {
+    fn elements(&self, entry: &Entry, range: Range<usize>) -> Result<Tensor> {
+        let spec = &self.specs[entry.stage][entry.slot];
+        let values = match (spec.role, &self.adapters) {
+            (Role::Base | Role::Buffer, _) => {
+                return self.weights.part(&spec.name, range, self.dtype, &self.device);
+            }
+            (Role::Adapter, Adapters::Drawn(seed)) => {
+                spec.initial(*seed, &self.device)?.flatten_all()?.narrow(0, range.start, range.len())?
+            }
+            (Role::Adapter, Adapters::Given(layout, flat)) => {
+                let given = layout.entries.iter().find(|e| (e.stage, e.slot) == (entry.stage, entry.slot));
+                let given = given.ok_or_else(|| Error::Failed(format!("{} is in no adapter", spec.name)))?;
+                flat.elements(given, range)?
+            }
+        };
+        Ok(values.to_dtype(self.dtype)?)
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn device(&self) -> Device {
+        self.device.clone()
+    }
+}

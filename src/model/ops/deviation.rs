@@ -1,0 +1,139 @@
+//! What the objectives measure: how far weighted sums of velocities lie from zero.
+
+use super::float::{Float, dot, sum_pairs};
+use super::op::{Differentiable, Kernel, View, apply3, fill, refuse_tracked, run};
+use candle_core::{Result, Tensor, bail};
+
+/// Elements that are combined at once.
+const BLOCK: usize = 256;
+
+/// Deviations at once, and terms of each, at most: the GPU's kernel keeps them in registers.
+const MOST: usize = 4;
+
+/// `[B, n]`, `[B, terms - 1, n]` and factors `[B, count, terms]` of a batch.
+struct Sizes {
+    n: usize,
+    terms: usize,
+    count: usize,
+}
+
+impl Sizes {
+    fn of(v: &[usize], others: &[usize], factors: &[usize]) -> Result<Self> {
+        let (&[batch, count, terms], Some((&first, sample))) = (factors, v.split_first()) else {
+            bail!("deviations: {v:?} and factors {factors:?} are no batch");
+        };
+        let fits = first == batch && others.len() == v.len() + 1 && others[..2] == [batch, terms.wrapping_sub(1)];
+        if !fits || others[2..] != *sample || !(2..=MOST).contains(&terms) || !(1..=MOST).contains(&count) {
+            bail!("deviations: {v:?}, {others:?} and factors {factors:?} do not fit");
+        }
+        Ok(Self { n: sample.iter().product(), terms, count })
+    }
+}
+
+/// One sample.
+struct Sample<'a, F> {
+    sizes: &'a Sizes,
+    v: &'a [F],
+    others: &'a [F],
+    factors: &'a [F],
+}
+
+impl<'a, F: Float> Sample<'a, F> {
+    fn new(b: usize, sizes: &'a Sizes, [v, others, factors]: [View<'a, F>; 3]) -> Self {
+        let &Sizes { n, terms, count } = sizes;
+        let part = |view: View<'a, F>, len: usize| &view.data[b * len..][..len];
+        Self { sizes, v: part(v, n), others: part(others, (terms - 1) * n), factors: part(factors, count * terms) }
+    }
+
+    /// The factor of v in deviation m.
+    fn own(&self, m: usize) -> F {
+        self.factors[m * self.sizes.terms]
+    }
+
+    /// Deviation m from element `start` on.
+    #[inline(always)]
+    fn deviation(&self, m: usize, start: usize, out: &mut [F]) {
+        let factors = &self.factors[m * self.sizes.terms..][..self.sizes.terms];
+        for (out, &v) in out.iter_mut().zip(&self.v[start..]) {
+            *out = factors[0] * v;
+        }
+        for (&factor, other) in factors[1..].iter().zip(self.others.chunks_exact(self.sizes.n)) {
+            for (out, &x) in out.iter_mut().zip(&other[start..]) {
+                *out += factor * x;
+            }
+        }
+    }
+}
+
+/// v `[B, ..]`, others `[B, terms - 1, ..]`, factors `[B, count, terms]` -> sums of squares and magnitudes `[B, count, 2]`.
+pub(super) struct Deviations;
+
+impl Kernel<3> for Deviations {
+    const NAME: &'static str = "deviations";
+    fn run<F: Float>(&self, inputs: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
+        let sizes = Sizes::of(inputs[0].shape, inputs[1].shape, inputs[2].shape)?;
+        let (batch, count) = (inputs[0].shape[0], sizes.count);
+        let mut out = vec![F::ZERO; batch * 2 * count];
+        fill(&mut out, 2 * count, |b, out| {
+            let sample = Sample::new(b, &sizes, inputs);
+            let mut sums = [0f64; 2 * MOST]; // of the blocks' sums
+            let mut block = [F::ZERO; BLOCK];
+            for start in (0..sizes.n).step_by(BLOCK) {
+                let block = &mut block[..BLOCK.min(sizes.n - start)];
+                for m in 0..count {
+                    sample.deviation(m, start, block);
+                    sums[2 * m] += dot(block, block).to_f64();
+                    sums[2 * m + 1] += sum_pairs(block, block, |r, _| r.larger(-r)).to_f64();
+                }
+            }
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = F::of(sum));
+        });
+        Ok((out, vec![batch, count, 2]))
+    }
+}
+
+/// (v, others, factors, d `[B, count, 2]`) -> the gradient of v.
+struct Backward;
+
+impl Kernel<4> for Backward {
+    const NAME: &'static str = "deviations";
+    fn run<F: Float>(&self, [v, others, factors, d]: [View<F>; 4]) -> Result<(Vec<F>, Vec<usize>)> {
+        let sizes = Sizes::of(v.shape, others.shape, factors.shape)?;
+        let mut out = vec![F::ZERO; v.data.len()];
+        fill(&mut out, sizes.n, |b, dv| {
+            let sample = Sample::new(b, &sizes, [v, others, factors]);
+            let mut block = [F::ZERO; BLOCK];
+            for start in (0..sizes.n).step_by(BLOCK) {
+                let dv = &mut dv[start..sizes.n.min(start + BLOCK)];
+                let block = &mut block[..dv.len()];
+                for m in 0..sizes.count {
+                    sample.deviation(m, start, block);
+                    let [square, magnitude] = [0, 1].map(|i| sample.own(m) * d.data[(b * sizes.count + m) * 2 + i]);
+                    for (dv, &r) in dv.iter_mut().zip(&*block) {
+                        let sign = F::of(f64::from(i8::from(r > F::ZERO) - i8::from(r < F::ZERO)));
+                        *dv += (square + square) * r + magnitude * sign;
+                    }
+                }
+            }
+        });
+        Ok((out, v.shape.to_vec()))
+    }
+}
+
+impl Differentiable<3> for Deviations {
+    fn backward(&self, [v, others, factors]: [&Tensor; 3], _: &Tensor, d: &Tensor) -> Result<[Option<Tensor>; 3]> {
+        Ok([Some(run(&Backward, [v, others, factors, d])?), None, None])
+    }
+}
+
+/// Of the deviations `r_m = factors[m, 0] v + sum_k factors[m, k] others[k - 1]` of each sample the sums of squares and of
+/// magnitudes, `[B, count, 2]`: v `[B, ..]`, others `[B, terms - 1, ..]`, factors `[B, count, terms]`, of each four at most.
+/// Differentiable in v; on a GPU in f32 only.
+///
+/// # Errors
+/// Shapes do not fit, or the others or the factors want a gradient.
+pub fn deviations(v: &Tensor, others: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    refuse_tracked("deviations", &[others, factors])?;
+    Sizes::of(v.dims(), others.dims(), factors.dims())?;
+    apply3(Deviations, v, others, factors)
+}
