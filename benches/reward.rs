@@ -1,4 +1,5 @@
-//! Images a second of each reward that needs no files, on one core; of the OCR with a detector if DETECTOR names it.
+//! Images a second of each reward that needs no files, on one core; of the OCR with a detector if DETECTOR names it, and of a
+//! model of the CLIP family, as PickScore, for each folder in CLIP (folders of transformers, separated as in PATH).
 //!
 //!     RAYON_NUM_THREADS=1 cargo bench --bench reward
 
@@ -6,7 +7,7 @@ use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::reward::preprocess::Preprocess;
-use flowrl_dist::reward::{Jpeg, Ocr, Reward, to_rgb8};
+use flowrl_dist::reward::{ColourMatch, Jpeg, Ocr, Reward, RewardConfig, RewardKind, build, to_rgb8};
 use std::io::Write;
 use std::time::Instant;
 
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
     let (few, many) = (prompts(4), prompts(16));
     let ocr = Ocr::new(1)?;
     measure("ocr, 24 x 48", 16, || ocr.score(&small, &many).map(drop))?;
+    measure("colour, 24 x 48", 16, || ColourMatch.score(&small, &many).map(drop))?;
     measure("jpeg, 512 x 512", 4, || Jpeg::Compressibility.score(&large, &few).map(drop))?;
     let pictures = to_rgb8(&large)?;
     measure("to eight bits, 512 x 512", 4, || to_rgb8(&large).map(drop))?;
@@ -51,6 +53,18 @@ fn main() -> Result<()> {
     if let Some(detector) = std::env::var_os("DETECTOR") {
         let ocr = Ocr::with_detector(1, detector.as_ref())?;
         measure("ocr with detector, 512 x 512", 4, || ocr.score(&large, &few).map(drop))?;
+    }
+    for path in std::env::var_os("CLIP").iter().flat_map(std::env::split_paths) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/clip_rewards/hf"); // any: it costs nothing
+        let config = RewardConfig {
+            path: Some(path),
+            tokenizer: Some(tokenizer.into()),
+            ..RewardConfig::new(RewardKind::PickScore)
+        };
+        let rewards = build(&[config], 1)?;
+        let (image, prompt) = (large.narrow(0, 0, 1)?, &few[..1]);
+        measure(&format!("{name}, 512 x 512"), 1, || rewards[0].score(&image, prompt).map(drop))?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Reads our exports with the real packages: diffusers and PEFT load each of them and give our velocities to 1e-4.
+# Compares with the real packages. diffusers and PEFT load each of our exports and give our velocities to 1e-4. torch,
+# transformers and open_clip make the scores of the CLIP family anew, which ours must equal. Our server reads texts that Pillow
+# drew.
 #
 #   launch/check-export.sh [FOLDER]      FOLDER holds the Python environment; default: target/peers-venv
 #
@@ -14,7 +16,7 @@ venv=${1:-target/peers-venv}
 requirements=tests/peers/requirements.txt
 
 skip() {
-    printf '\n!!!!!! check-export: SKIPPED, %s: nothing was read with diffusers and PEFT !!!!!!\n' "$1"
+    printf '\n!!!!!! check-export: SKIPPED, %s: nothing was compared with the real packages !!!!!!\n' "$1"
     exit 77
 }
 
@@ -38,3 +40,21 @@ fi
 # Writes target/tmp/exports.
 cargo test --release --test parity_files peers
 "$venv/bin/python" tests/peers/check_export.py target/tmp/exports
+
+fixtures=target/tmp/peers
+mkdir -p "$fixtures"
+cp -r tests/fixtures/pickscore_micro "$fixtures"
+"$venv/bin/python" tests/peers/make_clip_rewards.py "$fixtures"
+FLOWRL_FIXTURES=$root/$fixtures cargo test --release --test parity_reward_clip
+
+launch/fetch-ocr.sh "$venv/ocr"
+printf '[[reward]]\nname = "ocr"\ndetector = "%s"\n' "$(realpath "$venv/ocr/ch_PP-OCRv4_det_infer.onnx")" >"$fixtures/ocr.toml"
+cargo build --release
+target/release/flowrl-dist serve-reward --config "$fixtures/ocr.toml" --listen 127.0.0.1:0 2>"$fixtures/server.log" &
+server=$!
+trap 'kill "$server"' EXIT
+until url=$(grep --only-matching 'http://[0-9.:]*' "$fixtures/server.log"); do
+    kill -0 "$server" 2>/dev/null || { cat "$fixtures/server.log"; exit 1; }
+    sleep 0.2
+done
+"$venv/bin/python" tests/peers/check_ocr.py "$url"

@@ -91,7 +91,7 @@ everything() {
     step 'tests without MPI' 900 cargo test "${alone[@]}" --no-fail-fast
     step 'build' 1800 cargo test --release --no-run
     step 'tests' 2700 cargo test --release --no-fail-fast
-    step 'exports in Python' 1800 launch/check-export.sh
+    step 'peers in Python' 1800 launch/check-export.sh
 }
 
 if (($# > 1)) || [[ ${1:-quick} != quick ]]; then

@@ -7,12 +7,13 @@ use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
-use crate::reward::{Reward, RewardConfig, RewardKind};
+use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// `[eval]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub struct Evaluation<'a> {
     pub micro_batch: usize,
     /// Seed of the noise.
     pub seed: u64,
+    /// Whether images are scored while the next ones are sampled.
+    pub overlap: Overlap,
 }
 
 /// Images that the gallery shows, one for each of the first prompts.
@@ -94,7 +97,7 @@ impl Evaluation<'_> {
         &self,
         pipeline: &Pipeline,
         params: &dyn Weights,
-        rewards: &[Box<dyn Reward>],
+        rewards: &Rewards,
         world: &World,
     ) -> Result<(Metrics, Gallery)> {
         let count = self.prompts.len() * self.images_per_prompt;
@@ -125,26 +128,30 @@ impl Evaluation<'_> {
             let sampled = if own.is_empty() { 0..1 } else { own.clone() };
             let requests: Vec<Request> = sampled.map(request).collect();
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
-            let most = at_once.min(images_per_rank - index * at_once);
-            let samples = sampling.run(&requests, most)?;
-            if own.is_empty() {
-                continue;
-            }
-            let images = pipeline.decode(&samples.x0)?;
-            scores = scores.and_then(|mut scores| {
-                for (reward, scores) in rewards.iter().zip(&mut scores) {
-                    scores.extend(reward.attempt(&images, &prompts)?.scores);
+            let mut scoring = Scoring::new(rewards, self.overlap, &pipeline.device)?;
+            let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
+                if own.is_empty() || scores.is_err() {
+                    return Ok(());
                 }
+                let images = pipeline.decode(x0)?;
+                scoring.add(places.start, &images, &prompts[places.clone()])?;
+                for (i, request) in requests[places.clone()].iter().enumerate() {
+                    let place = (own.start + places.start + i) / self.images_per_prompt;
+                    if request.image == 0 && place < GALLERY {
+                        let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
+                        let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
+                        gallery.push((place, bytes.flatten_all()?.to_vec1()?));
+                    }
+                }
+                Ok(())
+            };
+            let most = at_once.min(images_per_rank - index * at_once);
+            sampling.run_with(&requests, most, on_samples)?;
+            scores = scores.and_then(|mut scores| {
+                let (attempts, _) = scoring.finish()?;
+                scores.iter_mut().zip(attempts).for_each(|(scores, attempt)| scores.extend(attempt.scores));
                 Ok(scores)
             });
-            for (i, request) in requests.iter().enumerate() {
-                let place = (own.start + i) / self.images_per_prompt;
-                if request.image == 0 && place < GALLERY {
-                    let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
-                    let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
-                    gallery.push((place, bytes.flatten_all()?.to_vec1()?));
-                }
-            }
         }
         let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
         let mut metrics = self.summary(rewards, &all, count);

@@ -14,7 +14,7 @@ use crate::observe::{Metrics, Progress};
 use crate::optim::{OptimConfig, Sharded};
 use crate::params::{Layout, ParamSet, Trainable};
 use crate::pipeline::{self, ModelConfig, Pipeline};
-use crate::reward::Reward;
+use crate::reward::{Overlap, Rewards};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::micro_batches;
 use crate::shard::{Gradients, Reduction, Sharding};
@@ -106,12 +106,7 @@ impl PretrainConfig {
 }
 
 /// Trains the glyphs base model and writes it, in half precision, to `config.out`. Returns the digest of the file.
-pub fn pretrain(
-    config: &PretrainConfig,
-    world: &World,
-    rewards: &[Box<dyn Reward>],
-    progress: &mut Progress,
-) -> Result<String> {
+pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progress: &mut Progress) -> Result<String> {
     let model = ModelConfig { trainable: Trainable::Full, path: config.init.clone(), ..ModelConfig::default() };
     let pipeline = match &config.init {
         Some(_) => Pipeline::load(&model, config.seed, &Device::Cpu)?,
@@ -151,6 +146,7 @@ pub fn pretrain(
                 sampler: &config.sampler,
                 micro_batch: config.micro_batch,
                 seed: config.seed,
+                overlap: Overlap::Auto,
             };
             let (metrics, _) = evaluation.run(&pipeline, &averaged, rewards, world)?;
             progress.evaluation(step, &metrics);

@@ -89,6 +89,17 @@ impl Sampling<'_> {
     /// Samples the requests, at least one. `images`: of the busiest rank; where running the model is a collective call, this
     /// rank runs it as often as that one.
     pub fn run(&self, requests: &[Request], images: usize) -> Result<Samples> {
+        self.run_with(requests, images, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Self::run`], and hands over the samples `[n, C, H, W]` of each micro-batch, with their places among the requests,
+    /// before the next is begun.
+    pub fn run_with(
+        &self,
+        requests: &[Request],
+        images: usize,
+        on_samples: &mut dyn FnMut(Range<usize>, &Tensor) -> Result<()>,
+    ) -> Result<Samples> {
         let sigmas = self.sampler.sigmas();
         let window = self.sampler.sde.window(self.sampler.steps, self.iteration);
         let (mut x0, mut paths) = (Vec::new(), Vec::new());
@@ -101,19 +112,23 @@ impl Sampling<'_> {
             };
             let noise = self.normals(requests, batch, 0)?;
             let own = |x: Tensor| Ok(x.narrow(0, 0, batch.len)?);
-            let ode = match self.sampler.solver {
-                Solver::Euler => Ode::Euler,
-                Solver::Dpm2 => Ode::Dpm2,
+            let solved = match self.sampler.solver {
+                Solver::Euler => solve(Ode::Euler, &sigmas, &noise, velocity)?,
+                Solver::Dpm2 => solve(Ode::Dpm2, &sigmas, &noise, velocity)?,
                 Solver::Sde => {
                     let normals = |step: usize| self.normals(requests, batch, 1 + step as u64);
                     let path = solve_sde(&self.sampler.sde, &sigmas, window.clone(), &noise, velocity, normals)?;
                     let all = |tensors: Vec<Tensor>| tensors.into_iter().map(own).collect::<Result<Vec<_>>>();
-                    x0.push(own(path.x0.clone())?);
+                    let x0 = path.x0.clone();
                     paths.push(Path { x0: path.x0, states: all(path.states)?, log_probs: all(path.log_probs)? });
-                    continue;
+                    x0
                 }
             };
-            x0.push(own(solve(ode, &sigmas, &noise, velocity)?)?);
+            let samples = own(solved)?;
+            if batch.len > 0 {
+                on_samples(batch.start..batch.start + batch.len, &samples)?;
+            }
+            x0.push(samples);
         }
         let trajectory = (!paths.is_empty()).then(|| Trajectory::join(window, &paths)).transpose()?;
         Ok(Samples { x0: Tensor::cat(&x0, 0)?, trajectory })

@@ -149,6 +149,25 @@ fn plans_count_what_each_rank_does() {
 }
 
 #[test]
+fn plans_tell_the_stages() {
+    let arguments = ["plan", "--config", "configs/glyphs/stages.toml"];
+    let text = done(&arguments);
+    for line in [
+        "  stage 0 from update 0 on: colour 0, ocr 1; glyphs: 14400 prompts, 1800 iterations an epoch; 30 iterations\n",
+        "  stage 1 from update 30 on: colour 0.5, ocr 1; glyphs: 14400 prompts, 1800 iterations an epoch; 30 iterations\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+    let settings = ["batch.updates_per_iteration=4", "run.updates=30"].map(|set| ["--set", set]).concat();
+    let json = done(&[&arguments[..], &settings, &["--json"]].concat());
+    let plan: Value = serde_json::from_str(&json).unwrap();
+    let stages = plan["stages"].as_array().unwrap();
+    assert_eq!(stages.iter().map(|stage| stage["iterations"].as_u64().unwrap()).collect::<Vec<_>>(), [8, 0, 0]);
+    assert_eq!(stages[2]["weights"], serde_json::json!({ "colour": 0.5, "ocr": 1.0 }));
+    assert!(!done(&["plan"]).contains("stage 0"), "nothing to tell");
+}
+
+#[test]
 fn impossible_plans_name_the_nearest_possible_ones() {
     refused(&["plan", "--ranks", "0"], &["ranks = 0: use at least 1"]);
     refused(&["plan", "--ranks", "129"], &["129 ranks", "= 128 images", "at most 128 ranks or batch.prompts = 9"]);
@@ -261,9 +280,17 @@ fn run_folder_is_whole(out: &Path) {
     assert_eq!((numbers(&updates), numbers(&evaluations)), (vec![1, 2], vec![0, 2]));
     for (update, iteration) in updates.iter().zip(0..) {
         assert_eq!(update["iteration"], iteration);
-        for key in
-            ["reward.ocr.mean", "loss", "grad_norm", "lr", "time.sample", "time.reward", "time.train", "time.optimizer"]
-        {
+        for key in [
+            "reward.ocr.mean",
+            "loss",
+            "grad_norm",
+            "lr",
+            "time.sample",
+            "time.reward",
+            "time.reward_busy",
+            "time.train",
+            "time.optimizer",
+        ] {
             assert!(update[key].is_number(), "{key} in {update}");
         }
     }

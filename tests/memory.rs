@@ -17,6 +17,7 @@ use flowrl_dist::optim::Sharded;
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::pipeline::{Kind, ModelConfig, Pipeline};
 use flowrl_dist::policy::Policies;
+use flowrl_dist::reward::{Overlap, Rewards};
 use flowrl_dist::shard::{Sharding, Weights};
 use std::alloc::{GlobalAlloc, Layout as Size, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -213,9 +214,15 @@ fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
     drop(conditioning);
     let sampler = SamplerConfig { solver: Solver::Euler, steps: 1, ..SamplerConfig::default() };
     let [few, many] = [MOST / 4, MOST].map(|count| {
-        let evaluation =
-            Evaluation { prompts: &prompts[..count], images_per_prompt: 1, sampler: &sampler, micro_batch: 4, seed: 1 };
-        peak(|| evaluation.run(&pipeline, &params, &[], &World::solo()).map(drop))
+        let evaluation = Evaluation {
+            prompts: &prompts[..count],
+            images_per_prompt: 1,
+            sampler: &sampler,
+            micro_batch: 4,
+            seed: 1,
+            overlap: Overlap::Off,
+        };
+        peak(|| evaluation.run(&pipeline, &params, &Rewards::default(), &World::solo()).map(drop))
     });
     let (few, many) = (few?, many?);
     let more = embedding * (MOST - MOST / 4) as f64;

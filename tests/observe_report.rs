@@ -21,6 +21,7 @@ fn run(out: &Path) {
         let gain = 1.0 - (-0.05 * update as f64).exp();
         if update > 0 {
             metrics.set("iteration", update as f64);
+            metrics.set("stage", if update < 31 { 0.0 } else { 1.0 });
             metrics.set("reward.ocr.mean", 0.2 + 0.6 * gain);
             metrics.set("reward.ocr.std", 0.2);
             metrics.set("loss", if update == 7 { f64::NAN } else { 0.5 - 0.2 * gain });
@@ -28,6 +29,7 @@ fn run(out: &Path) {
             metrics.set("images", 96.0);
             metrics.set("time.sample", 1.25);
             metrics.set("time.train", 0.5);
+            metrics.set("time.reward_busy", 1.5);
             metrics.set("time.total", 2.0);
             log.write(update, &metrics).unwrap();
         }
@@ -57,6 +59,7 @@ fn the_page_says_how_the_run_went() {
         "flow-awr on glyphs · update 60 of 60",
         "<span class=\"from\">0.25 →</span> 0.82",
         "<span class=\"from\">3.0 % →</span> 51 %",
+        "The rewards took 1.5 s an update",
         "2m 40s",                 // 60 updates of 2 s and four evaluations of 10 s
         "5,760",                  // images
         "held out <b>0.82</b>",   // both curves in one chart
@@ -65,6 +68,7 @@ fn the_page_says_how_the_run_went() {
         "Constant throughout: &nbsp; reward.ocr.std 0.2 &nbsp; lr 3e-4",
         "sample <b>1.25 s</b> · 62 %",
         "other <b>0.25 s</b> · 12 %",
+        "<title>stage 1 begins (update 31)</title>",
         "<figcaption>update 0</figcaption>",
         "<figcaption>update 60</figcaption>",
         "<h3>model.lora</h3><table><tr><th>rank</th><td>8</td></tr></table>",

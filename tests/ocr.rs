@@ -276,6 +276,8 @@ fn scores_that_cannot_be_trained_on_are_refused_by_name() {
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
     assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
+    let watched = reward("colour", 0.0, [Some(1.0); 3]);
+    assert!(error(&[ocr.clone(), watched]).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
     let short = Scores { scores: vec![Some(1.0)], ..colour };
     assert!(error(&[ocr, short]).starts_with("reward colour: 1 images for 3 prompts"));
 }

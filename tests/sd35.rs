@@ -141,6 +141,14 @@ fn a_small_model_trains_from_prompts_to_an_export() {
     let picture = folder.name("picture.png");
     folder.done(&["sample", "--checkpoint", &run, "--prompt", "a red boat", "-n", "2", "--out", &picture]);
     assert_eq!(folder.cached(), 20);
+
+    // The prompts of every stage are encoded before training begins; the first stage is shorter than the whole run was.
+    let stage = "stage=[{at_update=1, train=\"configs/sd35/prompts/signs.txt\"}]";
+    folder.train(2, "staged", &[stage]).success();
+    assert_eq!(folder.cached(), 20 + 3);
+    let staged = folder.metrics("staged");
+    assert_eq!(first(&staged, reward), first(&metrics, reward));
+    assert_eq!(staged.iter().filter(|line| line["stage"] == 1).count(), 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub struct Scores {
     /// Its name.
     pub name: String,
-    /// What it counts in the sum.
+    /// What it counts in the sum; 0: it is only watched.
     pub weight: f64,
     /// One score an image; `None` where the reward does not apply.
     pub scores: Vec<Option<f64>>,
@@ -94,6 +94,8 @@ type Members = BTreeMap<usize, Vec<usize>>;
 
 /// The rewards in units of their scale, one number an image.
 fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &AdvantageMap) -> Vec<f64> {
+    // A reward that is only watched does not make a score out of none.
+    let rewards: Vec<&Scores> = rewards.iter().filter(|reward| reward.weight != 0.0).collect();
     match config.aggregate {
         Aggregate::Sum => {
             let sum = |i: usize| {

@@ -34,6 +34,21 @@ fn advantages_equal_the_golden_vectors() -> Result<()> {
     Ok(())
 }
 
+/// What is only watched changes nothing, not even where nothing else applies.
+#[test]
+fn a_reward_of_weight_zero_does_not_count() -> Result<()> {
+    let mut trained = scores("ocr", 1.0, &REWARDS);
+    trained.scores[..4].fill(None);
+    let watched = scores("hps", 0.0, &[3.0, 9.0, 1.0, 7.0, 2.0, 8.0, 0.0, 5.0, 4.0, 6.0, 1.0, 2.0]);
+    for aggregate in [Aggregate::Sum, Aggregate::Normalised] {
+        let config = AdvantageMap { aggregate, ..LINEAR };
+        let alone = group_advantages(std::slice::from_ref(&trained), &GROUPS, &config)?;
+        assert_eq!(alone.values[..4], [0.0; 4]);
+        assert_eq!(group_advantages(&[watched.clone(), trained.clone()], &GROUPS, &config)?, alone);
+    }
+    Ok(())
+}
+
 #[test]
 fn order_of_images_and_names_of_groups_do_not_matter() -> Result<()> {
     let straight = of(&REWARDS, &GROUPS, &GATED)?.values;

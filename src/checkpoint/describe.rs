@@ -1,6 +1,6 @@
 //! What `inspect` shows of a checkpoint.
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, STAGES};
 use super::reader::open;
 use crate::error::Result;
 use serde::Serialize;
@@ -51,8 +51,13 @@ impl fmt::Display for Description {
         writeln!(f, "config       {}", identity.config_digest)?;
         writeln!(f, "base model   {}", identity.base_digest)?;
         writeln!(f, "layout       {}", identity.layout_digest)?;
-        if !state.extra.is_null() {
-            writeln!(f, "state        {}", state.extra)?;
+        let mut extra = state.extra.clone();
+        let stages = extra.as_object_mut().and_then(|extra| extra.remove(STAGES));
+        if !extra.is_null() {
+            writeln!(f, "state        {extra}")?;
+        }
+        for stage in stages.iter().flat_map(|stages| stages.as_array()).flatten() {
+            writeln!(f, "stage        {stage}")?;
         }
         writeln!(f, "\n{:<34} {:>24} {:>14}  blake3", "shard", "elements", "bytes")?;
         for shard in shards {

@@ -8,6 +8,9 @@ pub const FORMAT: u32 = 2;
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const COMPLETE: &str = "COMPLETE";
 
+/// The entry of [`TrainState::extra`] that lists the stages of the run that have begun.
+pub const STAGES: &str = "stages";
+
 /// Where the run stood.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {

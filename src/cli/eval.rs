@@ -7,7 +7,7 @@ use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
 use crate::observe::logging;
-use crate::reward::Loader;
+use crate::reward::{Loader, Rewards};
 use serde_json::{Map, Value};
 
 /// What is evaluated.
@@ -50,9 +50,10 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             sampler: &sampler,
             micro_batch: config.batch.micro_batch,
             seed: config.run.seed,
+            overlap: config.parallel.reward_overlap,
         };
         let loader = Loader::new(candle_core::utils::get_num_threads(), &pipeline.device);
-        let rewards = loader.build(&evaluated(config))?;
+        let rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         let (metrics, _) = evaluation.run(&pipeline, &params, &rewards, world)?;
         if world.rank() == 0 {

@@ -27,7 +27,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     on_ranks(Backend::Auto, 600, |world| {
         let terminal = logging::init(world.rank(), None, "info")?;
         let rewards = [RewardKind::Ocr, RewardKind::Colour].map(RewardConfig::new);
-        let rewards = build(&rewards, candle_core::utils::get_num_threads())?;
+        let rewards = build(&rewards, candle_core::utils::get_num_threads())?.into();
         let mut progress = Progress::new(config.steps, world.rank() == 0, &terminal);
         progress.note(&world.describe());
         let digest = pretrain(&config, world, &rewards, &mut progress)?;

@@ -116,9 +116,9 @@ fn apply(root: &mut Value, setting: &str) -> Result<(), Error> {
 fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
     for (key, value) in root.as_table().into_iter().flatten() {
         // Serde would take a list as the values of the section's keys in their order.
-        let write = match (key == "reward", value.is_array()) {
+        let write = match (["reward", "stage"].contains(&key.as_str()), value.is_array()) {
             (false, true) => format!("is no list; write one value, or one section [{key}]"),
-            (true, false) => "is a list; write a section [[reward]] for each".to_owned(),
+            (true, false) => format!("is a list; write a section [[{key}]] for each"),
             _ => continue,
         };
         return Err(format!("{key} = {}: {write}", one_line(&value.to_string())));
@@ -149,6 +149,7 @@ fn remedy(message: &str) -> String {
         "a tuple of size 2" | "fewer elements in array" => "a list of two numbers, such as [0.9, 0.999]",
         "string only" => "a name in quotes",
         "a sequence" => "a list in [ ]",
+        "a map" => "names with their values in { }",
         says if says.starts_with("must") || says.contains("expected") => return says.to_owned(),
         e if e.starts_with("struct") => "a section with keys of its own",
         e => &e.replace('`', "\""),

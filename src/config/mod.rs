@@ -2,7 +2,10 @@
 //! anything else is touched.
 
 mod load;
+mod stages;
 mod validate;
+
+pub use stages::{RunStage, StageConfig};
 
 use crate::comm::Backend;
 use crate::data::{Format, PromptSet, Split};
@@ -15,7 +18,7 @@ use crate::objective::{AdvantageConfig, Method, MethodConfig};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
-use crate::reward::RewardConfig;
+use crate::reward::{Overlap, RewardConfig};
 use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -52,6 +55,9 @@ pub struct RunConfig {
     /// The rewards.
     #[serde(default)]
     pub reward: Vec<RewardConfig>,
+    /// What changes of rewards and prompts in the course of the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stage: Vec<StageConfig>,
     /// How the old policy follows.
     #[serde(default)]
     pub old_policy: OldPolicyConfig,
@@ -201,6 +207,8 @@ pub struct ParallelConfig {
     pub shard: Sharding,
     /// Which of the model's stages run again in the backward pass instead of keeping their activations.
     pub checkpoint_activations: Checkpointing,
+    /// Whether images are scored while the next ones are sampled.
+    pub reward_overlap: Overlap,
     /// Iterations between comparisons of what must be equal on all ranks; 0: never.
     pub check_every: u64,
     /// Seconds that a rank waits for a peer before the job ends.
@@ -214,6 +222,7 @@ impl Default for ParallelConfig {
             device: DeviceChoice::Auto,
             shard: Sharding::Optimizer,
             checkpoint_activations: Checkpointing::EACH,
+            reward_overlap: Overlap::Auto,
             check_every: 10,
             deadline_s: 600,
         }
@@ -247,11 +256,6 @@ impl RunConfig {
         load::read(file, EMBEDDED, set, validate::check)
     }
 
-    /// The prompts that are trained on.
-    pub fn train_prompts(&self) -> Result<PromptSet, Error> {
-        PromptSet::load(&self.data.train, Split::Train, self.data.format)
-    }
-
     /// The prompts that are evaluated.
     pub fn eval_prompts(&self) -> Result<PromptSet, Error> {
         PromptSet::load(&self.data.eval, Split::Eval, self.data.format)
@@ -259,7 +263,8 @@ impl RunConfig {
 
     /// The geometry of the run on `ranks` ranks, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
-        Plan::new(self, ranks, self.train_prompts()?.len())
+        let prompts = self.train_prompts()?;
+        Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())
     }
 
     /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.

@@ -2,13 +2,13 @@
 
 use super::RunConfig;
 use crate::data::glyphs::GlyphPrompt;
-use crate::data::{Prompt, PromptSet};
+use crate::data::{Prompt, PromptSet, Split};
 use crate::error::Error;
 use crate::flow::Solver;
 use crate::objective::{Form, Gamma, Method, Objective};
 use crate::params::Trainable;
 use crate::pipeline::{Kind, ModelConfig};
-use crate::reward::RewardKind;
+use crate::reward::{RewardConfig, RewardKind};
 use serde::Serialize;
 use std::path::Path;
 use toml::Value;
@@ -22,6 +22,7 @@ pub(super) fn check(config: &RunConfig) -> Check {
     samplers(config)?;
     method(config)?;
     rewards(config)?;
+    stages(config)?;
     optim(config)?;
     model(config)?;
     data(config)
@@ -219,6 +220,44 @@ fn rewards(config: &RunConfig) -> Check {
     Ok(())
 }
 
+fn stages(config: &RunConfig) -> Check {
+    let rewards: Vec<&str> = config.reward.iter().map(RewardConfig::label).collect();
+    let updates = config.batch.updates_per_iteration;
+    let resolved = config.stages();
+    for (i, (stage, pair)) in config.stage.iter().zip(resolved.windows(2)).enumerate() {
+        let (before, now) = (&pair[0], &pair[1]);
+        let at = |key: &str| format!("stage[{i}].{key}");
+        within(&at("at_update"), stage.at_update, 1, i64::MAX as u64)?;
+        if now.first_iteration(updates) <= before.first_iteration(updates) {
+            return Err(format!(
+                "stage[{i}].at_update = {}: the stage before it begins at {} and would have no iteration of its own \
+                 (batch.updates_per_iteration = {updates}); use {} or more",
+                stage.at_update,
+                before.at_update,
+                before.first_iteration(updates) * updates as u64 + 1
+            ));
+        }
+        if stage.train.is_none() && stage.weights.is_empty() {
+            return Err(format!("stage[{i}]: changes nothing; give it weights = {{ {} = 1.0 }} or train", rewards[0]));
+        }
+        for (name, weight) in &stage.weights {
+            let key = at(&format!("weights.{name}"));
+            if !rewards.contains(&name.as_str()) {
+                return Err(format!("{key} = {weight}: the run has no such reward; it has {}", rewards.join(", ")));
+            }
+            if !weight.is_finite() {
+                return Err(format!("{key} = {weight}: must be a finite number, such as 1.0"));
+            }
+        }
+        if now.weights.values().all(|&weight| weight == 0.0) {
+            return Err(format!(
+                "stage[{i}].weights: every weight = 0, so there is nothing to learn; give one a weight, such as 1.0"
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn optim(config: &RunConfig) -> Check {
     let o = &config.optim;
     positive("optim.lr", o.lr)?;
@@ -286,29 +325,33 @@ fn adapters(model: &ModelConfig) -> Check {
 }
 
 fn data(config: &RunConfig) -> Check {
-    type Read = fn(&RunConfig) -> Result<PromptSet, Error>;
-    let sets: [(&str, &str, Read); 2] = [
-        ("data.train", &config.data.train, RunConfig::train_prompts),
-        ("data.eval", &config.data.eval, RunConfig::eval_prompts),
-    ];
-    for (key, source, read) in sets {
-        let embedded = PromptSet::is_embedded(source);
-        if !embedded && !Path::new(source).is_dir() {
-            file(key, Path::new(source))?;
-        }
-        let prompts = read(config).map_err(|e| format!("{key} = {source:?}: {e}"))?;
-        if config.model.kind == Kind::Glyphs && !embedded {
-            let parse = |prompt: &Prompt| GlyphPrompt::parse(&prompt.text).map(|_| ());
-            prompts.prompts.iter().try_for_each(parse).map_err(|e| format!("{key} = {source:?}: {e}"))?;
-        }
-        let (wanted, held) = (config.batch.prompts, prompts.len());
-        if key == "data.train" && wanted > held {
+    let of_stages = config.stage.iter().enumerate().filter_map(|(i, stage)| Some((i, stage.train.as_ref()?)));
+    let train = [("data.train".to_owned(), &config.data.train)].into_iter();
+    for (key, source) in train.chain(of_stages.map(|(i, source)| (format!("stage[{i}].train"), source))) {
+        let held = prompts(config, &key, source, Split::Train)?;
+        let wanted = config.batch.prompts;
+        if wanted > held {
             return Err(format!(
                 "batch.prompts = {wanted}: {key} = {source:?} holds {held} prompts; use at most {held}, or more prompts"
             ));
         }
     }
-    Ok(())
+    prompts(config, "data.eval", &config.data.eval, Split::Eval).map(drop)
+}
+
+/// How many prompts a source holds, all of which can be used.
+fn prompts(config: &RunConfig, key: &str, source: &str, split: Split) -> Result<usize, String> {
+    let embedded = PromptSet::is_embedded(source);
+    if !embedded && !Path::new(source).is_dir() {
+        file(key, Path::new(source))?;
+    }
+    let named = |e: Error| format!("{key} = {source:?}: {e}");
+    let set = PromptSet::load(source, split, config.data.format).map_err(named)?;
+    if config.model.kind == Kind::Glyphs && !embedded {
+        let parse = |prompt: &Prompt| GlyphPrompt::parse(&prompt.text).map(|_| ());
+        set.prompts.iter().try_for_each(parse).map_err(named)?;
+    }
+    Ok(set.len())
 }
 
 fn file(key: &str, path: &Path) -> Check {

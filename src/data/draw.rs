@@ -5,16 +5,18 @@ use crate::rng::{Purpose, Stream};
 use std::collections::BTreeSet;
 
 impl PromptSet {
-    /// The `count` different prompts of iteration `iteration` (from 0): the next ones of an order that is drawn anew each
-    /// time the set was gone through. A function of its arguments only, so that resuming needs no state.
+    /// The `count` different prompts of iteration `iteration` (from 0) with this set: the next ones of an order that is
+    /// drawn anew each time the set was gone through. A function of its arguments only, so that resuming needs no state.
+    /// `stage` is the number of the stage that brought the set: one that comes back comes in another order.
     ///
     /// What is left of an epoch when it holds less than `count` is dropped: no prompt comes twice in an iteration.
     ///
     /// # Panics
     /// If the set holds fewer than `count` prompts or count is 0; the plan has refused both.
-    pub fn draw(&self, seed: u64, iteration: u64, count: usize) -> Vec<Prompt> {
+    pub fn draw(&self, seed: u64, stage: usize, iteration: u64, count: usize) -> Vec<Prompt> {
         let per_epoch = (self.len() / count) as u64;
-        let order = Stream::new(seed, Purpose::Prompts, [iteration / per_epoch, 0, 0, 0]).permutation(self.len());
+        let name = [iteration / per_epoch, stage as u64, 0, 0];
+        let order = Stream::new(seed, Purpose::Prompts, name).permutation(self.len());
         let start = (iteration % per_epoch) as usize * count;
         order[start..start + count].iter().map(|&i| self.prompts[i].clone()).collect()
     }
@@ -23,12 +25,12 @@ impl PromptSet {
     ///
     /// # Panics
     /// As [`PromptSet::draw`].
-    pub fn drawn(&self, seed: u64, iterations: u64, count: usize) -> BTreeSet<&str> {
+    pub fn drawn(&self, seed: u64, stage: usize, iterations: u64, count: usize) -> BTreeSet<&str> {
         let per_epoch = (self.len() / count) as u64;
         if iterations >= 8 * per_epoch {
             return self.prompts.iter().map(|prompt| prompt.text.as_str()).collect(); // as good as all
         }
-        let draws = (0..iterations).flat_map(|iteration| self.draw(seed, iteration, count));
+        let draws = (0..iterations).flat_map(|iteration| self.draw(seed, stage, iteration, count));
         draws.map(|prompt| self.prompts[prompt.index].text.as_str()).collect()
     }
 }
@@ -40,17 +42,19 @@ mod tests {
     #[test]
     fn an_epoch_draws_every_prompt_once_and_epochs_differ() {
         let set: PromptSet = (0..10).map(|i| i.to_string()).collect();
-        let epoch =
-            |e: u64| -> Vec<usize> { (0..5).flat_map(|i| set.draw(1, 5 * e + i, 2)).map(|p| p.index).collect() };
-        let mut first = epoch(0);
-        assert_ne!(first, epoch(1));
+        let epoch = |stage: usize, e: u64| -> Vec<usize> {
+            (0..5).flat_map(|i| set.draw(1, stage, 5 * e + i, 2)).map(|p| p.index).collect()
+        };
+        let mut first = epoch(0, 0);
+        assert_ne!(first, epoch(0, 1));
+        assert_ne!(first, epoch(1, 0));
         first.sort_unstable();
         assert_eq!(first, (0..10).collect::<Vec<_>>());
         // 10 prompts hold three draws of 3; the tenth is dropped.
-        let drawn: Vec<usize> = (0..3).flat_map(|i| set.draw(1, i, 3)).map(|p| p.index).collect();
+        let drawn: Vec<usize> = (0..3).flat_map(|i| set.draw(1, 0, i, 3)).map(|p| p.index).collect();
         assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 9);
         let texts: BTreeSet<String> = drawn.iter().map(|i| i.to_string()).collect();
-        assert!(set.drawn(1, 3, 3).into_iter().eq(texts.iter().map(String::as_str)));
-        assert_eq!(set.drawn(1, 1000, 3).len(), 10);
+        assert!(set.drawn(1, 0, 3, 3).into_iter().eq(texts.iter().map(String::as_str)));
+        assert_eq!(set.drawn(1, 0, 1000, 3).len(), 10);
     }
 }

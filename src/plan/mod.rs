@@ -1,8 +1,10 @@
 //! Every derived count of a run: nothing else divides.
 
 mod cost;
+mod stages;
 
 pub use cost::Item;
+pub use stages::PlannedStage;
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
@@ -39,8 +41,10 @@ pub struct Plan {
     pub iterations: u64,
     /// Training points (image and timestep) of each update of an iteration, over all ranks.
     pub points: Vec<usize>,
-    /// Iterations until every prompt was drawn once.
+    /// Iterations until every prompt was drawn once, in the first stage.
     pub iterations_per_epoch: usize,
+    /// The stages of the run, one at least.
+    pub stages: Vec<PlannedStage>,
     /// Parameters of the model, with its adapters.
     pub parameters: usize,
     /// Trainable parameters.
@@ -67,11 +71,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The geometry of `config` on `ranks` ranks with `prompt_count` training prompts.
+    /// The geometry of `config` on `ranks` ranks; `prompt_counts`: training prompts of each stage.
     ///
     /// # Errors
     /// [`Error::Usage`] for what cannot work, with the nearest settings that can.
-    pub fn new(config: &RunConfig, ranks: usize, prompt_count: usize) -> Result<Self> {
+    pub fn new(config: &RunConfig, ranks: usize, prompt_counts: &[usize]) -> Result<Self> {
         let b = &config.batch;
         let images = b.prompts * b.images_per_prompt;
         let usage = |message: String| Err(Error::Usage(message));
@@ -85,13 +89,8 @@ impl Plan {
                 ranks.div_ceil(b.images_per_prompt)
             ));
         }
-        if b.prompts > prompt_count {
-            return usage(format!(
-                "batch.prompts = {} but data.train holds {prompt_count} prompts; use batch.prompts = {prompt_count} or \
-                 more prompts",
-                b.prompts
-            ));
-        }
+        let iterations = config.run.updates.div_ceil(b.updates_per_iteration as u64);
+        let stages = stages::planned(config, iterations, prompt_counts)?;
         let timesteps = config.timesteps();
         let model = config.model.build()?;
         let specs = model.specs();
@@ -124,9 +123,10 @@ impl Plan {
             solver_steps: config.sampler.steps,
             timesteps,
             updates_per_iteration: b.updates_per_iteration,
-            iterations: config.run.updates.div_ceil(b.updates_per_iteration as u64),
+            iterations,
             points,
-            iterations_per_epoch: prompt_count / b.prompts,
+            iterations_per_epoch: stages.first().map_or(0, |stage| stage.iterations_per_epoch),
+            stages,
             parameters: parameters.map(|s| s.shape.iter().product::<usize>()).sum(),
             trainable: Layout::new(&specs, config.model.trainable).total,
             shard: cost.shard(),
@@ -164,7 +164,7 @@ impl fmt::Display for Plan {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
         let (least, most) = self.images_per_rank;
         let per_rank = if least == most { format!("{most}") } else { format!("{least} to {most}") };
-        let rows = [
+        let geometry = [
             ("ranks", self.ranks.to_string()),
             ("images an iteration", format!("{} = {} prompts x {}", self.images, self.prompts, self.images_per_prompt)),
             ("images a rank", per_rank),
@@ -183,6 +183,8 @@ impl fmt::Display for Plan {
                 "iterations",
                 format!("{} in the run, {} an epoch of the prompts", self.iterations, self.iterations_per_epoch),
             ),
+        ];
+        let costs = [
             ("parameters", format!("{} ({} trained, {} a shard)", self.parameters, self.trainable, self.shard)),
             (
                 "sent a rank and update",
@@ -199,8 +201,10 @@ impl fmt::Display for Plan {
             ("and an evaluation", mib(self.eval_bytes)),
             ("memory a rank", format!("{} and activations:", mib(self.memory.iter().map(|item| item.bytes).sum()))),
         ];
+        // What a run without [[stage]] has is told already.
+        let stages = self.stages.iter().filter(|_| self.stages.len() > 1).map(|stage| ("", stage.to_string()));
         let items = self.memory.iter().map(|item| ("", format!("{:>12} {}", mib(item.bytes), item.name)));
-        for (name, value) in rows.into_iter().chain(items) {
+        for (name, value) in geometry.into_iter().chain(stages).chain(costs).chain(items) {
             writeln!(f, "{name:>24}  {value}")?;
         }
         Ok(())
@@ -225,7 +229,7 @@ mod tests {
             "batch.updates_per_iteration=2",
             "batch.timesteps=4",
         ]);
-        let plan = Plan::new(&config, 4, 100).expect("a plan");
+        let plan = Plan::new(&config, 4, &[100]).expect("a plan");
         assert_eq!((plan.images, plan.images_per_rank), (15, (3, 4)));
         assert_eq!(plan.points, [3 * 3 * 4, 3 * 2 * 4]);
         assert!(
@@ -238,7 +242,7 @@ mod tests {
     #[test]
     fn impossible_geometries_name_the_nearest_possible_one() {
         let config = config(&["batch.prompts=2", "batch.images_per_prompt=4"]);
-        let error = |ranks, prompts| Plan::new(&config, ranks, prompts).expect_err("refused").to_string();
+        let error = |ranks, prompts| Plan::new(&config, ranks, &[prompts]).expect_err("refused").to_string();
         assert!(error(9, 100).contains("at most 8 ranks or batch.prompts = 3"), "{}", error(9, 100));
         assert!(error(2, 1).contains("batch.prompts = 1"), "{}", error(2, 1));
         assert!(error(0, 100).contains("at least 1"));
@@ -268,7 +272,7 @@ mod tests {
 
     #[test]
     fn shared_weights_are_held_in_parts_and_sent_when_they_are_used() {
-        let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, 100).expect("a plan");
+        let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, &[100]).expect("a plan");
         let held = |plan: &Plan| plan.memory.iter().map(|item| item.bytes).sum::<usize>();
         for trainable in ["model.trainable=full", "model.trainable=lora"] {
             let [none, full] = ["none", "full"].map(|shard| plan(&[trainable, &format!("parallel.shard={shard}")], 4));

@@ -10,6 +10,7 @@ mod ocr;
 mod pixels;
 pub mod preprocess;
 pub mod remote;
+mod scoring;
 pub mod serve;
 
 pub use clip::{Aesthetic, Alignment, Backbone, ClipReward};
@@ -20,6 +21,7 @@ pub use loader::{Loader, build};
 pub use ocr::{Ocr, edit_reward, found_reward};
 pub use pixels::to_rgb8;
 pub use remote::Remote;
+pub use scoring::{Overlap, Rewards, Scoring};
 
 use crate::{
     advantage::Scores,
@@ -30,7 +32,7 @@ use candle_core::Tensor;
 use std::collections::BTreeSet;
 
 /// Scores images against their prompts.
-pub trait Reward {
+pub trait Reward: Send + Sync {
     /// The name in the metrics.
     fn name(&self) -> &str;
 
@@ -42,7 +44,12 @@ pub trait Reward {
     /// As [`Reward::score`], where a score may be missing for another reason than that the reward does not apply, and
     /// the configuration allows to go on without it.
     fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
-        Ok(Attempt { scores: self.score(images, prompts)?, failed: Vec::new() })
+        Ok(Attempt { scores: self.score(images, prompts)?, ..Attempt::default() })
+    }
+
+    /// How it is asked where it is computed elsewhere; `None`: it is computed here.
+    fn requests(&self) -> Option<Requests> {
+        None
     }
 
     /// Whether it is ready to score: asked once, before anything is trained.
@@ -59,20 +66,46 @@ pub trait Reward {
     }
 }
 
+/// How a reward is asked that is computed elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requests {
+    /// Images of a request, at most.
+    pub images: usize,
+    /// Requests under way, at most.
+    pub at_once: usize,
+}
+
 /// What came of scoring images.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Attempt {
     /// One an image; `None` where the reward does not apply or failed.
     pub scores: Vec<Option<f64>>,
     /// The images whose score could not be had. Their groups cannot be compared: they are left out.
     pub failed: Vec<usize>,
+    /// Whether it would be in vain to ask for more images now.
+    pub broken: bool,
+}
+
+impl Attempt {
+    /// That of images which it is in vain to ask for.
+    fn broken(images: usize) -> Self {
+        Self { scores: vec![None; images], failed: (0..images).collect(), broken: true }
+    }
+
+    /// Adds what came of the next images.
+    fn append(&mut self, next: Attempt) {
+        let before = self.scores.len();
+        self.failed.extend(next.failed.into_iter().map(|image| before + image));
+        self.scores.extend(next.scores);
+        self.broken |= next.broken;
+    }
 }
 
 /// Refuses scores that cannot be trained on; `failed` images may have none, their groups are left out.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image no reward applies to (both name
-/// image and prompt), or a number of scores that is not the number of prompts.
+/// [`Error::NotFinite`] for a score that is not finite, [`Error::Reward`] for an image to which no reward
+/// with a weight applies (both name image and prompt), or a number of scores that is not the number of prompts.
 pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<usize>) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         check_count(name, scores.len(), prompts)?;
@@ -84,9 +117,10 @@ pub fn check_scores(rewards: &[Scores], prompts: &[Prompt], failed: &BTreeSet<us
                 return Err(Error::NotFinite(format!("reward {name}: score {score} for {}", place())));
             }
         }
-        if !failed.contains(&image) && rewards.iter().all(|reward| reward.scores[image].is_none()) {
-            let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
-            let message = format!("none applies to {}; name one that does or take the prompt out", place());
+        let counted = rewards.iter().filter(|reward| reward.weight != 0.0);
+        if !failed.contains(&image) && counted.clone().all(|reward| reward.scores[image].is_none()) {
+            let name = counted.map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
+            let message = format!("none applies to {}; give weight to one that does or take the prompt out", place());
             return Err(Error::Reward { name, message });
         }
     }

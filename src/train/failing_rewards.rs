@@ -3,12 +3,24 @@
 use super::tests::trainer;
 use super::*;
 use crate::comm::ThreadGroup;
-use crate::reward::Attempt;
+use crate::reward::{Attempt, Reward};
 use candle_core::Device;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-/// Scores by the picture's mean, but the images of its list; an image that is not there stands for all.
-struct Failing(Vec<usize>);
+/// Scores by the picture's mean, but the images of its list, counted from its first one; with `GONE` in the list it fails at
+/// its second call.
+struct Failing {
+    images: Vec<usize>,
+    seen: AtomicUsize,
+}
+
+const GONE: usize = usize::MAX;
+
+fn failing(images: &[usize]) -> Rewards {
+    Arc::new([Box::new(Failing { images: images.to_vec(), seen: AtomicUsize::new(0) }) as _])
+}
 
 impl Reward for Failing {
     fn name(&self) -> &str {
@@ -16,7 +28,7 @@ impl Reward for Failing {
     }
 
     fn score(&self, images: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
-        if self.0.contains(&usize::MAX) {
+        if self.images.contains(&GONE) && self.seen.load(SeqCst) > 0 {
             return Err(Error::Reward { name: "failing".into(), message: "http://nowhere: it is gone".into() });
         }
         let means = images.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
@@ -25,22 +37,27 @@ impl Reward for Failing {
 
     fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
         let mut scores = self.score(images, prompts)?;
-        self.0.iter().for_each(|&image| scores[image] = None);
-        Ok(Attempt { scores, failed: self.0.clone() })
+        let before = self.seen.fetch_add(scores.len(), SeqCst);
+        let failed: Vec<usize> = (0..scores.len()).filter(|image| self.images.contains(&(before + image))).collect();
+        failed.iter().for_each(|&image| scores[image] = None);
+        Ok(Attempt { scores, failed, broken: false })
     }
 }
 
 #[test]
 fn a_reward_that_fails_on_one_rank_stops_all() -> Result<()> {
-    let errors = ThreadGroup::run(2, |world| {
-        let (mut trainer, _) = trainer(&world, &["optim.not_finite=skip"])?;
-        trainer.rewards = vec![Box::new(Failing(if world.rank() == 1 { vec![usize::MAX] } else { vec![] }))];
-        let error = trainer.iteration(0, &mut |_| ()).expect_err("a reward failed");
-        assert!(matches!(error, Error::Reward { .. }), "{error}");
-        assert_eq!(trainer.state.update, 0);
-        Ok(error.to_string())
-    })?;
-    assert_eq!(errors, ["reward failing: http://nowhere: it is gone"; 2]);
+    for overlap in ["on", "off"] {
+        let errors = ThreadGroup::run(2, |world| {
+            let settings = ["optim.not_finite=skip", &format!("parallel.reward_overlap={overlap}")];
+            let (mut trainer, _) = trainer(&world, &settings)?;
+            trainer.rewards = failing(if world.rank() == 1 { &[GONE] } else { &[] });
+            let error = trainer.iteration(0, &mut |_| ()).expect_err("a reward failed");
+            assert!(matches!(error, Error::Reward { .. }), "{error}");
+            assert_eq!(trainer.state.update, 0);
+            Ok(error.to_string())
+        })?;
+        assert_eq!(errors, ["reward failing: http://nowhere: it is gone"; 2]);
+    }
     Ok(())
 }
 
@@ -49,14 +66,14 @@ fn a_reward_that_fails_on_one_rank_stops_all() -> Result<()> {
 fn an_image_without_a_score_takes_its_group_along_and_nothing_else() -> Result<()> {
     ThreadGroup::run(2, |world| {
         let (mut trainer, _) = trainer(&world, &[])?;
-        trainer.rewards = vec![Box::new(Failing(if world.rank() == 1 { vec![2] } else { vec![] }))];
+        trainer.rewards = failing(if world.rank() == 1 { &[2] } else { &[] });
         let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
         let updates = trainer.iteration(0, &mut |_| ())?;
         assert_eq!((updates.len(), updates[0].get("dropped_groups")), (1, Some(1.0)));
         assert!(trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()? != before);
         trainer.check_replicas()?;
 
-        trainer.rewards = vec![Box::new(Failing(vec![0]))];
+        trainer.rewards = failing(&[0]);
         let error = trainer.iteration(1, &mut |_| ()).expect_err("no group is left").to_string();
         assert!(error.starts_with("reward failing: no group of this iteration"), "{error}");
         Ok(())

@@ -6,7 +6,7 @@ use crate::data::Prompt;
 use crate::error::{Error, Result};
 use crate::evaluate::share;
 use crate::observe::Metrics;
-use crate::reward::check_scores;
+use crate::reward::{Scoring, check_scores};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;
 
@@ -29,13 +29,15 @@ pub(super) struct Gathered {
 }
 
 impl Trainer {
-    /// The scores of this rank's images.
-    pub(super) fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Scored> {
+    /// The scores of this rank's images, once all are there, with the weights of the stage in force.
+    pub(super) fn scored(&self, scoring: Scoring, prompts: &[Prompt], metrics: &mut Metrics) -> Result<Scored> {
+        let (attempts, busy) = scoring.finish()?;
+        metrics.max("time.reward_busy", busy.as_secs_f64());
         let (mut rewards, mut failed) = (Vec::with_capacity(self.rewards.len()), BTreeSet::new());
-        for (reward, config) in self.rewards.iter().zip(&self.config.reward) {
-            let attempt = reward.attempt(images, prompts)?;
+        for ((reward, config), attempt) in self.rewards.iter().zip(&self.config.reward).zip(attempts) {
             failed.extend(attempt.failed);
-            rewards.push(Scores { name: reward.name().to_owned(), weight: config.weight, scores: attempt.scores });
+            let weight = self.stages.now().weight(config.label());
+            rewards.push(Scores { name: reward.name().to_owned(), weight, scores: attempt.scores });
         }
         check_scores(&rewards, prompts, &failed)?;
         Ok(Scored { rewards, failed })

@@ -6,12 +6,13 @@ mod points;
 mod preflight;
 mod run;
 mod saving;
+mod stages;
 
 pub use run::{Outcome, train};
 
 use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
-use crate::data::{Prompt, PromptSet};
+use crate::data::Prompt;
 use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
 use crate::evaluate::{describe_scalings, share};
@@ -22,21 +23,23 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::Reward;
+use crate::reward::{Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Samples, Sampling, busiest, micro_batches};
 use crate::shard::{Gradients, Reduction};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
 use points::{Points, Rollouts, weights};
+use stages::Stages;
+use std::ops::Range;
 
 /// Everything an iteration works on.
 pub struct Trainer {
     world: World,
     config: RunConfig,
     pipeline: Pipeline,
-    prompts: PromptSet,
-    rewards: Vec<Box<dyn Reward>>,
+    stages: Stages,
+    rewards: Rewards,
     objective: Objective,
     points: Points,
     layout: Layout,
@@ -52,18 +55,31 @@ impl Trainer {
     pub fn iteration(&mut self, iteration: u64, on_phase: &mut dyn FnMut(&'static str)) -> Result<Vec<Metrics>> {
         let mut clock = Clock::new(on_phase);
         let mut shared = Metrics::default();
+        self.begin_stage(iteration, &mut shared);
 
         // prompts -> conditioning -> samples -> images -> rewards      (this rank's share of the N images)
         clock.start("sample");
         let requests = self.requests(iteration);
         let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
         let sent = self.world.sent();
-        let Samples { x0, trajectory } = self.sampling(iteration).run(&requests, self.most_images())?;
+        let mut scoring = Scoring::new(&self.rewards, self.config.parallel.reward_overlap, &self.pipeline.device)?;
+        let mut finite = Ok(());
+        let sampling = self.sampling(iteration);
+        let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
+            if finite.is_ok() {
+                finite = check_finite(x0, &requests[places.clone()], iteration);
+            }
+            if finite.is_ok() {
+                clock.start("decode");
+                scoring.add(places.start, &self.pipeline.decode(x0)?, &prompts[places])?; // [B, 3, H, W]
+                clock.start("sample");
+            }
+            Ok(())
+        };
+        let Samples { x0, trajectory } = sampling.run_with(&requests, self.most_images(), on_samples)?;
         shared.set("sent.rollout", (self.world.sent() - sent) as f64);
-        clock.start("decode");
-        let images = self.pipeline.decode(&x0)?; // [n, 3, H, W]
         clock.start("reward");
-        let scores = check_finite(&x0, &requests, iteration).and_then(|()| self.score(&images, &prompts));
+        let scores = finite.and_then(|()| self.scored(scoring, &prompts, &mut shared));
 
         // rewards -> advantages      (every rank computes all N from the same numbers, then keeps its own)
         clock.start("gather");
@@ -112,6 +128,16 @@ impl Trainer {
         self.finish(iteration, updates, &shared)
     }
 
+    /// Begins the stage that is due, of which the metrics tell where a run has several.
+    fn begin_stage(&mut self, iteration: u64, metrics: &mut Metrics) {
+        if self.stages.begin(self.state.update, iteration) {
+            tracing::info!("{}", self.stages.now());
+        }
+        if self.stages.are_several() {
+            metrics.set("stage", self.stages.now().number as f64);
+        }
+    }
+
     /// How an iteration's images are sampled: by the old policy, or by the policy itself where the objective asks for it.
     fn sampling(&self, iteration: u64) -> Sampling<'_> {
         Sampling {
@@ -153,7 +179,7 @@ impl Trainer {
     /// The images that this rank samples.
     fn requests(&self, iteration: u64) -> Vec<Request> {
         let batch = &self.config.batch;
-        let groups = self.prompts.draw(self.config.run.seed, iteration, batch.prompts);
+        let groups = self.stages.draw(iteration, batch.prompts);
         let request = |i: usize| Request {
             prompt: groups[i / batch.images_per_prompt].clone(),
             image: i % batch.images_per_prompt,
@@ -302,5 +328,7 @@ fn check_finite(x0: &Tensor, requests: &[Request], iteration: u64) -> Result<()>
 
 #[cfg(test)]
 mod failing_rewards;
+#[cfg(test)]
+mod overlap;
 #[cfg(test)]
 mod tests;

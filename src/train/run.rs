@@ -4,6 +4,7 @@ use super::Trainer;
 use super::points::Points;
 use super::preflight::preflight;
 use super::saving::{Best, Scored};
+use super::stages::Stages;
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
@@ -18,7 +19,7 @@ use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
 use crate::policy::Policies;
-use crate::reward::{self, Reward};
+use crate::reward::{self, Rewards};
 use crate::shard::Weights;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -71,7 +72,7 @@ pub(super) struct Run<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer,
     eval_prompts: PromptSet,
-    eval_rewards: Vec<Box<dyn Reward>>,
+    eval_rewards: Rewards,
     pub(super) saver: Saver,
     pub(super) best: Best,
     /// Why the last checkpoint is not there.
@@ -95,11 +96,11 @@ impl<'a> Run<'a> {
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
-        let (prompts, eval_prompts) = (config.train_prompts()?, config.eval_prompts()?);
+        let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
-        let drawn = prompts.drawn(config.run.seed, plan.iterations, plan.prompts);
+        let drawn = stages.texts(&plan.stages, plan.prompts);
         let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
@@ -123,6 +124,7 @@ impl<'a> Run<'a> {
             }
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
+            stages.restore(reader.state()).map_err(|message| Error::Checkpoint { path: path.clone(), message })?;
             state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
         let update = state.update;
@@ -143,6 +145,9 @@ impl<'a> Run<'a> {
             progress.note(&format!("continues after update {update} from {}", path.display()));
             progress.resume_at(update);
         }
+        if stages.are_several() {
+            progress.note(&stages.now().to_string());
+        }
         let threads = candle_core::utils::get_num_threads();
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
         let loader = reward::Loader::new(threads, &device); // one for both: they share their models
@@ -150,8 +155,8 @@ impl<'a> Run<'a> {
             world: world.clone(),
             config: config.clone(),
             pipeline,
-            prompts,
-            rewards: loader.build(&config.reward)?,
+            stages,
+            rewards: loader.build(&config.reward)?.into(),
             objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
             points: Points::new(config),
             layout,
@@ -159,7 +164,7 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards = loader.build(&evaluated(config))?;
+        let eval_rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
@@ -265,7 +270,7 @@ impl<'a> Run<'a> {
         (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
     }
 
-    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &[Box<dyn Reward>]) -> Result<(Metrics, Gallery)> {
+    fn sampled(&self, params: &dyn Weights, count: usize, rewards: &Rewards) -> Result<(Metrics, Gallery)> {
         let eval = &self.config.eval;
         let sampler = eval.sampler(&self.config.sampler);
         let evaluation = Evaluation {
@@ -274,6 +279,7 @@ impl<'a> Run<'a> {
             sampler: &sampler,
             micro_batch: self.config.batch.micro_batch,
             seed: self.config.run.seed,
+            overlap: self.config.parallel.reward_overlap,
         };
         evaluation.run(&self.trainer.pipeline, params, rewards, self.world())
     }
@@ -284,8 +290,9 @@ impl<'a> Run<'a> {
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
         let policies = &self.trainer.policies;
-        let (_, before) = self.sampled(&*policies.reference, count, &[])?;
-        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &[])?;
+        let none = Rewards::default();
+        let (_, before) = self.sampled(&*policies.reference, count, &none)?;
+        let (_, after) = self.sampled(&*policies.with(self.trainer.state.ema())?, count, &none)?;
         self.progress.finish();
         if self.world().rank() != 0 {
             return Ok(Outcome::Done(String::new()));

@@ -1,7 +1,8 @@
 //! The checkpoints of a run: written beside training, the last ones and the best one kept.
 
+use super::Trainer;
 use super::run::Run;
-use crate::checkpoint::{self, Saved, TrainState};
+use crate::checkpoint::{self, STAGES, Saved, TrainState};
 use crate::comm::phase;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,8 @@ impl Run<'_> {
         phase("checkpoint");
         self.progress.aside("checkpoint");
         let update = self.trainer.state.update;
-        let extra = json!({ "best": self.best.with(update), "skipped": self.trainer.skipped });
+        let Trainer { skipped, stages, .. } = &self.trainer;
+        let extra = json!({ "best": self.best.with(update), "skipped": skipped, STAGES: stages.begun() });
         let state = TrainState { update, iteration: self.iteration, extra };
         let shard = self.trainer.state.snapshot()?;
         let begun = self.saver.begin(&state, shard, &*self.trainer.world.host);

@@ -5,13 +5,15 @@ use crate::comm::ThreadGroup;
 use crate::optim::OldPolicySchedule;
 use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
+use crate::reward::Reward;
 use crate::shard::Weights;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// Scores by the picture's mean, or not at all.
-struct Faulty(Rc<Cell<bool>>);
+struct Faulty(Arc<AtomicBool>);
 
 impl Reward for Faulty {
     fn name(&self) -> &str {
@@ -20,12 +22,12 @@ impl Reward for Faulty {
 
     fn score(&self, images: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
         let means = images.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
-        Ok(means.into_iter().map(|m| Some(if self.0.get() { f64::NAN } else { m.into() })).collect())
+        Ok(means.into_iter().map(|m| Some(if self.0.load(SeqCst) { f64::NAN } else { m.into() })).collect())
     }
 }
 
 /// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
-pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<Cell<bool>>)> {
+pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<AtomicBool>)> {
     let small =
         ["batch.prompts=2", "batch.images_per_prompt=3", "batch.micro_batch=2", "batch.timesteps=1", "sampler.steps=2"];
     let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();
@@ -37,11 +39,11 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Rc<C
     let old_is_policy = OldPolicySchedule::Linear.decay().eta(0) == 0.0;
     let policies =
         Policies::new(&*base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
-    let fault = Rc::new(Cell::new(false));
+    let fault = Arc::new(AtomicBool::new(false));
     let trainer = Trainer {
         world: world.clone(),
-        prompts: config.train_prompts()?,
-        rewards: vec![Box::new(Faulty(fault.clone()))],
+        stages: Stages::new(&config)?,
+        rewards: Arc::new([Box::new(Faulty(fault.clone())) as _]),
         objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
         points: Points::new(&config),
         config,
@@ -78,9 +80,9 @@ fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<
     let messages = ThreadGroup::run(2, |world| {
         let (mut trainer, fault) = trainer(&world, &["optim.not_finite=stop"])?;
         let before = bits(&trainer)?;
-        fault.set(world.rank() == 1);
+        fault.store(world.rank() == 1, SeqCst);
         let reward = trainer.iteration(0, &mut |_| ()).expect_err("a reward is NaN").to_string();
-        fault.set(false);
+        fault.store(false, SeqCst);
         let fine = trainer.policies.old.clone();
         if world.rank() == 1 {
             trainer.policies.old = broken()?;

@@ -19,19 +19,26 @@ FONTS = ["DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf"]
 TEXTS = ["Spring Collection 2024", "Hello World", "OPEN", "Forever Yours", "Step Goal Achieved", "No Parking", "Welcome Home", "SALE 50 OFF"]
 
 
+def font(name, size):
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:  # a machine without it
+        return ImageFont.load_default(size)
+
+
 def picture(text, seed):
     rng = random.Random(seed)
     y, x = np.mgrid[:512, :512]
     ground = np.stack([150 + 60 * np.sin(x / (40 + 9 * seed)), 140 + 50 * np.cos(y / 70), 160 + 0 * x], -1).astype(np.uint8)
     image = Image.fromarray(ground)
-    font = ImageFont.truetype(FONTS[seed % len(FONTS)], rng.choice([32, 40, 52]))
+    face = font(FONTS[seed % len(FONTS)], rng.choice([32, 40, 52]))
     lines = text.rsplit(" ", 1) if seed % 3 == 0 else [text]
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
     top = rng.randint(120, 300)
     for i, line in enumerate(lines):
-        left = (512 - draw.textlength(line, font=font)) / 2
-        draw.text((left, top + 70 * i), line, font=font, fill=rng.choice([(20, 20, 60, 255), (250, 250, 240, 255), (120, 10, 10, 255)]))
+        left = (512 - draw.textlength(line, font=face)) / 2
+        draw.text((left, top + 70 * i), line, font=face, fill=rng.choice([(20, 20, 60, 255), (250, 250, 240, 255), (120, 10, 10, 255)]))
     layer = layer.rotate(rng.choice([0, 0, 8, -12]), resample=Image.BICUBIC)
     image.paste(layer, (0, 0), layer)
     return image

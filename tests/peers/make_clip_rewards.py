@@ -1,7 +1,9 @@
 """Makes tests/fixtures/clip_rewards: a micro CLIP model in every form that users have, pictures, prompts, and the scores that
 the rewards' own programs give them (DiffusionNFT, flow_grpo/{clip,pickscore,hpsv2,aesthetic}_scorer.py), recomputed here.
 
-    python tests/peers/make_clip_rewards.py FIXTURES      (torch 2.15, transformers 5.23, tokenizers, pillow; see requirements.txt)
+    python tests/peers/make_clip_rewards.py FIXTURES      (FIXTURES holds pickscore_micro; packages: requirements.txt)
+
+HPS comes from open_clip's own model, which reads its tensors by their names and shapes.
 """
 
 import json
@@ -10,11 +12,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
@@ -81,6 +84,24 @@ def open_clip_names(state):
     return {k: v.clone() for k, v in out.items()}
 
 
+def open_clip_model(config, state):
+    """open_clip's model of the same sizes: it has none for micro models, so they are said here."""
+    vision, text = config["vision_config"], config["text_config"]
+    model = open_clip.CLIP(
+        config["projection_dim"],
+        open_clip.CLIPVisionCfg(
+            layers=vision["num_hidden_layers"], width=vision["hidden_size"], head_width=vision["hidden_size"] // vision["num_attention_heads"],
+            patch_size=vision["patch_size"], image_size=vision["image_size"],
+        ),
+        open_clip.CLIPTextCfg(
+            context_length=text["max_position_embeddings"], vocab_size=text["vocab_size"], width=text["hidden_size"],
+            heads=text["num_attention_heads"], layers=text["num_hidden_layers"],
+        ),
+    )
+    model.load_state_dict(state)
+    return model.eval()
+
+
 class Predictor(torch.nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -123,8 +144,10 @@ def main(fixtures):
 
     ids = [tokenizer.encode(p).ids for p in PROMPTS]
     longest = max(map(len, ids))
+    padded = torch.tensor([i + [0] * (config["text_config"]["max_position_embeddings"] - len(i)) for i in ids])
     ids = torch.tensor([i + [end] * (longest - len(i)) for i in ids])
-    pillow = CLIPImageProcessor(
+    # Pillow's, as in the programs' days; CLIPImageProcessor has become torchvision's, which rounds otherwise.
+    pillow = CLIPImageProcessorPil(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=MEAN.flatten().tolist(), image_std=STD.flatten().tolist()
     )
     arrays, scores = {}, {}
@@ -133,6 +156,8 @@ def main(fixtures):
     with torch.no_grad():
         text = features(model.get_text_features(input_ids=ids))
         cosine = lambda pixels: (features(model.get_image_features(pixel_values=pixels)) * text).sum(-1)
+        hps = open_clip_model(config, renamed)
+        hps_text = hps.encode_text(padded, normalize=True)
         scale = model.logit_scale.exp()
         for name, (h, w) in SIZES.items():
             pictures = np.stack([pattern(h, w, i) for i in range(len(PROMPTS))])
@@ -142,11 +167,11 @@ def main(fixtures):
             scores[name] = {
                 "clip-score": (scale * cosine(tensor_pixels(x, size)) / 100).tolist(),
                 "pick-score": (scale * cosine(own) / 26).tolist(),
-                "hps": cosine(padded_pixels(x, size)).tolist(),
+                "hps": (hps.encode_image(padded_pixels(x, size), normalize=True) * hps_text).sum(-1).tolist(),
                 "aesthetic": predictor(features(model.get_image_features(pixel_values=own))).squeeze(1).tolist(),
             }
     save_file(arrays, folder / "pictures.safetensors")
-    versions = {"torch": torch.__version__, "transformers": __import__("transformers").__version__, "pillow": Image.__version__}
+    versions = {"torch": torch.__version__, "transformers": __import__("transformers").__version__, "open_clip": open_clip.__version__, "pillow": Image.__version__}
     meta = {"what": "scores of micro CLIP rewards, by their own programs' arithmetic", "prompts": PROMPTS, "scores": scores, "versions": versions}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
 

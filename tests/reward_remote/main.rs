@@ -3,14 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod server;
+mod serving;
 mod training;
 
 use candle_core::{Device, Tensor};
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::reward::remote::{OnFailure, WireFormat};
-use flowrl_dist::reward::{Remote, Reward, RewardConfig, RewardKind, build, serve};
+use flowrl_dist::reward::{Overlap, Remote, Reward, RewardConfig, RewardKind, Rewards, Scoring, build, serve};
 use server::{Does, Server};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn right() -> Does {
@@ -78,6 +81,7 @@ fn what_does_not_pass_stops_the_run_with_the_servers_name() {
         (Does::Says(500, "CUDA out of memory".into()), "it answers 500 Internal Server Error: CUDA out of memory"),
         (Does::Says(401, "no".into()), "set token_env"),
         (Does::Says(307, "no".into()), "it answers 307"),
+        (Does::Says(413, "too large".into()), "use a smaller batch"),
         (says("<html>oops"), "is not JSON"),
         (says(r#"{"results": [{n}, {n}]}"#), "it gave 4 scores for 2 images"),
         (says(r#"{"results": [{"good": NaN}, {"good": 1}]}"#), "is not JSON"),
@@ -122,6 +126,62 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
     let attempt = remote.attempt(&images, &prompts).unwrap();
     assert_eq!(attempt.scores, [Some(1.0), None, None, Some(2.0), Some(0.5)]);
     assert_eq!(attempt.failed, [1]);
+}
+
+/// Batches go out as they come: with two connections the server has two of them, and no more, while others are still to
+/// be sampled, though it answers none; without overlap it is asked when all are there.
+#[test]
+fn a_slow_server_is_asked_while_images_are_sampled() {
+    for overlap in [Overlap::Auto, Overlap::On, Overlap::Off] {
+        let held = Arc::new(AtomicBool::new(true));
+        let holds = held.clone();
+        let server = Server::start(move |_| {
+            while holds.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            right()
+        });
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(2), Some(60)));
+        let rewards: Rewards = Arc::new([Box::new(remote) as _]);
+        let (images, prompts) = five();
+        let mut scoring = Scoring::new(&rewards, overlap, &Device::Cpu).unwrap();
+        scoring.add(0, &images.narrow(0, 0, 3).unwrap(), &prompts[..3]).unwrap(); // requests of 2 and 1
+        if overlap != Overlap::Off {
+            server.until_asked(2);
+        }
+        scoring.add(3, &images.narrow(0, 3, 2).unwrap(), &prompts[3..]).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(server.asked(), if overlap == Overlap::Off { 0 } else { 2 }, "{overlap:?}");
+        held.store(false, Ordering::SeqCst);
+        let (attempts, _) = scoring.finish().unwrap();
+        assert_eq!((&attempts[0].scores[..], server.asked()), (&[Some(0.5); 5][..], 3), "{overlap:?}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_while_images_are_sampled_is_asked_no_further() {
+    for (policy, error) in [(OnFailure::Stop, true), (OnFailure::Drop, false)] {
+        let server = Server::start(|n| if n == 0 { right() } else { Does::HangsUp });
+        let remote = server.remote(|config| (config.connections, config.on_failure) = (Some(1), Some(policy)));
+        let url = server.url.clone();
+        let rewards: Rewards = Arc::new([Box::new(remote) as _]);
+        let (images, prompts) = five();
+        let mut scoring = Scoring::new(&rewards, Overlap::Auto, &Device::Cpu).unwrap();
+        for i in 0..5 {
+            scoring.add(i, &images.narrow(0, i, 1).unwrap(), &prompts[i..=i]).unwrap();
+        }
+        match scoring.finish() {
+            Err(failed) => {
+                assert!(error && failed.to_string().starts_with(&format!("reward good: {url}: ")), "{failed}")
+            }
+            Ok((attempts, _)) => {
+                assert!(!error);
+                assert_eq!(attempts[0].scores, [Some(0.5), None, None, None, None]);
+                assert_eq!(attempts[0].failed, [1, 2, 3, 4]);
+            }
+        }
+        assert_eq!(server.asked(), 3, "the second request and its second attempt, but no third");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a server does with its n-th request, counted from 0.
 #[derive(Clone)]
@@ -55,6 +55,15 @@ impl Server {
         };
         settings(&mut config);
         Remote::new(&config).unwrap()
+    }
+
+    /// Waits until it has been asked so often.
+    pub fn until_asked(&self, times: usize) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.asked() < times {
+            assert!(Instant::now() < end, "asked {} times, not {times}", self.asked());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     pub fn asked(&self) -> usize {

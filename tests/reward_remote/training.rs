@@ -51,11 +51,12 @@ fn updates(out: &Path) -> Vec<u64> {
     lines.filter(|line| line["loss"].is_number()).map(|line| line["update"].as_u64().unwrap()).collect()
 }
 
-/// The evaluation before the first update asks once a rank, an iteration as often.
+/// The evaluation before the first update asks once a rank, an iteration twice in all, once for each micro-batch: the server
+/// dies between the two requests of the second iteration.
 fn stops_and_continues(ranks: usize) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    let fails = 2 * ranks;
+    let fails = ranks + 2 + 1;
     let dying = Server::start(move |n| if n < fails { right() } else { Does::HangsUp });
     let output = run(&out, &dying, ranks, &[]);
     let said = text(&output);
@@ -84,11 +85,9 @@ fn so_does_a_run_on_two_ranks() {
 fn a_run_may_go_on_without_the_groups_that_have_no_score() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");
-    // The third request is the second iteration's: its last image fails.
+    // A request of the second iteration, one of two with a group each: its last image fails.
     let server = Server::start(|n| match n {
-        2 => says(
-            r#"{"results": [{"good": 1}, {"good": 2}, {"good": 3}, {}], "errors": [{}, {}, {}, {"good": "no face"}]}"#,
-        ),
+        3 => says(r#"{"results": [{"good": 1}, {}], "errors": [{}, {"good": "no face"}]}"#),
         _ => says(r#"{"results": [{n}]}"#),
     });
     let output = run(&out, &server, 1, &["reward.0.on_failure=drop"]);

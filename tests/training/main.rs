@@ -13,4 +13,5 @@ mod resume;
 mod rollouts;
 mod runs;
 mod saving;
+mod stages;
 mod stress;

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 /// Metrics that do not depend on the order in which gradients are added up. In the first iteration that is certain; in
 /// later ones the parameters differ in the last bits, but the rewards are counts of letters.
-const EXACT: [&str; 8] = ["update", "iteration", "images", "lr", "reward.", "advantage.", "eval.", "old_policy."];
+const EXACT: [&str; 9] =
+    ["update", "iteration", "stage", "images", "lr", "reward.", "advantage.", "eval.", "old_policy."];
 
 /// Fails unless the two are the same run but for the order of sums; tells how close they are.
 fn assert_same_run(one: &Record, other: &Record, what: &str) {
@@ -138,6 +139,14 @@ fn with_guided_rollout_steps_too() {
 #[test]
 fn with_advantage_weighted_matching_too() {
     check(&["method.name=awm", "old_policy.rate=0.1"]);
+}
+
+#[test]
+fn with_weights_and_prompts_that_change_too() {
+    check(&[
+        "reward=[{name=\"ocr\"}, {name=\"colour\", weight=0.0}]",
+        "stage=[{at_update=1, weights={colour=1.0}}, {at_update=2, weights={ocr=0.5}, train=\"glyphs-4\"}]",
+    ]);
 }
 
 #[test]

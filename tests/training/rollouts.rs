@@ -38,7 +38,7 @@ fn rollout(pipeline: &Pipeline, reward: &Ocr, requests: &[Request]) -> (Vec<u32>
 fn samples_and_scores_do_not_depend_on_the_number_of_ranks() {
     let config = RunConfig::load(None, &[]).unwrap();
     let pipeline = Pipeline::load(&config.model, 42, &Device::Cpu).unwrap();
-    let prompts = PromptSet::train("glyphs").unwrap().draw(42, 3, 3);
+    let prompts = PromptSet::train("glyphs").unwrap().draw(42, 0, 3, 3);
     let requests: Vec<Request> = (0..15).map(|i| Request { prompt: prompts[i / 5].clone(), image: i % 5 }).collect();
     let whole = rollout(&pipeline, &Ocr::new(2).unwrap(), &requests);
     assert!(whole.1.iter().any(|score| *score != whole.1[0]), "scores differ between images");

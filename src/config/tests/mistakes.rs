@@ -97,6 +97,38 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
         ],
         &["reward[0].on_failure = \"skip\": must be \"stop\" or \"drop\""],
     ),
+    // Stages.
+    (&["stage={at_update=3}"], &["stage = { at_update = 3 }: is a list; write a section [[stage]] for each"]),
+    (&["stage=[3]"], &["stage[0] = 3: must be a section"]),
+    (&["stage=[{train=\"glyphs-4\"}]"], &["stage[0].at_update is missing: add it"]),
+    (&["stage=[{at_update=3, weight={ocr=1}}]"], &["stage[0].weight: no such key", "did you mean stage[0].weights?"]),
+    (&["stage=[{at_update=3, weights=2}]"], &["stage[0].weights = 2: must be names with their values in { }"]),
+    (&["stage=[{at_update=3, weights={ocr=\"a\"}}]"], &["stage[0].weights.ocr = \"a\": must be a number"]),
+    (&["stage=[{at_update=-3}]"], &["stage[0].at_update = -3: must be a whole number, 0 or above"]),
+    (&["stage=[{at_update=0, train=\"glyphs-4\"}]"], &["stage[0].at_update = 0: must be at least 1"]),
+    (&["stage=[{at_update=3}]"], &["stage[0]: changes nothing; give it weights = { ocr = 1.0 } or train"]),
+    (
+        &["stage=[{at_update=3, train=\"glyphs-4\"}, {at_update=3, train=\"glyphs\"}]"],
+        &["stage[1].at_update = 3: the stage before it begins at 3 and would have no iteration", "use 4 or more"],
+    ),
+    (
+        &[
+            "batch.updates_per_iteration=4",
+            "stage=[{at_update=3, train=\"glyphs-4\"}, {at_update=4, train=\"glyphs\"}]",
+        ],
+        &["stage[1].at_update = 4: the stage before it begins at 3", "updates_per_iteration = 4); use 5 or more"],
+    ),
+    (
+        &["stage=[{at_update=3, weights={colour=1.0}}]"],
+        &["stage[0].weights.colour = 1: the run has no such reward; it has ocr"],
+    ),
+    (&["stage=[{at_update=3, weights={ocr=nan}}]"], &["stage[0].weights.ocr = NaN: must be a finite number"]),
+    (&["stage=[{at_update=3, weights={ocr=0.0}}]"], &["stage[0].weights: every weight = 0", "give one a weight"]),
+    (&["stage=[{at_update=3, train=\"none.txt\"}]"], &["stage[0].train = \"none.txt\": there is no such file"]),
+    (
+        &["batch.prompts=20000", "data.train=glyphs-4", "stage=[{at_update=3, train=\"glyphs\"}]"],
+        &["batch.prompts = 20000: stage[0].train = \"glyphs\" holds 14400 prompts; use at most 14400"],
+    ),
     // Counts.
     (&["run.updates=0"], &["run.updates = 0: must be at least 1"]),
     (&["run.keep_last=0"], &["run.keep_last = 0: must be at least 1"]),

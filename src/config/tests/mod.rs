@@ -63,6 +63,8 @@ fn prompt_files_are_read_before_anything_starts() {
         let file = folder.path().join("prompts.txt");
         std::fs::write(&file, text).unwrap();
         refused(None, &[&format!("data.train={}", file.display())], origin, parts);
+        let stage = format!("stage=[{{at_update=1, train={file:?}}}]");
+        refused(None, &[&stage], &origin.replace("data.train", "stage[0].train"), parts);
     }
 }
 
@@ -122,6 +124,7 @@ fn a_resolved_configuration_reads_back_the_same() {
         "advantage.map=linear",
         "advantage.clip=1",
         "run.name=a \"b\"",
+        "stage=[{at_update=3, weights={ocr=0.5}, train=\"glyphs-4\"}, {at_update=9, train=\"glyphs\"}]",
     ]);
     let config = RunConfig::load(None, &set).unwrap();
     let file = folder.path().join("config.toml");
@@ -137,7 +140,8 @@ fn the_digest_is_of_what_decides_an_update() {
     for same in ["run.updates=7", "run.out=elsewhere", "eval.prompts=3", "parallel.deadline_s=9", "log.level=debug"] {
         assert_eq!(digest(&[]), digest(&[same]), "{same}");
     }
-    for other in ["run.seed=7", "optim.lr=1e-3", "batch.prompts=9", "reward.0.weight=2", "sampler.shift=1"] {
+    let stage = "stage=[{at_update=3, weights={ocr=0.5}}]";
+    for other in ["run.seed=7", "optim.lr=1e-3", "batch.prompts=9", "reward.0.weight=2", "sampler.shift=1", stage] {
         assert_ne!(digest(&[]), digest(&[other]), "{other}");
     }
 }
@@ -235,6 +239,11 @@ fn the_reference_explains_every_key() {
         token_env: Some("T".into()),
         on_failure: Some(OnFailure::Stop),
     };
+    full.stage = vec![StageConfig {
+        at_update: 1,
+        train: Some("prompts.txt".into()),
+        weights: [("ocr".to_owned(), 1.0)].into(),
+    }];
     full.model.path = Some("base".into());
     full.model.transformer = Some("transformer".into());
     full.model.lora.targets = Some(vec!["attn.to_q".into()]);

@@ -51,6 +51,14 @@ pub struct Band<'a> {
     pub edges: Vec<(f64, f64, f64)>,
 }
 
+/// Where something changed.
+pub struct Mark {
+    /// The update.
+    pub at: f64,
+    /// For the hover text.
+    pub label: String,
+}
+
 /// Maps data to SVG units.
 struct Frame {
     size: Size,
@@ -91,8 +99,8 @@ fn element(size: Size, label: &str, inner: &str) -> String {
 }
 
 /// Curves over the updates; empty if there is no finite point.
-pub fn lines(lines: &[Line], size: Size) -> String {
-    let inner = panel(lines, &[], size, "update");
+pub fn lines(lines: &[Line], marks: &[Mark], size: Size) -> String {
+    let inner = panel(lines, &[], marks, size, "update");
     if inner.is_empty() {
         return inner;
     }
@@ -101,11 +109,15 @@ pub fn lines(lines: &[Line], size: Size) -> String {
 }
 
 /// Curves above bands, to stand inside an SVG element; empty if there is no finite point. `over` is for the hover text.
-pub fn panel(lines: &[Line], bands: &[Band], size: Size, over: &str) -> String {
+pub fn panel(lines: &[Line], bands: &[Band], marks: &[Mark], size: Size, over: &str) -> String {
     let edges = bands.iter().flat_map(|band| &band.edges).flat_map(|&(x, low, high)| [(x, low), (x, high)]);
     let points = lines.iter().flat_map(|line| line.points.iter().copied());
     let Some(frame) = frame(points.filter(|(_, y)| y.is_finite()).chain(edges), size) else { return String::new() };
     let mut svg = frame.axes();
+    for Mark { at, label } in marks {
+        let (x, bottom) = (frame.at_x(*at), size.height - BOTTOM);
+        write!(svg, "<path class=\"mark\" d=\"M{x:.1} {TOP}V{bottom}\"><title>{}</title></path>", escape(label)).ok();
+    }
     for Band { class, edges } in bands {
         let upper: Points = edges.iter().map(|&(x, _, high)| (x, high)).collect();
         let lower: Points = edges.iter().rev().map(|&(x, low, _)| (x, low)).collect();
@@ -266,11 +278,11 @@ mod tests {
     #[test]
     fn lines_break_at_gaps() {
         let points = vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 3.0)];
-        let svg = lines(&[Line { label: "<loss>", class: "s1", points, dots: false }], SMALL);
+        let svg = lines(&[Line { label: "<loss>", class: "s1", points, dots: false }], &[], SMALL);
         assert!(svg.contains("&lt;loss&gt;") && !svg.contains("NaN"), "{svg}");
         let gap = svg.split("d=\"").find(|d| d.starts_with("M52.0")).unwrap();
         assert_eq!(gap.split('"').next().unwrap().matches('M').count(), 2);
-        assert_eq!(lines(&[], SMALL), "");
+        assert_eq!(lines(&[], &[], SMALL), "");
     }
 
     #[test]

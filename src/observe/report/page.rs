@@ -1,6 +1,6 @@
 //! The page, section by section.
 
-use super::chart::{self, Line, SMALL, WIDE};
+use super::chart::{self, Line, Mark, SMALL, WIDE};
 use super::run::{Points, Run, names, points, sum};
 use super::{escape, short, thousands};
 use crate::observe::progress::in_words;
@@ -91,16 +91,18 @@ fn head(title: &str, big: &str, sub: &str) -> String {
     format!("<div class=\"card head\"><h3>{title}</h3><div class=\"big\">{big}</div><p class=\"sub\">{sub}</p></div>")
 }
 
-/// One wide chart for every reward: in training, and on the held-out prompts.
+/// One wide chart for every reward: in training, and on the held-out prompts, with the beginnings of stages.
 fn rewards(run: &Run) -> String {
     let mut cards = String::new();
+    let mark = |(at, stage)| Mark { at, label: format!("stage {stage} begins (update {at})") };
+    let marks: Vec<Mark> = run.stages().into_iter().map(mark).collect();
     for name in names(&run.updates).into_iter().filter(|name| is_reward(name)) {
         let held_out = points(&run.evaluations, &format!("eval.{name}"));
         let mut lines = vec![Line { label: "training", class: "s1", points: points(&run.updates, name), dots: false }];
         if !held_out.is_empty() {
             lines.push(Line { label: "held out", class: "s2", points: held_out, dots: true });
         }
-        cards += &card(&title(name), &lines, WIDE);
+        cards += &marked_card(&title(name), &lines, &marks, WIDE);
     }
     if cards.is_empty() { cards } else { format!("<section><h2>Reward</h2>{cards}</section>\n") }
 }
@@ -176,7 +178,7 @@ fn training(run: &Run) -> String {
     let names = names(&run.updates);
     let (losses, others): (Vec<_>, Vec<_>) = names
         .into_iter()
-        .filter(|name| !is_reward(name) && !name.starts_with("time.") && *name != "images")
+        .filter(|name| !is_reward(name) && !name.starts_with("time.") && !["images", "stage"].contains(name))
         .partition(|name| *name == "loss" || name.starts_with("loss."));
 
     let mut cards = String::new();
@@ -208,10 +210,14 @@ fn training(run: &Run) -> String {
     format!("<section><h2>Training</h2><div class=\"row\">{cards}</div>{constant}</section>\n")
 }
 
+/// Times that are no phase of the training thread.
+const NO_PHASES: [&str; 2] = ["time.total", BUSY];
+const BUSY: &str = "time.reward_busy";
+
 /// Where the time of an update goes.
 fn phases(run: &Run) -> String {
     let names: Vec<_> =
-        names(&run.updates).into_iter().filter(|name| name.starts_with("time.") && *name != "time.total").collect();
+        names(&run.updates).into_iter().filter(|name| name.starts_with("time.") && !NO_PHASES.contains(name)).collect();
     let seconds = |update: &u64, name: &str| {
         let value = run.updates.get(update).and_then(|record| record.get(name)?.as_f64());
         (*update as f64, value.unwrap_or(0.0))
@@ -250,9 +256,17 @@ fn phases(run: &Run) -> String {
         let (label, mean, share) = (escape(label), short(mean), percent(share));
         write!(legend, "<li><i class=\"{class}\"></i>{label} <b>{mean} s</b> · {share}</li>").ok();
     }
+    let busy: Points = run.updates.keys().map(|update| seconds(update, BUSY)).collect();
+    let busy = match total(&busy) {
+        0.0 => String::new(),
+        all => format!(
+            "<p class=\"sub\">The rewards took {} s an update; training waited for them as long as “reward” says.</p>",
+            short(all / busy.len() as f64)
+        ),
+    };
     format!(
         "<section><h2>Time</h2><div class=\"card\"><div class=\"top\"><h3>Seconds of every update</h3></div>\
-         <ul class=\"legend\">{legend}</ul>{svg}</div></section>\n"
+         <ul class=\"legend\">{legend}</ul>{svg}{busy}</div></section>\n"
     )
 }
 
@@ -291,7 +305,11 @@ fn config_cards(name: &str, table: &toml::Table, cards: &mut String) {
 
 /// A chart with its title, legend and last value; nothing if there is nothing to draw.
 fn card(title: &str, lines: &[Line], size: chart::Size) -> String {
-    let svg = chart::lines(lines, size);
+    marked_card(title, lines, &[], size)
+}
+
+fn marked_card(title: &str, lines: &[Line], marks: &[Mark], size: chart::Size) -> String {
+    let svg = chart::lines(lines, marks, size);
     if svg.is_empty() {
         return String::new();
     }

@@ -70,6 +70,12 @@ impl Run {
         (images, seconds)
     }
 
+    /// The updates with which the stages after the first begin, and their numbers.
+    pub fn stages(&self) -> Points {
+        let of_updates = points(&self.updates, "stage");
+        of_updates.windows(2).filter(|pair| pair[0].1 != pair[1].1).map(|pair| pair[1]).collect()
+    }
+
     /// The names of the rewards it is trained on; the first is the main one.
     pub fn rewards(&self) -> Vec<&str> {
         let sections = self.config.get("reward").and_then(toml::Value::as_array).into_iter().flatten();

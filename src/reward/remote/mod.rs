@@ -6,7 +6,7 @@ mod wire;
 pub use client::longest_s;
 pub use wire::WireFormat;
 
-use super::{Attempt, Reward, RewardConfig, check_count, failed, to_rgb8};
+use super::{Attempt, Requests, Reward, RewardConfig, check_count, failed, to_rgb8};
 use crate::data::Prompt;
 use crate::error::{Error, Result};
 use base64::Engine;
@@ -16,8 +16,6 @@ use client::Client;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use serde::{Deserialize, Serialize};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use wire::{Answer, Item};
 
@@ -73,40 +71,22 @@ impl Remote {
         Ok(Self { client, batch: config.batch.unwrap_or(BATCH), connections, on_failure })
     }
 
-    /// What the server says of each image. Batches go out over a few connections at once. After one that failed for good
-    /// no other is begun: a server that is gone costs one request's time, not every batch's.
-    fn ask(&self, pictures: &[RgbImage], prompts: &[Prompt]) -> Result<Vec<Answer>> {
-        let batches: Vec<_> = pictures.chunks(self.batch).zip(prompts.chunks(self.batch)).collect();
-        let (next, broken) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let answers: Mutex<Vec<Option<Result<Vec<Answer>>>>> = Mutex::new((0..batches.len()).map(|_| None).collect());
-        let work = || {
-            while !broken.load(Ordering::SeqCst) {
-                let i = next.fetch_add(1, Ordering::SeqCst);
-                let Some(&(pictures, prompts)) = batches.get(i) else { return };
-                let answer = self.batch(pictures, prompts);
-                if answer.is_err() {
-                    broken.store(true, Ordering::SeqCst);
-                }
-                answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner())[i] = Some(answer);
-            }
-        };
-        std::thread::scope(|scope| {
-            (0..self.connections.min(batches.len())).for_each(|_| drop(scope.spawn(work)));
-        });
-        let answers = answers.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let first = answers.iter().flatten().find_map(|answer| answer.as_ref().err().map(ToString::to_string));
-        let mut all = Vec::with_capacity(pictures.len());
-        for (answer, (pictures, _)) in answers.into_iter().zip(&batches) {
-            match (answer, &first) {
-                (Some(Ok(answer)), _) => all.extend(answer),
-                (Some(Err(error)), _) if self.on_failure == OnFailure::Stop => return Err(error),
-                (_, first) => {
-                    let message = first.clone().unwrap_or_default();
-                    all.extend(pictures.iter().map(|_| Answer::Failed(message.clone())));
+    /// What the server says of pictures of one request or of several, one after another, and whether one failed for good:
+    /// after it no other is begun, so that a server that is gone costs one request's time, not every one's.
+    fn ask(&self, pictures: &[RgbImage], prompts: &[Prompt]) -> Result<(Vec<Answer>, bool)> {
+        let all = pictures.len();
+        let mut answers = Vec::with_capacity(all);
+        for (pictures, prompts) in pictures.chunks(self.batch).zip(prompts.chunks(self.batch)) {
+            match self.batch(pictures, prompts) {
+                Ok(answer) => answers.extend(answer),
+                Err(error) if self.on_failure == OnFailure::Stop => return Err(error),
+                Err(error) => {
+                    answers.resize(all, Answer::Failed(error.to_string()));
+                    return Ok((answers, true));
                 }
             }
         }
-        Ok(all)
+        Ok((answers, false))
     }
 
     fn batch(&self, pictures: &[RgbImage], prompts: &[Prompt]) -> Result<Vec<Answer>> {
@@ -124,7 +104,7 @@ impl Reward for Remote {
     }
 
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
-        let Attempt { scores, failed } = self.attempt(images, prompts)?;
+        let Attempt { scores, failed, .. } = self.attempt(images, prompts)?;
         match failed.first() {
             None => Ok(scores),
             Some(image) => {
@@ -136,15 +116,15 @@ impl Reward for Remote {
     fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
         let pictures = to_rgb8(images)?;
         check_count(self.name(), pictures.len(), prompts)?;
-        let mut attempt = Attempt { scores: Vec::with_capacity(pictures.len()), failed: Vec::new() };
-        for (image, answer) in self.ask(&pictures, prompts)?.into_iter().enumerate() {
+        let (answers, broken) = self.ask(&pictures, prompts)?;
+        let mut attempt = Attempt { broken, ..Attempt::default() };
+        for (image, answer) in answers.into_iter().enumerate() {
             attempt.scores.push(match answer {
                 Answer::Score(score) => Some(score),
                 Answer::NotApplicable => None,
                 Answer::Failed(message) if self.on_failure == OnFailure::Stop => {
-                    let prompt = &prompts[image];
-                    let place = format!("image {image}, prompt {} {:?}", prompt.index, prompt.text);
-                    return Err(self.client.error(format!("{place}: {message}")));
+                    let Prompt { index, text, .. } = &prompts[image];
+                    return Err(self.client.error(format!("prompt {index} {text:?}: {message}")));
                 }
                 Answer::Failed(message) => {
                     if attempt.failed.is_empty() {
@@ -156,6 +136,10 @@ impl Reward for Remote {
             });
         }
         Ok(attempt)
+    }
+
+    fn requests(&self) -> Option<Requests> {
+        Some(Requests { images: self.batch, at_once: self.connections })
     }
 
     fn ready(&self) -> Result<()> {

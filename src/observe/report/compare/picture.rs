@@ -68,7 +68,7 @@ fn panel(methods: &[Method], classes: &[String], over: &str, x: fn(&Point) -> f6
             Band { class, edges }
         })
         .collect();
-    chart::panel(&lines, &bands, PANEL, over)
+    chart::panel(&lines, &bands, &[], PANEL, over)
 }
 
 /// The names in as many rows as they need, and where these end.

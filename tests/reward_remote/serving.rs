@@ -1,0 +1,174 @@
+//! The program `serve-reward`: its token, its limits, its end.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A server of JPEG sizes at a port of its own choice; dropped, it is killed.
+struct Serving {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    address: String,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Serving {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"))
+            .args(["serve-reward", "--reward", "jpeg-incompressibility", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut serving = Serving { child, stderr, address: String::new() };
+        let said = serving.says("serving jpeg-incompressibility at http://");
+        serving.address = said.rsplit_once("http://").unwrap().1.trim().to_string();
+        serving
+    }
+
+    /// The next line that contains `part`.
+    fn says(&mut self, part: &str) -> String {
+        let mut all = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(self.stderr.read_line(&mut line).unwrap() > 0, "it ended without {part:?}: {all}");
+            if line.contains(part) {
+                return line;
+            }
+            all.push_str(&line);
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Status and body of the answer to a request with these lines in its head.
+    fn ask(&self, first: &str, lines: &str, body: &[u8]) -> (u16, String) {
+        let mut stream = self.connect();
+        write!(stream, "{first} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{lines}").unwrap();
+        write!(stream, "Content-Length: {}\r\n\r\n", body.len()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// A picture of one colour.
+fn asking() -> String {
+    let mut file = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(16, 16, image::Rgb([9, 99, 199])).write_to(&mut file, image::ImageFormat::Png).unwrap();
+    use base64::Engine;
+    let picture = base64::engine::general_purpose::STANDARD.encode(file.into_inner());
+    format!(
+        r#"{{"requests": [{{"prompt": "blue", "image_png_b64": "{picture}"}}], "rewards": ["jpeg-incompressibility"]}}"#
+    )
+}
+
+fn score(answer: &str) -> Option<f64> {
+    let answer: Value = serde_json::from_str(answer).unwrap_or_else(|_| panic!("{answer}"));
+    answer["results"][0]["jpeg-incompressibility"].as_f64()
+}
+
+#[test]
+fn only_who_has_the_token_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "sesame 1\n").unwrap();
+    let serving = Serving::start(&["--token-file", path(&file)]);
+    let body = asking();
+    for (given, status) in [
+        ("", 401),
+        ("Authorization: Bearer sesame\r\n", 401),
+        ("Authorization: Bearer sesame 12\r\n", 401),
+        ("Authorization: Basic sesame 1\r\n", 401),
+        ("Authorization: sesame 1\r\n", 401),
+        ("Authorization: Bearer sesame 1\r\n", 200),
+    ] {
+        let health = serving.ask("GET /health", given, b"");
+        let scored = serving.ask("POST /score", given, body.as_bytes());
+        assert_eq!((health.0, scored.0), (status, status), "{given:?}: {} {}", health.1, scored.1);
+        let known = health.1.contains("jpeg-incompressibility") && score(&scored.1).is_some();
+        assert_eq!(known, status == 200, "{given:?}: {} {}", health.1, scored.1);
+    }
+    let empty = folder.path().join("empty");
+    std::fs::write(&empty, "\n").unwrap();
+    let program = env!("CARGO_BIN_EXE_flowrl-dist");
+    let output = Command::new(program).args(["serve-reward", "--reward", "ocr", "--token-file", path(&empty)]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("holds no token"));
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn a_body_that_is_too_large_is_refused_and_the_next_one_answered() {
+    let serving = Serving::start(&[]);
+    let (status, said) = serving.ask("POST /score", "", &vec![b' '; (64 << 20) + 1]);
+    assert_eq!(status, 413, "{said}");
+    assert!(said.contains("send up to 64 MiB"), "{said}");
+    let (status, said) = serving.ask("POST /score", "", asking().as_bytes());
+    assert_eq!(status, 200, "{said}");
+    assert!(score(&said).is_some(), "{said}");
+}
+
+/// A request is under way, its body still on the way, when the signal comes: it is answered, no other is accepted, and the
+/// program ends well.
+#[test]
+fn sigterm_ends_it_after_the_answer_under_way() {
+    let mut serving = Serving::start(&[]);
+    let body = asking();
+    let mut stream = serving.connect();
+    let length = body.len();
+    write!(stream, "POST /score HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+        .unwrap();
+    let mut answer = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    answer.read_line(&mut line).unwrap();
+    assert_eq!(line.trim(), "HTTP/1.1 100 Continue", "the server waits for the body");
+    answer.read_line(&mut line).unwrap();
+
+    let pid = serving.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    serving.says("signal 15: answering what was asked, then stopping");
+    let end = Instant::now() + PATIENCE;
+    while TcpStream::connect(&serving.address).is_ok() {
+        assert!(Instant::now() < end, "others are still accepted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(serving.child.try_wait().unwrap(), None, "it waits for what is under way");
+
+    stream.write_all(body.as_bytes()).unwrap();
+    let mut said = String::new();
+    answer.read_to_string(&mut said).unwrap(); // the server closes the connection
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    assert!(score(said.split_once("\r\n\r\n").unwrap().1).is_some(), "{said}");
+    let end = Instant::now() + PATIENCE;
+    let status = loop {
+        match serving.child.try_wait().unwrap() {
+            Some(status) => break status,
+            None => assert!(Instant::now() < end, "it does not end"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(0));
+}
