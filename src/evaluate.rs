@@ -130,11 +130,13 @@ impl Evaluation<'_> {
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
             let mut scoring = Scoring::new(rewards, self.overlap, &pipeline.device)?;
             let on_samples = &mut |places: Range<usize>, x0: &Tensor| {
-                if own.is_empty() || scores.is_err() {
+                if own.is_empty() {
                     return Ok(());
                 }
                 let images = pipeline.decode(x0)?;
-                scoring.add(places.start, &images, &prompts[places.clone()])?;
+                if scores.is_ok() {
+                    scoring.add(places.start, &images, &prompts[places.clone()])?;
+                }
                 for (i, request) in requests[places.clone()].iter().enumerate() {
                     let place = (own.start + places.start + i) / self.images_per_prompt;
                     if request.image == 0 && place < GALLERY {
@@ -145,11 +147,10 @@ impl Evaluation<'_> {
                 }
                 Ok(())
             };
-            let most = at_once.min(images_per_rank - index * at_once);
-            sampling.run_with(&requests, most, on_samples)?;
+            sampling.run_with(&requests, at_once.min(images_per_rank - index * at_once), on_samples)?;
             scores = scores.and_then(|mut scores| {
                 let (attempts, _) = scoring.finish()?;
-                scores.iter_mut().zip(attempts).for_each(|(scores, attempt)| scores.extend(attempt.scores));
+                attempts.into_iter().zip(&mut scores).for_each(|(attempt, scores)| scores.extend(attempt.scores));
                 Ok(scores)
             });
         }

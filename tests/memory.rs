@@ -214,15 +214,12 @@ fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
     drop(conditioning);
     let sampler = SamplerConfig { solver: Solver::Euler, steps: 1, ..SamplerConfig::default() };
     let [few, many] = [MOST / 4, MOST].map(|count| {
-        let evaluation = Evaluation {
-            prompts: &prompts[..count],
-            images_per_prompt: 1,
-            sampler: &sampler,
-            micro_batch: 4,
-            seed: 1,
-            overlap: Overlap::Off,
-        };
-        peak(|| evaluation.run(&pipeline, &params, &Rewards::default(), &World::solo()).map(drop))
+        let prompts = &prompts[..count];
+        let overlap = Overlap::Off;
+        let evaluation =
+            Evaluation { prompts, images_per_prompt: 1, sampler: &sampler, micro_batch: 4, seed: 1, overlap };
+        let none: Rewards = std::sync::Arc::new([]);
+        peak(|| evaluation.run(&pipeline, &params, &none, &World::solo()).map(drop))
     });
     let (few, many) = (few?, many?);
     let more = embedding * (MOST - MOST / 4) as f64;
