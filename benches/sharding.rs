@@ -73,6 +73,7 @@ fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs
     let own = own.with_flat(&layout, &set.flatten(&layout)?)?;
     let mut state = Sharded::new(&own, &layout, sharding, &*world.device)?;
     let mut policies = Policies::new(&own, &specs, Trainable::Full, &state, false, world)?;
+    drop(own);
     meet()?;
     let held = NOW.load(Ordering::Relaxed);
     meet()?;

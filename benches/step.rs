@@ -1,4 +1,5 @@
-//! Where an iteration's time goes, on the embedded task (objectives on latents of 512 pixels): `cargo bench --bench step` (RAYON_NUM_THREADS chooses threads).
+//! Where an iteration's time goes, on the embedded task (objectives on latents of 512 pixels): `cargo bench --bench step`
+//! (RAYON_NUM_THREADS chooses threads).
 //!
 //! Prints the median and range of repeated measurements of each part, with its rate; nothing is asserted. Figures with
 //! machine and date go into docs/LOG.md.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Type-checks the feature `cuda` on a machine without CUDA. candle's kernels want nvcc even to be checked, so a
-# stand-in gives their build script empty outputs. This proves types: not the kernels, not linking, not running.
+# Builds the feature `cuda` on a machine without CUDA. candle's kernels want nvcc even to be checked, so a stand-in gives
+# their build script empty outputs. This proves types, and what the program does where it finds no GPU: not the kernels.
 #
-#   launch/check-cuda.sh [clippy|doc|... [arguments]]      a cargo command that does not link; default: check --all-targets
+#   launch/check-cuda.sh [clippy|doc|test|... [arguments]]      a cargo command; default: check --all-targets
 #
 # The empty outputs must never meet a real build, so they have a target folder of their own: target/check.
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Prepares the machine and tests everything that needs no GPU.
 #
-#   launch/test.sh           format, lints, documentation, the types of the CUDA code, all tests; without MPI those
-#                            that it makes a difference to
+#   launch/test.sh           format, lints, documentation, all tests; built for CUDA (a stand-in for its compiler) and
+#                            without MPI those that it makes a difference to
 #   launch/test.sh quick     format, lints, the library's tests
 #
 # A failing step does not stop the later ones; the summary at the end names it, and the exit code is 1. A step that
@@ -85,10 +85,9 @@ everything() {
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
-    # With MPI last: both put the program at target/release/flowrl-dist, and the one with MPI shall stay there.
-    local alone=(--release --no-default-features --lib --test cli --test tcp --test mpi_launch)
-    step 'build without MPI' 2400 cargo test "${alone[@]}" --no-run
-    step 'tests without MPI' 900 cargo test "${alone[@]}" --no-fail-fast
+    local alone=(--release --no-default-features --lib --test cli --test tcp --test mpi_launch --test gpu_fallback)
+    step 'build: CUDA, no MPI' 2400 launch/check-cuda.sh test "${alone[@]}" --no-run
+    step 'tests: CUDA, no MPI' 900 launch/check-cuda.sh test "${alone[@]}" --no-fail-fast
     step 'build' 1800 cargo test --release --no-run
     step 'tests' 2700 cargo test --release --no-fail-fast
     step 'peers in Python' 1800 launch/check-export.sh

@@ -139,13 +139,23 @@ fn plans_count_what_each_rank_does() {
         assert_eq!(plan["trainable"], one["trainable"]);
         assert_eq!(plan["shard"], one["trainable"].as_u64().unwrap().div_ceil(ranks));
         assert_eq!(plan["update_bytes"][0].as_u64().unwrap() == 0, ranks == 1);
+        let sent: u64 = plan["update_sent"].as_array().unwrap().iter().map(|s| s["bytes"].as_u64().unwrap()).sum();
+        assert_eq!(plan["update_bytes"][0], sent);
+        assert!(plan["work"]["train"].as_f64().unwrap() > plan["work"]["sample"].as_f64().unwrap() / 10.0);
         for key in ["iterations_per_epoch", "micro_batch"] {
             assert!(plan[key].as_u64().is_some_and(|n| n > 0), "{key}: {}", plan[key]);
         }
         let memory = plan["memory"].as_array().unwrap();
         assert!(!memory.is_empty() && memory.iter().all(|item| item["bytes"].as_u64().unwrap() > 0), "{memory:?}");
     }
-    assert!(done(&["plan", "--ranks", "2"]).contains("images a rank  64\n"));
+    let text = done(&["plan", "--ranks", "2", "--ranks-per-node", "1"]);
+    for line in [
+        "images a rank  64, of 4 groups\n",
+        "MiB reduce-scatter of gradients\n",
+        "sent by each of 2 nodes  0.0 MiB between",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
 }
 
 #[test]

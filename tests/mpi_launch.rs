@@ -70,9 +70,11 @@ fn what_does_not_fit_is_refused_with_the_remedy() {
     refused(worker_with("mpi", &[]), "mpirun -n N");
     refused(worker_with("solo", &[("OMPI_COMM_WORLD_SIZE", "2")]), "backend = \"auto\"");
     let srun = [("SLURM_STEP_ID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_PROCID", "1")];
-    refused(worker_with("auto", &srun), "srun --mpi=pmix");
+    // With NCCL, ranks meet over TCP where MPI does not join them; here nobody tells them where.
+    let remedy = |without_nccl| if cfg!(feature = "cuda") { "MASTER_ADDR" } else { without_nccl };
+    refused(worker_with("auto", &srun), remedy("srun --mpi=pmix"));
     if !cfg!(feature = "mpi") {
-        refused(worker_with("auto", &[("OMPI_COMM_WORLD_SIZE", "2")]), "built without MPI");
+        refused(worker_with("auto", &[("OMPI_COMM_WORLD_SIZE", "2")]), remedy("built without MPI"));
     }
 }
 

@@ -3,7 +3,7 @@
 use super::print;
 use crate::config::RunConfig;
 use crate::error::{EXIT_DONE, Error, Result};
-use crate::forecast::{Forecast, Machine};
+use crate::forecast::{Forecast, Links, Machine, Work};
 use crate::plan::Plan;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ pub struct Arguments {
     /// Ranks of the run
     #[arg(long, default_value_t = 1)]
     ranks: usize,
-    /// Ranks of a node; without it as many as the machine has devices
+    /// Ranks of a node, to tell its links apart; without it as many as the machine has devices
     #[arg(long, value_name = "RANKS")]
     ranks_per_node: Option<usize>,
     /// Machine file (TOML), such as configs/machines/h100x8.toml: predicts the times, too
@@ -38,6 +38,9 @@ pub struct Arguments {
 struct Answer {
     #[serde(flatten)]
     plan: Plan,
+    work: Work,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    links: Option<Links>,
     #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
 }
@@ -47,20 +50,21 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = RunConfig::load(arguments.config.as_deref(), &arguments.set)?;
     let machine = arguments.machine.as_deref().map(Machine::read).transpose()?;
     let plan = config.plan(arguments.ranks)?;
-    let per_node = match (arguments.ranks_per_node, &machine) {
-        (Some(0), _) => return Err(Error::Usage("--ranks-per-node 0: use at least 1".into())),
-        (Some(_), None) => {
-            return Err(Error::Usage("--ranks-per-node: says nothing without a machine; add --machine FILE".into()));
-        }
-        (Some(ranks), _) => ranks,
-        (None, Some(machine)) => machine.devices,
-        (None, None) => 1,
+    let per_node = match arguments.ranks_per_node {
+        Some(0) => return Err(Error::Usage("--ranks-per-node 0: use at least 1".into())),
+        given => given.or(machine.as_ref().map(|machine| machine.devices)),
     };
-    let forecast = machine.map(|machine| Forecast::new(&config, &plan, &machine, per_node)).transpose()?;
-    let answer = Answer { plan, forecast };
+    let work = Work::new(&config, &plan)?;
+    let links = per_node.map(|per_node| Links::new(work.sent, plan.ranks, per_node));
+    let forecast = machine.zip(per_node).map(|(machine, per_node)| Forecast::new(&config, &plan, &machine, per_node));
+    let answer = Answer { plan, work, links, forecast: forecast.transpose()? };
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&answer).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
-        false => format!("{}{}", answer.plan, answer.forecast.map_or(String::new(), |forecast| forecast.to_string())),
+        false => {
+            let links = answer.links.map_or(String::new(), |links| links.to_string());
+            let forecast = answer.forecast.map_or(String::new(), |forecast| forecast.to_string());
+            format!("{}{}{links}{forecast}", answer.plan, answer.work)
+        }
     };
     print(&text);
     Ok(EXIT_DONE)

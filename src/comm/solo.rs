@@ -17,8 +17,9 @@ impl Communicator for Solo {
     }
     fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor> {
         call.check(tensor, 1)?;
-        // A copy, because results share no memory with arguments: a variable that is set later must not change them.
-        Ok(tensor.detach().copy()?)
+        // A copy, because results share no memory with arguments: a variable that is set later must not change them. Not
+        // by `copy`, which takes along all that the tensor is a view of.
+        Ok(tensor.detach().force_contiguous()?)
     }
     fn abort(&self, code: i32) -> ! {
         std::process::exit(code)

@@ -2,17 +2,14 @@
 
 mod calibrate;
 mod machine;
+mod work;
 
 pub use calibrate::calibrate;
 pub use machine::{Compute, Machine, Network};
+pub use work::{Links, Work};
 
 use crate::config::RunConfig;
-use crate::engine::Checkpointing;
 use crate::error::Result;
-use crate::flow::Solver;
-use crate::objective::Objective;
-use crate::optim::OldPolicySchedule;
-use crate::params::Trainable;
 use crate::plan::Plan;
 use serde::Serialize;
 use std::fmt;
@@ -42,71 +39,6 @@ pub struct Forecast {
     pub run: f64,
     /// Images a second over all ranks.
     pub images_per_s: f64,
-}
-
-/// Work of the busiest rank in one iteration.
-pub(crate) struct Work {
-    /// Floating-point operations of the rollout.
-    pub sample: f64,
-    /// Floating-point operations of the training passes.
-    pub train: f64,
-    /// Images.
-    pub images: f64,
-    /// Bytes that a rank sends.
-    pub sent: f64,
-    /// Collectives.
-    pub calls: f64,
-    /// Bytes of optimizer state that are read and written.
-    pub optimizer: f64,
-}
-
-impl Work {
-    pub(crate) fn new(config: &RunConfig, plan: &Plan) -> Result<Self> {
-        let forward = config.model.flops()? + adapters(config, plan)?;
-        let padded = |count: usize| (count.div_ceil(plan.micro_batch) * plan.micro_batch) as f64;
-        let guided = |guidance: f64| if guidance == 1.0 { 1.0 } else { 2.0 };
-        let images = plan.images_per_rank.1;
-        let sample = padded(images) * plan.solver_steps as f64 * guided(config.sampler.guidance) * forward;
-        let points = plan.points.iter().map(|points| padded(points * images / plan.images)).sum::<f64>();
-        let updates = plan.updates_per_iteration as f64;
-        Ok(Self {
-            sample,
-            train: points * passes(config) * forward,
-            images: images as f64,
-            sent: (plan.rollout_bytes + plan.update_bytes.iter().sum::<usize>() + plan.old_policy_bytes) as f64,
-            calls: if plan.ranks > 1 { 3.0 * updates + 2.0 } else { 0.0 },
-            // Master, two moments, gradient and EMA each update; master and old policy each iteration.
-            optimizer: 4.0 * plan.shard as f64 * (8.0 * updates + 3.0),
-        })
-    }
-}
-
-/// Floating-point operations of the adapters in a forward pass for one sample.
-fn adapters(config: &RunConfig, plan: &Plan) -> Result<f64> {
-    Ok(match config.model.trainable {
-        Trainable::Full => 0.0,
-        Trainable::Lora => 2.0 * (plan.trainable * config.model.tokens()?) as f64,
-    })
-}
-
-/// Forward passes' worth of work at one training point.
-fn passes(config: &RunConfig) -> f64 {
-    let needs = Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs();
-    let backward = match config.model.trainable {
-        Trainable::Full => 2.0, // gradients of activations and of weights
-        Trainable::Lora => 1.0,
-    };
-    let again = match config.parallel.checkpoint_activations {
-        Checkpointing(0) => 0.0,
-        Checkpointing(every) => 1.0 / every as f64,
-    };
-    let on_policy = config.old_policy.schedule == OldPolicySchedule::OnPolicy;
-    let old = if needs.old && !on_policy { 1.0 } else { 0.0 };
-    let reference = if needs.reference { 1.0 } else { 0.0 };
-    let lanes = 1.0 + old + reference;
-    // Rollout steps are trained with the guidance that they were sampled with.
-    let guided = config.sampler.solver == Solver::Sde && needs.trajectory && config.sampler.guidance != 1.0;
-    lanes * if guided { 2.0 } else { 1.0 } + again + backward
 }
 
 impl Forecast {

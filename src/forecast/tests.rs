@@ -70,6 +70,16 @@ fn ranks_share_the_images_and_take_turns_on_too_few_devices() {
     assert!(apart.communicate > 3.9 * four.communicate, "the slower link between nodes counts");
 }
 
+/// A ring over the ranks in their order leaves each node once.
+#[test]
+fn a_node_sends_what_its_last_rank_sends() {
+    let links = |ranks, per_node| Links::new(10.0, ranks, per_node);
+    assert_eq!(links(8, 8), Links { nodes: 1, inside: 80.0, between: 0.0 });
+    assert_eq!(links(8, 4), Links { nodes: 2, inside: 30.0, between: 10.0 });
+    assert_eq!(links(8, 1), Links { nodes: 8, inside: 0.0, between: 10.0 });
+    assert_eq!(links(2, 8), Links { nodes: 1, inside: 20.0, between: 0.0 });
+}
+
 #[test]
 fn the_machines_of_the_project_can_be_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/machines");

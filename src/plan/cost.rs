@@ -16,6 +16,17 @@ pub struct Item {
     pub bytes: usize,
 }
 
+/// What each rank sends in collectives of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Sent {
+    /// The collective.
+    pub collective: &'static str,
+    /// What goes through it.
+    pub what: &'static str,
+    /// How much of it, by the ring algorithm.
+    pub bytes: usize,
+}
+
 /// Bytes of master parameters, moments, gradients and slow copies, an element.
 const F32: usize = 4;
 
@@ -133,7 +144,7 @@ impl<'a> Cost<'a> {
     }
 
     /// Bytes for the training of one micro-batch: forward with the sets that the objective needs, backward with the policy.
-    pub fn training(&self) -> usize {
+    fn training(&self) -> usize {
         if self.config.parallel.shard != Sharding::Full {
             return 0;
         }
@@ -144,12 +155,20 @@ impl<'a> Cost<'a> {
         self.velocity() + self.old_velocity() + self.gather(reference) + self.gather(again)
     }
 
-    /// Bytes for the sum of gradients over ranks, each stage once, and for its norm.
-    pub fn reduction(&self) -> usize {
+    /// What is sent for an update of so many micro-batches: weights for its passes, gradients, each stage once, and their
+    /// norm, and the new parameters.
+    pub fn update(&self, micro_batches: usize) -> Vec<Sent> {
+        let sent = |collective, what, bytes| Sent { collective, what, bytes };
         let once = (self.ranks - 1) * self.trained.shard_len() * F32;
+        let scattered = sent("reduce-scatter", "gradients", once);
+        let norm = sent("all-reduce", "the gradients' norm", 2 * (self.ranks - 1) * size_of::<f64>());
         match self.config.parallel.shard {
-            Sharding::None => 2 * once,
-            Sharding::Optimizer | Sharding::Full => once + 2 * (self.ranks - 1) * size_of::<f64>(),
+            Sharding::None => vec![sent("all-reduce", "gradients", 2 * once)],
+            Sharding::Optimizer => vec![scattered, norm, sent("all-gather", "new parameters", self.gather_set())],
+            Sharding::Full => {
+                let weights = micro_batches * self.training();
+                vec![sent("all-gather", "weights, forward and backward", weights), scattered, norm]
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! Every derived count of a run: nothing else divides.
 
 mod cost;
+mod display;
 mod stages;
 
-pub use cost::Item;
+pub use cost::{Item, Sent};
 pub use stages::PlannedStage;
 
 use crate::config::RunConfig;
@@ -12,7 +13,6 @@ use crate::evaluate::share;
 use crate::params::{Layout, Role};
 use cost::Cost;
 use serde::Serialize;
-use std::fmt;
 
 /// The geometry of a run on R ranks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +27,8 @@ pub struct Plan {
     pub images: usize,
     /// Smallest and largest number of images a rank samples.
     pub images_per_rank: (usize, usize),
+    /// Groups that a rank has images of, least and most.
+    pub groups_per_rank: (usize, usize),
     /// B.
     pub micro_batch: usize,
     /// Micro-batches of the busiest rank's rollout.
@@ -60,6 +62,8 @@ pub struct Plan {
     /// Bytes that a rank sends for each update of an iteration: weights for forward and backward passes; the sum of
     /// gradients over ranks and its norm; the new parameters.
     pub update_bytes: Vec<usize>,
+    /// Those of the first update, by collective.
+    pub update_sent: Vec<Sent>,
     /// Of these, what is not sent while the old policy is the policy.
     pub old_velocity_bytes: Vec<usize>,
     /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
@@ -98,6 +102,10 @@ impl Plan {
         let cost = Cost::new(config, &model, ranks);
         let sizes = (0..ranks).map(|r| share(images, r, ranks).len());
         let largest = sizes.clone().max().unwrap_or(0);
+        let groups = (0..ranks).map(|rank| {
+            let images = share(images, rank, ranks);
+            images.end.div_ceil(b.images_per_prompt) - images.start / b.images_per_prompt
+        });
         let points: Vec<usize> = (0..b.updates_per_iteration)
             .map(|u| b.prompts * images_of_update(b.images_per_prompt, b.updates_per_iteration, u) * timesteps)
             .collect();
@@ -106,8 +114,7 @@ impl Plan {
             .map(|u| busiest_images(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
             .map(|points| points.div_ceil(b.micro_batch))
             .collect();
-        let of_updates =
-            |once: usize, each: usize| training_micro_batches.iter().map(|n| once + n * each).collect::<Vec<_>>();
+        let sent: Vec<Vec<Sent>> = training_micro_batches.iter().map(|&n| cost.update(n)).collect();
         let evaluated = config.eval_prompts()?.len();
         let evaluated = if config.eval.prompts == 0 { evaluated } else { evaluated.min(config.eval.prompts) };
         let eval_micro_batches = (evaluated * config.eval.images_per_prompt).div_ceil(ranks).div_ceil(b.micro_batch);
@@ -118,6 +125,7 @@ impl Plan {
             images_per_prompt: b.images_per_prompt,
             images,
             images_per_rank: (sizes.min().unwrap_or(0), largest),
+            groups_per_rank: (groups.clone().min().unwrap_or(0), groups.max().unwrap_or(0)),
             micro_batch: b.micro_batch,
             rollout_micro_batches,
             solver_steps: config.sampler.steps,
@@ -132,8 +140,9 @@ impl Plan {
             shard: cost.shard(),
             memory: cost.memory(),
             rollout_bytes: rollout_micro_batches * config.sampler.steps * cost.velocity(),
-            update_bytes: of_updates(cost.reduction() + cost.gather_set(), cost.training()),
-            old_velocity_bytes: of_updates(0, cost.old_velocity()),
+            update_bytes: sent.iter().map(|update| update.iter().map(|sent| sent.bytes).sum()).collect(),
+            update_sent: sent.into_iter().next().unwrap_or_default(),
+            old_velocity_bytes: training_micro_batches.iter().map(|n| n * cost.old_velocity()).collect(),
             training_micro_batches,
             old_policy_bytes: cost.gather_set(),
             eval_bytes: cost.gather_set() + eval_micro_batches * config.eval.steps * cost.velocity(),
@@ -157,58 +166,6 @@ pub fn busiest_images(prompts: usize, images: usize, updates: usize, update: usi
         (range.start / images..range.end.div_ceil(images)).map(|group| held(group).min(of_group)).sum()
     };
     (0..ranks).map(of_rank).max().unwrap_or(0)
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
-        let (least, most) = self.images_per_rank;
-        let per_rank = if least == most { format!("{most}") } else { format!("{least} to {most}") };
-        let geometry = [
-            ("ranks", self.ranks.to_string()),
-            ("images an iteration", format!("{} = {} prompts x {}", self.images, self.prompts, self.images_per_prompt)),
-            ("images a rank", per_rank),
-            (
-                "rollout",
-                format!(
-                    "{} solver steps, {} micro-batches of {}",
-                    self.solver_steps, self.rollout_micro_batches, self.micro_batch
-                ),
-            ),
-            (
-                "training points",
-                format!("{:?} an iteration's updates, {} timesteps an image", self.points, self.timesteps),
-            ),
-            (
-                "iterations",
-                format!("{} in the run, {} an epoch of the prompts", self.iterations, self.iterations_per_epoch),
-            ),
-        ];
-        let costs = [
-            ("parameters", format!("{} ({} trained, {} a shard)", self.parameters, self.trainable, self.shard)),
-            (
-                "sent a rank and update",
-                format!(
-                    "{} (with an all-reduce a backward pass: {})",
-                    self.update_bytes.iter().map(|&bytes| mib(bytes)).collect::<Vec<_>>().join(", "),
-                    mib(self.unaccumulated_bytes)
-                ),
-            ),
-            (
-                "and an iteration",
-                format!("{} for rollouts, {} for the old policy", mib(self.rollout_bytes), mib(self.old_policy_bytes)),
-            ),
-            ("and an evaluation", mib(self.eval_bytes)),
-            ("memory a rank", format!("{} and activations:", mib(self.memory.iter().map(|item| item.bytes).sum()))),
-        ];
-        // What a run without [[stage]] has is told already.
-        let stages = self.stages.iter().filter(|_| self.stages.len() > 1).map(|stage| ("", stage.to_string()));
-        let items = self.memory.iter().map(|item| ("", format!("{:>12} {}", mib(item.bytes), item.name)));
-        for (name, value) in geometry.into_iter().chain(stages).chain(costs).chain(items) {
-            writeln!(f, "{name:>24}  {value}")?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

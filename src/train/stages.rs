@@ -4,6 +4,7 @@ use crate::checkpoint::{STAGES, TrainState};
 use crate::config::{RunConfig, RunStage};
 use crate::data::{Prompt, PromptSet};
 use crate::error::Result;
+use crate::optim::NotFinite;
 use crate::plan::PlannedStage;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -18,7 +19,12 @@ pub(super) struct Stages {
     since: Vec<u64>,
     seed: u64,
     updates_per_iteration: u64,
+    /// Whether updates that are not finite are left out, so that there are more iterations than planned.
+    leaves_out: bool,
 }
+
+/// Iterations more than planned that a run may need which leaves out updates: so many and a tenth of the planned ones.
+const SPARE: u64 = 20;
 
 /// A stage that has begun, as checkpoints tell it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,6 +44,7 @@ impl Stages {
             since: vec![0],
             seed: config.run.seed,
             updates_per_iteration: config.batch.updates_per_iteration as u64,
+            leaves_out: config.optim.not_finite == NotFinite::Skip,
         })
     }
 
@@ -65,11 +72,13 @@ impl Stages {
         self.prompts[number].draw(self.seed, prompts_of, iteration - self.since[prompts_of], count)
     }
 
-    /// The texts that a run of these stages draws, `count` prompts an iteration.
+    /// The texts that a run of these stages draws, `count` prompts an iteration, and may draw beyond what is planned.
     pub fn texts(&self, planned: &[PlannedStage], count: usize) -> BTreeSet<&str> {
         let drawn = self.prompts.iter().enumerate().flat_map(|(number, set)| {
             let on_it = planned.iter().filter(|planned| planned.stage.prompts_of == number);
-            set.drawn(self.seed, number, on_it.map(|planned| planned.iterations).sum(), count)
+            let planned: u64 = on_it.map(|planned| planned.iterations).sum();
+            let spare = if self.leaves_out && planned > 0 { SPARE + planned / 10 } else { 0 };
+            set.drawn(self.seed, number, planned + spare, count)
         });
         drawn.collect()
     }
@@ -211,6 +220,18 @@ mod tests {
                 drawn.extend(stages.draw(i, 5).into_iter().map(|prompt| prompt.text));
             }
             assert_eq!(known, drawn);
+        }
+    }
+
+    #[test]
+    fn a_run_that_leaves_out_updates_knows_more_texts_than_planned() {
+        let set = [SET, "optim.not_finite='skip'"];
+        let mut stages = stages(&set);
+        let plan = config(&set).plan(1).unwrap();
+        let known: BTreeSet<String> = stages.texts(&plan.stages, 5).into_iter().map(String::from).collect();
+        for i in 0..5 + SPARE {
+            stages.begin(0, i); // never an update, so never another set than the first, which is planned for 5 of them
+            assert!(stages.draw(i, 5).iter().all(|prompt| known.contains(&prompt.text)), "iteration {i}");
         }
     }
 

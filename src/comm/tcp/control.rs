@@ -209,7 +209,7 @@ fn end(code: i32, message: &str, tell: impl FnOnce(i32)) -> ! {
 }
 
 /// Whether ranks have met over TCP.
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "mpi", feature = "cuda"))]
 pub(crate) fn joined() -> bool {
     CONTROL.get().is_some()
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use wire::{Head, broken};
 
 pub(super) use control::abort;
-#[cfg(feature = "cuda")]
+#[cfg(all(feature = "mpi", feature = "cuda"))]
 pub(super) use control::joined;
 
 /// Rank 0 tells which rank is late; the others wait this much longer for its word.
