@@ -171,7 +171,9 @@ check() {
     fi
     finish
     table
-    "$root/launch/iteration.sh" "$log/iteration" medium table || failed=1
+    if [[ -e $log/iteration/run/metrics.jsonl ]]; then
+        "$root/launch/iteration.sh" "$log/iteration" medium table || failed=1
+    fi
     exit "$failed"
 }
 

@@ -75,8 +75,10 @@ CONFIG
 }
 
 peer() {
+    rm -f "$folder/peer.json"
     "$python" "$root/launch/peers/diffusion_nft.py" --size "$size" --device "$device" --prompts "$prompts" --images "$images" \
-        --micro-batch "$micro_batch" --timesteps "$timesteps" --text $((77 + t5_tokens)) >"$folder/peer.json"
+        --micro-batch "$micro_batch" --timesteps "$timesteps" --text $((77 + t5_tokens)) >"$folder/peer.part"
+    mv "$folder/peer.part" "$folder/peer.json"
     cat "$folder/peer.json"
 }
 

@@ -1,5 +1,5 @@
-"""launch/peers computes what it says: transformer, decoder, solver and loss against the values that diffusers and
-DiffusionNFT's program gave (tests/fixtures, made from random weights)."""
+"""launch/peers computes what it says: recorded values of diffusers' transformer and decoder with random weights, of
+DiffusionNFT's solver and of its loss (tests/fixtures)."""
 
 import json
 import sys
