@@ -12,7 +12,7 @@ root = Path(__file__).parents[2]
 sys.path.insert(0, str(root / "launch/peers"))
 
 from diffusion_nft import dpm2, objective, sigmas  # noqa: E402
-from model import Decoder, Size, Transformer  # noqa: E402
+from model import MEDIUM, Decoder, Size, Transformer  # noqa: E402
 
 fixtures = root / "tests/fixtures"
 
@@ -89,8 +89,19 @@ def decoder():
     return model
 
 
+def sizes():
+    """Those of Stable Diffusion 3.5 Medium, and of DiffusionNFT's adapters."""
+    with torch.device("meta"):
+        model, pictures = Transformer(MEDIUM, ("policy",)), Decoder(MEDIUM)
+    adapters = {name: p.numel() for name, p in model.named_parameters() if ".adapters." in name}
+    assert (len(adapters), sum(adapters.values())) == (2 * 191, 18_776_064)
+    assert sum(p.numel() for p in model.parameters()) - sum(adapters.values()) == 2_243_171_520
+    assert sum(p.numel() for p in pictures.parameters()) == 49_545_475
+
+
 @torch.no_grad()
 def main():
+    sizes()
     model = transformer()
     io = load_file(fixtures / "sd3_micro/io.safetensors")
     t = io["in.timestep"] / 1000
