@@ -6,7 +6,7 @@
 #[path = "../tests/blocks/mod.rs"]
 mod blocks;
 
-use blocks::{BATCH, block_wise, inputs, monolithic, trained};
+use blocks::{BATCH, block_wise, composed, inputs, monolithic, trained};
 use flowrl_dist::Result;
 use flowrl_dist::params::Trainable;
 use std::time::Instant;
@@ -18,19 +18,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const REPETITIONS: usize = 5;
 
 fn main() -> Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     eprintln!("{} threads, batch {BATCH}, median [range] of {REPETITIONS}", candle_core::utils::get_num_threads());
     let inputs = inputs()?;
     for trainable in [Trainable::Full, Trainable::Lora] {
         let (model, layout, params) = trained(trainable)?;
-        let whole = || monolithic(&model, &params, &inputs);
-        let blocks = |each: usize| block_wise(&model, &params, &layout, &inputs, each);
-        let ways: [(&str, &dyn Fn() -> Result<()>); 4] = [
+        let whole = || monolithic(&model, &params, &inputs).map(drop);
+        let candle = || composed(&model, &params, &inputs).map(drop);
+        let blocks = |each: usize| block_wise(&model, &params, &layout, &inputs, each).map(drop);
+        let ways: [(&str, &dyn Fn() -> Result<()>); 5] = [
             ("one graph", &whole),
+            ("one graph, candle's operations", &candle),
             ("block-wise, no checkpoints", &|| blocks(0)),
             ("block-wise, each second block", &|| blocks(2)),
             ("block-wise, each block", &|| blocks(1)),
         ];
-        let mut seconds = [const { Vec::new() }; 4];
+        let mut seconds = [const { Vec::new() }; 5];
         for repetition in 0..=REPETITIONS {
             for ((_, way), seconds) in ways.iter().zip(&mut seconds) {
                 let since = Instant::now();

@@ -11,6 +11,10 @@ use flowrl_dist::reward::{ColourMatch, Jpeg, Ocr, Reward, RewardConfig, RewardKi
 use std::io::Write;
 use std::time::Instant;
 
+// As the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `[B, 3, H, W]`: waves with some noise.
 fn images(count: usize, height: usize, width: usize) -> Result<Tensor> {
     let value =
@@ -34,6 +38,7 @@ fn measure(what: &str, count: usize, work: impl Fn() -> Result<()>) -> Result<()
 }
 
 fn main() -> Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     let prompts = |count: usize| -> Vec<Prompt> {
         (0..count).map(|i| format!("\"{i:03}\" in red on yellow")).collect::<PromptSet>().prompts
     };

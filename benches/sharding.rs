@@ -103,6 +103,7 @@ fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs
 }
 
 fn main() -> Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     let (model, inputs) = (model(None), inputs()?.first()?);
     let set = ParamSet::init(&model.specs(), 1, &Device::Cpu)?;
     let weights = mib(4 * Layout::new(&model.specs(), Trainable::Full).total);

@@ -43,6 +43,7 @@ fn measure(name: &str, count: usize, unit: &str, mut work: impl FnMut() -> flowr
 }
 
 fn main() -> flowrl_dist::Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     let threads = candle_core::utils::get_num_threads();
     eprintln!("{threads} threads, batch {BATCH}, median [range] of {REPETITIONS}");
     let pipeline = Pipeline::load(&ModelConfig::default(), 1, &Device::Cpu)?;

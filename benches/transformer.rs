@@ -56,6 +56,7 @@ fn measure(name: &str, mut work: impl FnMut() -> Result<()>) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     eprintln!("{} threads, batch {BATCH}, median [range] of {REPETITIONS}", candle_core::utils::get_num_threads());
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sd3_tiny/config.json");
     let config = Config::read(&file)?;
@@ -69,7 +70,13 @@ fn main() -> Result<()> {
     let point = Point { x_t: x_t.clone(), t: t.clone(), advantage, target: Target::Forward { x0, eps } };
     let world = World::solo();
 
-    for trainable in [Trainable::Full, Trainable::Lora] {
+    // All, or the one that is asked for: `-- lora`, `-- full`.
+    let wanted = |name: &str| match std::env::args().nth(1) {
+        Some(argument) if !argument.starts_with('-') => argument == name,
+        _ => true,
+    };
+    let both = [("lora", Trainable::Lora), ("full", Trainable::Full)];
+    for (_, trainable) in both.into_iter().filter(|(name, _)| wanted(name)) {
         let targets = mmdit::LORA_TARGETS.iter().map(|target| target.to_string()).collect();
         let lora = (trainable == Trainable::Lora).then_some(LoraConfig { rank: 32, alpha: 64.0, targets });
         let model = mmdit::model(&config, (SIDE, SIDE), lora.as_ref())?;

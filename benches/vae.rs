@@ -76,6 +76,7 @@ fn decode(side: &str, dtype: &str, tile: &str) -> Result<()> {
 }
 
 fn main() -> Result<()> {
+    flowrl_dist::allocator::keep_freed_memory();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     if let [side, dtype, tile] = arguments.as_slice() {
         return decode(side, dtype, tile);

@@ -35,6 +35,8 @@
 //! Rewards, advantages, solver sigmas and every statistic: f64.
 
 pub mod advantage;
+#[doc(hidden)]
+pub mod allocator;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;

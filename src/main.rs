@@ -4,5 +4,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    flowrl_dist::allocator::keep_freed_memory();
     std::process::exit(flowrl_dist::cli::run());
 }

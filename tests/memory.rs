@@ -3,8 +3,8 @@
 
 mod blocks;
 
-use blocks::{block_wise, inputs, model, monolithic, trained, training_pass};
-use candle_core::{DType, Device};
+use blocks::{block_wise, composed, inputs, model, monolithic, trained, training_pass};
+use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::comm::{Solo, ThreadGroup, World};
 use flowrl_dist::data::{Prompt, PromptSet};
@@ -72,18 +72,46 @@ fn activations_take_a_quarter_of_the_memory_block_by_block() -> Result<()> {
     let inputs = inputs()?;
     for trainable in [Trainable::Full, Trainable::Lora] {
         let (model, layout, params) = trained(trainable)?;
-        let whole = peak(|| monolithic(&model, &params, &inputs))?;
-        let [none, second, each] = [0, 2, 1].map(|n| peak(|| block_wise(&model, &params, &layout, &inputs, n)));
+        let whole = peak(|| monolithic(&model, &params, &inputs).map(drop))?;
+        let candle = peak(|| composed(&model, &params, &inputs).map(drop))?;
+        let [none, second, each] =
+            [0, 2, 1].map(|n| peak(|| block_wise(&model, &params, &layout, &inputs, n).map(drop)));
         let (none, second, each) = (none?, second?, each?);
         // Both hold the gradients of all trained parameters at the end.
         let gradients = (4 * layout.total) as f64 / f64::from(1 << 20);
         let ratio = (whole - gradients) / (each - gradients);
         eprintln!(
-            "{trainable:?}: MiB above the weights, {gradients:.0} of them gradients: one graph {whole:.0}, block-wise without \
-             checkpoints {none:.0}, each second block {second:.0}, each block {each:.0}; activations {ratio:.1} times less"
+            "{trainable:?}: MiB above the weights, {gradients:.0} of them gradients: one graph {whole:.0}, of candle's own \
+             operations {candle:.0}; block-wise without checkpoints {none:.0}, each second block {second:.0}, each block \
+             {each:.0}; activations {ratio:.1} times less"
         );
+        assert!(4.0 * each <= candle, "{trainable:?}: {each} of {candle} MiB");
         assert!(ratio >= 4.0, "{trainable:?}: {each} of {whole} MiB, {gradients} of gradients");
         assert!(each < second && second < none, "{trainable:?}: {each}, {second}, {none} MiB");
+    }
+    Ok(())
+}
+
+/// A second opinion on the gradients, by operations that are not ours.
+#[test]
+fn gradients_are_those_of_candle_s_own_operations() -> Result<()> {
+    let _alone = alone();
+    let inputs = inputs()?.first()?;
+    for trainable in [Trainable::Full, Trainable::Lora] {
+        let (model, layout, params) = trained(trainable)?;
+        let theirs = composed(&model, &params, &inputs)?;
+        let ours = block_wise(&model, &params, &layout, &inputs, 1)?;
+        let mut worst = 0f64;
+        for e in &layout.entries {
+            let (_, parameter) = params.stage(e.stage).iter().find(|(slot, _)| *slot == e.slot).expect("a parameter");
+            let theirs = theirs.get(parameter).expect("a gradient").flatten_all()?.to_dtype(DType::F64)?;
+            let ours = ours.sum().narrow(0, e.offset, e.len)?.to_dtype(DType::F64)?;
+            let norm = |x: &Tensor| Ok::<_, candle_core::Error>(x.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt());
+            let (error, size) = (norm(&(&ours - &theirs)?)?, norm(&theirs)?);
+            assert!(size > 0.0 && error <= 1e-4 * size, "{}: {error} of {size}", e.name);
+            worst = worst.max(error / size);
+        }
+        eprintln!("{trainable:?}: {} gradients, the worst differs by {worst:.1e} of its norm", layout.entries.len());
     }
     Ok(())
 }

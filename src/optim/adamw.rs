@@ -5,7 +5,11 @@ use super::OptimConfig;
 use crate::cuda::array;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Storage, Tensor};
+use rayon::prelude::*;
+
+/// Elements handled at once by one thread; sums are over these pieces, whatever the number of threads.
+const PIECE: usize = 1 << 16;
 
 /// The master parameters and their moments: one f32 tensor `[3 S]` of parameters, first and second moments, so that an
 /// update reads and writes each number once.
@@ -68,13 +72,17 @@ impl InplaceOp2 for Step {
         let decay = (1.0 - self.lr * self.config.weight_decay) as f32;
         let rate = (self.lr / self.correction.0) as f32;
         let (root, eps, scale) = (self.correction.1.sqrt() as f32, self.config.eps as f32, self.scale as f32);
-        pulp::Arch::new().dispatch(|| {
-            for i in 0..gradient.len() {
-                let g = gradient[i] * scale;
-                first[i] = beta1 * first[i] + (1.0 - beta1) * g;
-                second[i] = beta2 * second[i] + (1.0 - beta2) * g * g;
-                master[i] = master[i] * decay - rate * first[i] / (second[i].sqrt() / root + eps);
-            }
+        let moments = first.par_chunks_mut(PIECE).zip(second.par_chunks_mut(PIECE));
+        let pieces = master.par_chunks_mut(PIECE).zip(moments).zip(gradient.par_chunks(PIECE));
+        pieces.for_each(|((master, (first, second)), gradient)| {
+            pulp::Arch::new().dispatch(|| {
+                for (((p, m), v), &g) in master.iter_mut().zip(first).zip(second).zip(gradient) {
+                    let g = g * scale;
+                    *m = beta1 * *m + (1.0 - beta1) * g;
+                    *v = beta2 * *v + (1.0 - beta2) * g * g;
+                    *p = *p * decay - rate * *m / (v.sqrt() / root + eps);
+                }
+            });
         });
         Ok(())
     }
@@ -97,11 +105,32 @@ impl InplaceOp2 for Step {
 /// Sum of squares of a contiguous f32 tensor, in f64, `[1]`.
 pub(super) fn square_sum(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let (candle_core::Storage::Cuda(storage), layout) = (&*x.storage_and_layout().0, x.layout()) {
+    if let (Storage::Cuda(storage), layout) = (&*x.storage_and_layout().0, x.layout()) {
         let (sums, pieces) = crate::cuda::reduce::square_sums(&storage.device, &crate::cuda::array(storage, layout)?)?;
         return crate::cuda::tensor(sums, pieces).sum_all()?.reshape(1);
     }
-    x.to_dtype(DType::F64)?.sqr()?.sum_all()?.reshape(1)
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        candle_core::bail!("square_sum: f32 and contiguous only");
+    };
+    let values = &values[start..end];
+    let sums: Vec<f64> =
+        values.par_chunks(PIECE).map(|piece| pulp::Arch::new().dispatch(|| square_sum_of(piece))).collect();
+    Tensor::new(&[sums.into_iter().sum::<f64>()], &Device::Cpu)
+}
+
+/// In a fixed order, by independent sums that the compiler can keep in one vector.
+#[inline(always)]
+fn square_sum_of(piece: &[f32]) -> f64 {
+    let mut lanes = [0f64; 16];
+    let chunks = piece.chunks_exact(lanes.len());
+    let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x).powi(2)).sum();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    lanes.into_iter().fold(rest, |sum, lane| sum + lane)
 }
 
 /// `destination = source + keep * (destination - source)`, in place: two equal vectors stay equal, which they would not
@@ -120,9 +149,14 @@ impl InplaceOp2 for Lerp {
             candle_core::bail!("lerp: f32 and contiguous only");
         };
         let keep = self.0 as f32;
-        for (d, &s) in dst[d.0..d.1].iter_mut().zip(&src[s.0..s.1]) {
-            *d = s + keep * (*d - s);
-        }
+        let pieces = dst[d.0..d.1].par_chunks_mut(PIECE).zip(src[s.0..s.1].par_chunks(PIECE));
+        pieces.for_each(|(dst, src)| {
+            pulp::Arch::new().dispatch(|| {
+                for (d, &s) in dst.iter_mut().zip(src) {
+                    *d = s + keep * (*d - s);
+                }
+            });
+        });
         Ok(())
     }
 
@@ -155,6 +189,18 @@ mod tests {
             let expected = source.affine(1.0 + 2.0 * keep, keep)?;
             let error = (apart - expected)?.abs()?.max_all()?.to_scalar::<f32>()?;
             assert!(error < 2e-6, "keep {keep}: {error}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn squares_are_summed_as_by_hand() -> Result<()> {
+        for len in [0, 1, 15, 16, 17, PIECE, PIECE + 3, 3 * PIECE - 1] {
+            let values = Stream::new(2, Purpose::Parameters, [0; 4]).normals(len + 2);
+            let expected: f64 = values[1..=len].iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let x = Tensor::from_vec(values, len + 2, &Device::Cpu)?.narrow(0, 1, len)?;
+            let sum = square_sum(&x)?.to_vec1::<f64>()?[0];
+            assert!((sum - expected).abs() <= 1e-12 * expected, "{len}: {sum} instead of {expected}");
         }
         Ok(())
     }

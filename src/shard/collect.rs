@@ -66,7 +66,9 @@ impl<'a> Reduction<'a> {
     pub fn finish(mut self) -> Result<Tensor> {
         self.gradients.check()?;
         self.begin(0)?;
-        let mut stages = self.begun.into_iter().flatten().map(Pending::wait).collect::<Result<Vec<_>>>()?;
+        let Self { begun, gradients, .. } = self;
+        let mut stages = begun.into_iter().flatten().map(Pending::wait).collect::<Result<Vec<_>>>()?;
+        drop(gradients); // before the shard is put together
         stages.reverse();
         Ok(Tensor::cat(&stages, 0)?)
     }

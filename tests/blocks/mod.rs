@@ -1,6 +1,9 @@
 //! The model that the engine is measured on, as one graph and block by block.
 #![allow(dead_code)] // not every program uses all of this
 
+mod composed;
+
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::engine::{self, Checkpointing, Pass};
@@ -47,6 +50,10 @@ pub fn inputs() -> Result<Inputs> {
 }
 
 impl Inputs {
+    fn all(&self) -> Vec<Tensor> {
+        [&self.x, &self.t].into_iter().chain(&self.conditioning).cloned().collect()
+    }
+
     /// The first sample alone.
     #[allow(dead_code, reason = "not everyone who measures wants it")]
     pub fn first(&self) -> Result<Self> {
@@ -70,32 +77,50 @@ pub fn training_pass(
     engine::backward(model, policy, tape, &inputs.x, take)
 }
 
-/// The whole model as one graph, as candle would have it.
-pub fn monolithic(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<()> {
-    let mut io = vec![inputs.x.clone(), inputs.t.clone()];
-    io.extend(inputs.conditioning.iter().cloned());
+/// The gradients by the whole model as one graph, as candle would have it.
+pub fn monolithic(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<GradStore> {
+    let mut io = inputs.all();
     for (index, stage) in model.stages.iter().enumerate() {
         io = stage.forward(params.stage(index), &io)?;
     }
-    let gradients = (&io[0] * &inputs.x)?.sum_all()?.backward()?;
-    drop(gradients);
-    Ok(())
+    Ok((&io[0] * &inputs.x)?.sum_all()?.backward()?)
 }
 
-pub fn block_wise(model: &Model, params: &ParamSet, layout: &Layout, inputs: &Inputs, each: usize) -> Result<()> {
+/// The same by candle's own operations.
+pub fn composed(model: &Model, params: &ParamSet, inputs: &Inputs) -> Result<GradStore> {
+    let velocity = composed::velocity(model, params, inputs.all())?;
+    Ok((&velocity * &inputs.x)?.sum_all()?.backward()?)
+}
+
+/// The same block by block.
+pub fn block_wise(
+    model: &Model,
+    params: &ParamSet,
+    layout: &Layout,
+    inputs: &Inputs,
+    each: usize,
+) -> Result<Gradients> {
     let Inputs { x, t, conditioning } = inputs;
     let (_, tape) = engine::forward(model, params, x, t, conditioning, Checkpointing(each))?;
     let mut gradients = Gradients::zeros(layout, &Partition::new(layout, 1), &Device::Cpu)?;
-    engine::backward(model, params, tape, x, |stage, of_stage| gradients.add(stage, of_stage))
+    engine::backward(model, params, tape, x, |stage, of_stage| gradients.add(stage, of_stage))?;
+    Ok(gradients)
 }
 
-/// The model with what of it is trained, and random parameters.
+/// The model with what of it is trained, and random parameters, none of them zero: else most gradients are.
 pub fn trained(trainable: Trainable) -> Result<(Model, Layout, ParamSet)> {
     let lora = (trainable == Trainable::Lora).then(LoraConfig::default);
     let model = model(lora.as_ref());
     let specs = model.specs();
     let layout = Layout::new(&specs, trainable);
-    let set = ParamSet::init(&specs, 1, &Device::Cpu)?;
+    let mut id = 0;
+    let set = ParamSet::build(&specs, |spec| {
+        id += 1;
+        let normals = Stream::new(2, Purpose::Pretrain, [id, 0, 0, 0]).normals(spec.shape.iter().product());
+        let fan_in = spec.shape.iter().skip(1).product::<usize>() as f64;
+        let std = if spec.shape.len() == 2 { fan_in.powf(-0.5) } else { 0.3 };
+        Ok((Tensor::from_vec(normals, spec.shape.as_slice(), &Device::Cpu)? * std)?)
+    })?;
     let params = set.with_flat(&layout, &set.flatten(&layout)?)?;
     Ok((model, layout, params))
 }

@@ -1,7 +1,7 @@
 //! Softmax attention that never holds the T x T matrix, forward or back: queries go through in slices, and the
 //! backward pass computes the softmax of a slice again.
 
-use super::float::{Float, matmul, sum, vectorised};
+use super::float::{Float, largest, matmul, sum, vectorised};
 use super::op::{Differentiable, Kernel, View, apply3, fill, run};
 use candle_core::{Result, Tensor, bail};
 
@@ -29,7 +29,7 @@ fn sizes<F>(q: View<F>, k: View<F>, v: View<F>) -> Result<(usize, usize, usize)>
 fn softmax_rows<F: Float>(p: &mut [F], tokens: usize) {
     vectorised(|| {
         for row in p.chunks_exact_mut(tokens) {
-            let largest = row.iter().fold(row[0], |a, &b| Float::larger(a, b));
+            let largest = largest(row);
             for x in row.iter_mut() {
                 *x = Float::exp(*x - largest);
             }

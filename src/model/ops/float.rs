@@ -55,14 +55,15 @@ impl Float for f32 {
     fn exp(self) -> Self {
         const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding and subtracting it rounds to an integer
         let x = self.clamp(-87.3, 88.3);
-        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let rounded = x * std::f32::consts::LOG2_E + ROUND; // its last bits are n
+        let n = rounded - ROUND;
         let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
         let mut p = 1.987_569_1e-4f32;
         for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
             p = p * r + c;
         }
         let y = (p * r * r + r) + 1.0;
-        y * f32::from_bits(((n as i32 + 127) << 23) as u32)
+        y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
     }
     #[inline(always)]
     fn sqrt(self) -> Self {
@@ -107,6 +108,20 @@ pub(super) fn dot<F: Float>(a: &[F], b: &[F]) -> F {
 #[inline(always)]
 pub(super) fn sum<F: Float>(a: &[F]) -> F {
     sum_pairs(a, a, |x, _| x)
+}
+
+/// The largest element; the smallest number there is of none.
+#[inline(always)]
+pub(super) fn largest<F: Float>(a: &[F]) -> F {
+    let mut lanes = [F::of(f64::NEG_INFINITY); LANES];
+    let chunks = a.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().fold(F::of(f64::NEG_INFINITY), |most, &x| Float::larger(most, x));
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = Float::larger(lanes[lane], chunk[lane]);
+        }
+    }
+    lanes.into_iter().fold(rest, Float::larger)
 }
 
 /// Runs `f`, compiled for the vector instructions that this processor has.
@@ -174,5 +189,6 @@ mod tests {
         }
         assert_eq!(Float::exp(0f32), 1.0);
         assert!(Float::exp(-1000f32) < 2e-38);
+        assert!(Float::exp(f32::NAN).is_nan());
     }
 }
