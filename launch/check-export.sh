@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares with the real packages. diffusers and PEFT load each of our exports and give our velocities to 1e-4. torch,
 # transformers and open_clip make the scores of the CLIP family anew, which ours must equal. Our server reads texts that Pillow
-# drew.
+# drew. DiffusionNFT's iteration in PyTorch (launch/peers) gives the recorded values, and runs beside ours at a tiny size.
 #
 #   launch/check-export.sh [FOLDER]      FOLDER holds the Python environment; default: target/peers-venv
 #
@@ -40,6 +40,7 @@ fi
 # Writes target/tmp/exports.
 cargo test --release --test parity_files peers
 "$venv/bin/python" tests/peers/check_export.py target/tmp/exports
+"$venv/bin/python" tests/peers/check_diffusion_nft.py
 
 fixtures=target/tmp/peers
 mkdir -p "$fixtures"
@@ -50,6 +51,7 @@ FLOWRL_FIXTURES=$root/$fixtures cargo test --release --test parity_reward_clip
 launch/fetch-ocr.sh "$venv/ocr"
 printf '[[reward]]\nname = "ocr"\ndetector = "%s"\n' "$(realpath "$venv/ocr/ch_PP-OCRv4_det_infer.onnx")" >"$fixtures/ocr.toml"
 cargo build --release
+PYTHON=$venv/bin/python launch/iteration.sh target/tmp/iteration tiny
 target/release/flowrl-dist serve-reward --config "$fixtures/ocr.toml" --listen 127.0.0.1:0 2>"$fixtures/server.log" &
 server=$!
 trap 'kill "$server"' EXIT

@@ -108,7 +108,7 @@ assert len(one) == len(two) and one, "different numbers of lines"
 worst = 0.0
 for a, b in zip(one, two):
     for name in a:
-        if name.startswith(("time", "sent")) or not isinstance(a[name], float):
+        if name.startswith(("time", "sent", "memory")) or not isinstance(a[name], float):
             continue
         off = abs(a[name] - b[name])
         relative = off / max(abs(a[name]), abs(b[name]), 1e-12)
@@ -143,7 +143,7 @@ finish() {
 }
 
 check() {
-    export FLOWRL_FIXTURES=$folder/fixtures FLOWRL_SHARE_GPU=1
+    export FLOWRL_FIXTURES=$folder/fixtures FLOWRL_SHARE_GPU=1 FLOWRL_BIN=$folder/flowrl-dist
     # Several ranks on one GPU talk over the loopback.
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_NET=Socket NCCL_IB_DISABLE=1 NCCL_MNNVL_ENABLE=0
     if [[ $mode == all ]]; then
@@ -162,13 +162,18 @@ check() {
     step 'NCCL' 150 "$folder/nccl" --nocapture --test-threads=1
     step 'the same run on 1 and 2 ranks' 120 bash -ec same_run
     step 'speed' 150 "$folder/gpu"
+    step 'a whole iteration' 240 "$root/launch/iteration.sh" "$log/iteration" medium ours
     if python3 -c 'import torch' 2>/dev/null; then
         step 'speed of PyTorch' 150 python3 "$root/launch/peers/sd35.py"
+        step 'a whole iteration of PyTorch' 150 "$root/launch/iteration.sh" "$log/iteration" medium peer
     else
-        skip 'speed of PyTorch' 'there is no torch'
+        skip 'speed and a whole iteration of PyTorch' 'there is no torch'
     fi
     finish
     table
+    if [[ -e $log/iteration/run/metrics.jsonl ]]; then
+        "$root/launch/iteration.sh" "$log/iteration" medium table || failed=1
+    fi
     exit "$failed"
 }
 

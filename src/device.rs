@@ -67,6 +67,16 @@ pub(crate) fn identity(device: &Device) -> Result<Option<String>> {
     }
 }
 
+/// GB of the device's memory that are in use; nothing on the CPU. What tensors gave back stays with the process, so that at
+/// the end of an iteration this is the most that was in use at a time.
+pub(crate) fn memory(device: &Device) -> Result<Option<f64>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(gpu) => gpu::memory(gpu).map(Some),
+        _ => Ok(None),
+    }
+}
+
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::{Found, SHARE, may_be_shared};
@@ -243,6 +253,13 @@ mod gpu {
             let _ = write!(text, "{:02x}", byte as u8);
             text
         }))
+    }
+
+    /// GB in use, by whomever.
+    pub fn memory(gpu: &CudaDevice) -> Result<f64> {
+        let told = gpu.cuda_stream().context().mem_get_info();
+        let (free, total) = told.map_err(|e| Error::Failed(format!("the GPU does not tell its memory: {e:?}")))?;
+        Ok((total - free) as f64 / 1e9)
     }
 
     /// What to set to let ranks share a GPU, in words.

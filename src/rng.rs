@@ -4,6 +4,8 @@
 //! numbers were drawn before. Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC11) turns
 //! the name and a block counter into bits; Box-Muller in f64, with `libm` so that every platform agrees, into normals.
 
+use rayon::prelude::*;
+
 /// What a stream of random numbers is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -69,13 +71,15 @@ impl Stream {
 
     /// The first `n` standard normal numbers.
     pub fn normals(&self, n: usize) -> Vec<f32> {
-        let mut out = Vec::with_capacity(n + 3);
-        for index in 0..n.div_ceil(4) as u32 {
-            let [a, b, c, d] = self.block(index);
-            out.extend(box_muller(a, b));
-            out.extend(box_muller(c, d));
-        }
-        out.truncate(n);
+        const BLOCKS: usize = 1 << 14; // of a thread's piece
+        let mut out = vec![0f32; n];
+        out.par_chunks_mut(4 * BLOCKS).enumerate().for_each(|(piece, part)| {
+            for (i, values) in part.chunks_mut(4).enumerate() {
+                let [a, b, c, d] = self.block((piece * BLOCKS + i) as u32);
+                let [[a, b], [c, d]] = [box_muller(a, b), box_muller(c, d)];
+                values.copy_from_slice(&[a, b, c, d][..values.len()]);
+            }
+        });
         out
     }
 
@@ -139,6 +143,19 @@ mod tests {
         assert!((moment(2) - 1.0).abs() < 5.0 * (2.0 / n).sqrt());
         assert!(moment(3).abs() < 5.0 * (15.0 / n).sqrt());
         assert!((moment(4) - 3.0).abs() < 5.0 * (96.0 / n).sqrt());
+    }
+
+    #[test]
+    fn normals_are_the_stream_in_order_however_many_there_are() {
+        let stream = Stream::new(1, Purpose::Parameters, [2, 0, 0, 0]);
+        let all = stream.normals(150_003);
+        for index in [0, 1, 16_383, 16_384, 32_768, 37_499, 37_500] {
+            let [a, b, c, d] = stream.block(index as u32);
+            let four = [box_muller(a, b), box_muller(c, d)].concat();
+            let found = &all[4 * index..(4 * index + 4).min(all.len())];
+            assert_eq!(found, &four[..found.len()], "block {index}");
+        }
+        assert_eq!(stream.normals(7), all[..7]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub use run::{Outcome, train};
 use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
+use crate::device;
 use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
 use crate::evaluate::{describe_scalings, share};
@@ -125,6 +126,9 @@ impl Trainer {
         shared.set("old_policy.eta", eta);
         shared.set("skipped", self.skipped as f64);
         clock.report(&mut shared);
+        if let Some(gigabytes) = device::memory(&self.pipeline.device)? {
+            shared.max("memory.gpu_gb", gigabytes);
+        }
         self.finish(iteration, updates, &shared)
     }
 

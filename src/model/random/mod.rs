@@ -44,16 +44,14 @@ pub fn write(size: Size, seed: u64, out: &Path) -> Result<()> {
         part(&folder(name), &config, files, size.dtype(), seed)?;
         tokenizers::clip(&folder(&name.replace("text_encoder", "tokenizer")), pad, size.clip_vocabulary())?;
     }
-    if let Some(config) = &configs.t5 {
-        let specs = T5Encoder::specs(&typed(config)?);
-        let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
-        part(&folder("text_encoder_3"), config, files, size.dtype(), seed)?;
-        tokenizers::t5(&folder("tokenizer_3"))?;
-    }
+    let specs = T5Encoder::specs(&typed(&configs.t5)?);
+    let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
+    part(&folder("text_encoder_3"), &configs.t5, files, size.dtype(), seed)?;
+    tokenizers::t5(&folder("tokenizer_3"))?;
     let scheduler =
         json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0});
     write_json(&folder("scheduler"), "scheduler_config.json", &scheduler)?;
-    write_json(out, "model_index.json", &index(configs.t5.is_some()))
+    write_json(out, "model_index.json", &index())
 }
 
 /// A part's config.json and weights.
@@ -104,8 +102,7 @@ impl View for Drawn {
     }
 }
 
-fn index(with_t5: bool) -> Value {
-    let third = |class: &str| if with_t5 { json!(["transformers", class]) } else { json!([null, null]) };
+fn index() -> Value {
     json!({
         "_class_name": "StableDiffusion3Pipeline",
         "transformer": ["diffusers", "SD3Transformer2DModel"],
@@ -113,10 +110,10 @@ fn index(with_t5: bool) -> Value {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
         "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "text_encoder_3": third("T5EncoderModel"),
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "tokenizer_2": ["transformers", "CLIPTokenizer"],
-        "tokenizer_3": third("T5TokenizerFast"),
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
     })
 }
 
