@@ -1,5 +1,5 @@
 //! Sampling and training with a small Stable Diffusion 3.5 (`tests/fixtures/sd3_tiny`: 6 layers, 384 wide, 34 M parameters; 256
-//! image and 32 text tokens, batch 8, f32): `RAYON_NUM_THREADS=1 cargo bench --bench transformer`. Beside it, the same work by
+//! image and 32 text tokens, batch 8, f32): `RAYON_NUM_THREADS=1 cargo bench --bench transformer [-- lora | full]`. Beside it, the same work by
 //! diffusers and PEFT: `tests/peers/bench_transformer.py`. Prints medians and the peak of resident memory; nothing is asserted.
 
 use candle_core::{Device, Tensor, Var};
@@ -70,13 +70,9 @@ fn main() -> Result<()> {
     let point = Point { x_t: x_t.clone(), t: t.clone(), advantage, target: Target::Forward { x0, eps } };
     let world = World::solo();
 
-    // All, or the one that is asked for: `-- lora`, `-- full`.
-    let wanted = |name: &str| match std::env::args().nth(1) {
-        Some(argument) if !argument.starts_with('-') => argument == name,
-        _ => true,
-    };
+    let asked: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let both = [("lora", Trainable::Lora), ("full", Trainable::Full)];
-    for (_, trainable) in both.into_iter().filter(|(name, _)| wanted(name)) {
+    for (_, trainable) in both.into_iter().filter(|(name, _)| asked.is_empty() || asked.iter().any(|a| a == name)) {
         let targets = mmdit::LORA_TARGETS.iter().map(|target| target.to_string()).collect();
         let lora = (trainable == Trainable::Lora).then_some(LoraConfig { rank: 32, alpha: 64.0, targets });
         let model = mmdit::model(&config, (SIDE, SIDE), lora.as_ref())?;

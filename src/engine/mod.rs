@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Checkpointing(
-    /// 0: none; 1: each; n: each n-th, counted from the first.
+    /// 0: none; 1: each; n: each n-th, counted from the first; never the last block and the head.
     pub usize,
 );
 
@@ -25,9 +25,10 @@ impl Checkpointing {
     /// Each stage: the least memory.
     pub const EACH: Self = Self(1);
 
-    /// Whether a stage runs again.
-    pub(crate) fn of(self, stage: usize) -> bool {
-        self.0 > 0 && stage.is_multiple_of(self.0)
+    /// Whether a stage of a model of so many runs again. Not the last block nor the head after it: the backward pass begins
+    /// with them, and one block's graph is there at any time of it.
+    pub(crate) fn of(self, stage: usize, stages: usize) -> bool {
+        self.0 > 0 && stage + 2 < stages && stage.is_multiple_of(self.0)
     }
 }
 
@@ -122,7 +123,7 @@ pub fn forward_beside(
     in_order(model, &weights, |index, mut params| {
         let (stage, own) = (&*model.stages[index], params.remove(0));
         let inputs = first.inputs.clone();
-        tape.push(match checkpointing.of(index) {
+        tape.push(match checkpointing.of(index, model.stages.len()) {
             true => {
                 first.run(stage, own)?;
                 Recorded { inputs, graph: None }

@@ -98,8 +98,10 @@ impl<'a> Cost<'a> {
     /// graph and with it their parameters.
     fn gathered(&self) -> usize {
         let checkpointing = self.config.parallel.checkpoint_activations;
-        let kept =
-            (0..self.stages).filter(|&stage| !checkpointing.of(stage)).map(|stage| self.whole(stage, 1)).sum::<usize>();
+        let kept = (0..self.stages)
+            .filter(|&stage| !checkpointing.of(stage, self.stages))
+            .map(|stage| self.whole(stage, 1))
+            .sum::<usize>();
         let sets = 1 + usize::from(self.old) + usize::from(self.reference);
         let pair = |stage: usize| {
             let two = |sets| self.whole(stage, sets) + if stage == 0 { 0 } else { self.whole(stage - 1, sets) };
@@ -149,7 +151,7 @@ impl<'a> Cost<'a> {
             return 0;
         }
         let checkpointing = self.config.parallel.checkpoint_activations;
-        let again = (0..self.stages).filter(|&stage| checkpointing.of(stage));
+        let again = (0..self.stages).filter(|&stage| checkpointing.of(stage, self.stages));
         let again = again.map(|stage| part(&self.frozen, stage) + part(&self.trained, stage)).sum();
         let reference = if self.reference { self.trained.shard_len() } else { 0 };
         self.velocity() + self.old_velocity() + self.gather(reference) + self.gather(again)

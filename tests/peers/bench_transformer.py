@@ -1,6 +1,6 @@
 """The work of `cargo bench --bench transformer` by diffusers and PEFT, as DiffusionNFT's program does it.
 
-    OMP_NUM_THREADS=1 python tests/peers/bench_transformer.py     (packages: tests/peers/requirements.txt)
+    OMP_NUM_THREADS=1 python tests/peers/bench_transformer.py [lora | full]     (packages: tests/peers/requirements.txt)
 
 Prints medians of 3 and the peak of resident memory.
 """
@@ -9,6 +9,7 @@ import copy
 import os
 import resource
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def main():
             hidden_states=x, timestep=1000 * t, encoder_hidden_states=text, pooled_projections=pooled, return_dict=False
         )[0]
 
-    for trainable in ["Lora", "Full"]:
+    for trainable in [name for name in ("Lora", "Full") if name.lower() in (sys.argv[1:] or ["lora", "full"])]:
         model = SD3Transformer2DModel.from_config(config)
         if trainable == "Lora":
             lora = LoraConfig(r=32, lora_alpha=64, init_lora_weights="gaussian", target_modules=TARGETS)
