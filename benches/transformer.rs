@@ -1,6 +1,7 @@
 //! Sampling and training with a small Stable Diffusion 3.5 (`tests/fixtures/sd3_tiny`: 6 layers, 384 wide, 34 M parameters; 256
-//! image and 32 text tokens, batch 8, f32): `RAYON_NUM_THREADS=1 cargo bench --bench transformer [-- lora | full]`. Beside it, the same work by
-//! diffusers and PEFT: `tests/peers/bench_transformer.py`. Prints medians and the peak of resident memory; nothing is asserted.
+//! image and 32 text tokens, batch 8, f32): `RAYON_NUM_THREADS=1 cargo bench --bench transformer [-- lora | full]`. Beside it,
+//! the same work by diffusers and PEFT: `tests/peers/bench_transformer.py`. Prints medians and the peak of resident memory;
+//! nothing is asserted.
 
 use candle_core::{Device, Tensor, Var};
 use flowrl_dist::Result;
