@@ -107,6 +107,7 @@ fn passes(config: &RunConfig) -> f64 {
         Trainable::Full => 2.0, // gradients of activations and of weights
         Trainable::Lora => 1.0,
     };
+    // As if the last block ran again as well, which keeps its graph (`Checkpointing::of`): a block of work too much.
     let again = match config.parallel.checkpoint_activations {
         Checkpointing(0) => 0.0,
         Checkpointing(every) => 1.0 / every as f64,
