@@ -118,6 +118,13 @@ impl<'a> Cost<'a> {
         self.config.parallel.checkpoint_activations.of(stage, self.stages)
     }
 
+    /// Share of the blocks, which lie between stem and head, that the backward pass runs again.
+    pub fn blocks_again(&self) -> f64 {
+        let blocks = self.stages.saturating_sub(2).max(1);
+        let again = (self.first.max(1)..=blocks).filter(|&stage| self.runs_again(stage)).count();
+        again as f64 / blocks as f64
+    }
+
     /// Elements of a whole stage, with padding, the trained ones for each set.
     fn whole(&self, stage: usize, sets: usize) -> usize {
         self.ranks * (part(&self.frozen, stage) + sets * part(&self.trained, stage))
