@@ -14,6 +14,7 @@
 mod describe;
 mod folder;
 mod manifest;
+mod pieces;
 mod reader;
 mod saver;
 mod writer;

@@ -3,19 +3,20 @@
 //! Files are read, not mapped: a bad disk is then an error with the file's name and not the end of the process.
 
 use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest};
+use super::pieces::{self, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
-use rayon::prelude::*;
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Elements read and converted at a time.
-const BLOCK: usize = 1 << 18;
+/// Shard files that are read at the same time: the disks of a parallel file system work together, and a process may not
+/// open any number of files.
+const FILES: usize = 16;
 
 /// A complete checkpoint.
 #[derive(Debug)]
@@ -104,10 +105,12 @@ impl Reader {
     /// # Errors
     /// A shard is damaged; the error names the file.
     pub fn verify(&self) -> Result<()> {
-        self.verify_shards(&self.manifest.shards.iter().collect::<Vec<_>>())
+        self.take(self.manifest.shards.iter().map(|shard| (shard, Vec::new())).collect())
     }
 
-    /// Every vector over `ranges`, from the shards that hold them, whose checksums are compared first.
+    /// Every vector over `ranges`, from the shards that hold them, whose checksums are right.
+    ///
+    /// The whole of these shards is read, once; memory holds what is returned, and 2 MiB for each of the rank's threads.
     ///
     /// # Errors
     /// A range ends after the last element, or a shard is damaged.
@@ -128,26 +131,40 @@ impl Reader {
         if let Some(name) = names.iter().find(|name| !self.manifest.vectors().iter().any(|held| held == *name)) {
             return Err(error(&self.path, format!("has no vector {name:?}, it has {:?}", self.manifest.vectors())));
         }
-        let touched: Vec<(&ShardEntry, Vec<Move>)> = self
-            .manifest
-            .shards
-            .iter()
-            .map(|shard| (shard, moves(&shard.ranges, ranges)))
-            .filter(|(_, moves)| !moves.is_empty())
-            .collect();
-        self.verify_shards(&touched.iter().map(|(shard, _)| *shard).collect::<Vec<_>>())?;
-
         let len = ranges.iter().map(Range::len).sum();
         let mut vectors: BTreeMap<_, _> = names.iter().map(|name| (name.to_string(), vec![0.0; len])).collect();
-        for (shard, moves) in touched {
-            fill(&self.path.join(&shard.file), &moves, &mut vectors)
-                .map_err(|e| damaged(&self.path, &shard.file, &format!("cannot be read: {e}")))?;
+        let moves = moves(&self.manifest.shards, ranges);
+        let mut parts: BTreeMap<usize, Vec<Part>> = moves.iter().map(|part| (part.shard, Vec::new())).collect();
+        for (name, vector) in &mut vectors {
+            let mut rest = vector.as_mut_slice();
+            for Move { shard, from, len, .. } in &moves {
+                let (out, later) = rest.split_at_mut(*len);
+                parts.entry(*shard).or_default().push(Part { name, from: *from, out });
+                rest = later;
+            }
         }
+        self.take(parts.into_iter().map(|(shard, parts)| (&self.manifest.shards[shard], parts)).collect())?;
         Ok(Shard { ranges: ranges.to_vec(), vectors })
     }
 
-    fn verify_shards(&self, shards: &[&ShardEntry]) -> Result<()> {
-        let errors: Vec<Error> = shards.par_iter().filter_map(|shard| self.verify_shard(shard).err()).collect();
+    /// Reads whole shards, fills the parts that are wanted of them, and compares the checksums.
+    fn take(&self, mut shards: Vec<(&ShardEntry, Vec<Part>)>) -> Result<()> {
+        let mut errors = Vec::new();
+        for shards in shards.chunks_mut(FILES) {
+            let (sources, found): (Vec<_>, Vec<_>) = (shards.iter_mut())
+                .map(|(shard, parts)| {
+                    let path = self.path.join(&shard.file);
+                    let (wanted, found) = match find(&path, shard, std::mem::take(parts)) {
+                        Ok(wanted) => (wanted, Ok(())),
+                        Err(e) => (Vec::new(), Err(e)),
+                    };
+                    (Source { path, bytes: shard.bytes as usize, wanted }, found)
+                })
+                .unzip();
+            for (((shard, _), hash), found) in shards.iter().zip(pieces::read(sources)).zip(found) {
+                errors.extend(self.check(shard, hash, found).err());
+            }
+        }
         let count = errors.len();
         match errors.into_iter().next() {
             None => Ok(()),
@@ -158,74 +175,86 @@ impl Reader {
         }
     }
 
-    fn verify_shard(&self, shard: &ShardEntry) -> Result<()> {
+    /// Whether the shard file is as it was written; and then only, whether all that is wanted was `found` in it.
+    fn check(&self, shard: &ShardEntry, hash: io::Result<blake3::Hash>, found: io::Result<()>) -> Result<()> {
         check_length(&self.path, shard)?;
-        let mut hasher = blake3::Hasher::new();
-        File::open(self.path.join(&shard.file))
-            .and_then(|file| hasher.update_reader(file).map(drop))
-            .map_err(|e| damaged(&self.path, &shard.file, &format!("cannot be read: {e}")))?;
-        let found = hasher.finalize().to_hex();
-        if found.as_str() != shard.blake3 {
-            let what = format!("has checksum {found}, the manifest says {}: it is damaged", shard.blake3);
+        let unreadable = |e| damaged(&self.path, &shard.file, &format!("cannot be read: {e}"));
+        let hash = hash.map_err(unreadable)?.to_hex();
+        if hash.as_str() != shard.blake3 {
+            let what = format!("has checksum {hash}, the manifest says {}: it is damaged", shard.blake3);
             return Err(damaged(&self.path, &shard.file, &what));
         }
-        Ok(())
+        found.map_err(unreadable)
     }
 }
 
-/// Elements that a vector of a file and a vector that is read have in common.
+/// Elements that the vectors of a shard file and those that are read have in common.
 struct Move {
-    /// First element in the file's vector.
+    shard: usize,
+    /// First element in the shard's vectors.
     from: usize,
-    /// First element in the vector that is read.
+    /// First element in the vectors that are read.
     to: usize,
     len: usize,
 }
 
-/// What ranges that are `held` one after another have for ranges that are `wanted` one after another.
-fn moves(held: &[Range<usize>], wanted: &[Range<usize>]) -> Vec<Move> {
+/// What the shards have of ranges that are `wanted` one after another, in the order of these: all of it, since the shards
+/// cover everything once.
+fn moves(shards: &[ShardEntry], wanted: &[Range<usize>]) -> Vec<Move> {
     let mut moves = Vec::new();
-    let mut from = 0;
-    for held in held {
-        let mut to = 0;
-        for wanted in wanted {
-            let (start, end) = (held.start.max(wanted.start), held.end.min(wanted.end));
-            if start < end {
-                moves.push(Move { from: from + start - held.start, to: to + start - wanted.start, len: end - start });
+    for (shard, entry) in shards.iter().enumerate() {
+        let mut from = 0;
+        for held in &entry.ranges {
+            let mut to = 0;
+            for wanted in wanted {
+                let (start, end) = (held.start.max(wanted.start), held.end.min(wanted.end));
+                if start < end {
+                    let (from, to) = (from + start - held.start, to + start - wanted.start);
+                    moves.push(Move { shard, from, to, len: end - start });
+                }
+                to += wanted.len();
             }
-            to += wanted.len();
+            from += held.len();
         }
-        from += held.len();
     }
+    moves.sort_by_key(|part| part.to);
     moves
 }
 
-/// Reads what the shard file has for the vectors, all of them at once.
-fn fill(path: &Path, moves: &[Move], vectors: &mut BTreeMap<String, Vec<f32>>) -> io::Result<()> {
+/// Elements of one vector of a shard file, from its element `from`, and where they go.
+struct Part<'a> {
+    name: &'a str,
+    from: usize,
+    out: &'a mut [f32],
+}
+
+/// Where the parts stand in the shard file. Its checksum has not been compared yet: whatever the header says, they lie
+/// within the length that the manifest gives the file.
+fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result<Vec<Wanted<'a>>> {
+    if parts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let vector = 4 * shard.ranges.iter().map(Range::len).sum::<usize>();
+    let data = vector * shard.vectors.len();
     let mut file = File::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
-    let data_start = 8 + u64::from_le_bytes(length);
-    let mut json = Vec::new();
-    file.take(data_start - 8).read_to_end(&mut json)?;
+    let header = (shard.bytes as usize).checked_sub(8 + data).filter(|header| header % 4 == 0);
+    let Some(header) = header.filter(|&header| header as u64 == u64::from_le_bytes(length)) else {
+        return Err(io::Error::other("its header is not as long as its vectors leave room for"));
+    };
+    let mut json = vec![0; header];
+    file.read_exact(&mut json)?;
     let metadata: Metadata = serde_json::from_slice(&json)?;
-
-    vectors.par_iter_mut().try_for_each(|(name, out)| {
-        let Some(info) = metadata.info(name).filter(|info| info.dtype == Dtype::F32 && info.shape.len() == 1) else {
-            return Err(io::Error::other(format!("there is no f32 vector {name:?} in it")));
-        };
-        let mut file = File::open(path)?;
-        let mut block = vec![0; 4 * BLOCK];
-        for Move { from, to, len } in moves {
-            file.seek(SeekFrom::Start(data_start + (info.data_offsets.0 + 4 * from) as u64))?;
-            for out in out[*to..to + len].chunks_mut(BLOCK) {
-                let part = &mut block[..4 * out.len()];
-                file.read_exact(part)?;
-                out.iter_mut().zip(part.as_chunks().0).for_each(|(x, &bytes)| *x = f32::from_le_bytes(bytes));
-            }
+    let place = |Part { name, from, out }| match metadata.info(name) {
+        Some(TensorInfo { dtype: Dtype::F32, data_offsets: (start, end), .. })
+            if end - start == vector && *end <= data =>
+        {
+            Ok(Wanted { start: 8 + header + start + 4 * from, out })
         }
-        Ok(())
-    })
+        _ => Err(io::Error::other(format!("there is no f32 vector {name:?} of {vector} bytes in it"))),
+    };
+    parts.into_iter().map(place).collect()
 }
 
 fn check_length(folder: &Path, shard: &ShardEntry) -> Result<()> {

@@ -48,11 +48,45 @@ fn what_is_saved_is_read_at_every_number_of_ranks() {
     }
 }
 
+/// Files of 6.7 MiB, read in pieces of 1 MiB: ranges cut pieces anywhere, vectors begin and end inside of them.
 #[test]
-fn vectors_longer_than_a_block_come_back() {
+fn any_ranges_of_large_shards_come_back() {
     let (dir, total) = (tempfile::tempdir().unwrap(), 700_001);
     let reader = open(&saved(dir.path(), 1, 2, total)).unwrap();
-    assert_eq!(bits(&read(&reader, 1..total - 1).unwrap()), bits(&content(1, 1..total - 1)));
+    reader.verify().unwrap();
+    let some = vec![1..2, 5..262_149, 262_150..262_151, 300_001..466_670, 600_000..total - 1];
+    let (all, last) = (0..total, total - 1..total);
+    for ranges in [Vec::from([all]), some, Vec::from([last])] {
+        assert_eq!(bits(&reader.read(&ranges).unwrap()), bits(&content_of(1, ranges.clone())), "{ranges:?}");
+        let one = reader.read_vectors(&["exp_avg_sq"], &ranges).unwrap();
+        assert!(one.vectors["exp_avg_sq"] == content_of(1, ranges).vectors["exp_avg_sq"]);
+    }
+}
+
+#[test]
+fn damage_in_any_piece_of_large_shards_is_found() {
+    let (dir, total) = (tempfile::tempdir().unwrap(), 700_001);
+    let path = saved(dir.path(), 1, 2, total);
+    let shards = ["shard-00000-of-00002.safetensors", "shard-00001-of-00002.safetensors"].map(|name| path.join(name));
+    let flip = |file: &Path, place: usize| {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[place] ^= 1;
+        fs::write(file, bytes).unwrap();
+    };
+    let length = fs::metadata(&shards[1]).unwrap().len() as usize;
+    assert!(length > 6 << 20 && !length.is_multiple_of(1 << 20), "{length} bytes are not what is tested here");
+    for place in [0, 8, (1 << 20) - 1, 1 << 20, (5 << 20) + 7, 6 << 20, length - 1] {
+        flip(&shards[1], place);
+        found(&path, total, &shards[1], &format!("byte {place}"));
+        // Also by a rank that wants nothing of what is damaged.
+        let error = read(&open(&path).unwrap(), total / 2 + 99_999..total / 2 + 100_000).unwrap_err().to_string();
+        assert!(error.contains("has checksum") && !error.contains("more files"), "byte {place}: {error}");
+        flip(&shards[1], place);
+    }
+    shards.iter().for_each(|shard| flip(shard, length - 20_000));
+    found(&path, total, &shards[0], "and the other one");
+    let error = read(&open(&path).unwrap(), 0..total).unwrap_err().to_string();
+    assert!(error.ends_with("(1 more files are damaged)"), "{error}");
 }
 
 #[test]
