@@ -64,13 +64,20 @@ pub fn gated_residual<G: Gpu>(gpu: &G, x: &Array, gate: &Array, y: &Array) -> Re
     Ok(memory)
 }
 
-/// Gradients of gate and y; that of x is `d` itself.
-pub fn gated_residual_backward<G: Gpu>(gpu: &G, gate: &Array, y: &Array, d: &Array) -> Result<[G::Memory; 2]> {
+/// Gradients of gate, if it is wanted, and y; that of x is `d` itself.
+pub fn gated_residual_backward<G: Gpu>(
+    gpu: &G,
+    gate: &Array,
+    y: &Array,
+    d: &Array,
+    dgate: bool,
+) -> Result<(Option<G::Memory>, G::Memory)> {
     let (memory, dy) = allocate(gpu, y.dtype, &y.shape)?;
     let kernel = format!("gated_residual_backward_{}", suffix(y.dtype, "gated_residual")?);
     let tokens = y.rows() / y.samples().max(1);
     each_row(gpu, &kernel, y.rows(), &[gate.into(), d.into(), (&dy).into(), tokens.into(), y.width().into()])?;
-    Ok([sum_rows(gpu, Summand::Product(y, d), y.samples())?, memory])
+    let dgate = dgate.then(|| sum_rows(gpu, Summand::Product(y, d), y.samples())).transpose()?;
+    Ok((dgate, memory))
 }
 
 /// Adds to the f32 array what `source`, f32 or bf16, holds.

@@ -28,14 +28,15 @@ pub fn layer_norm_modulate<G: Gpu>(gpu: &G, x: &Array, shift: &Array, scale: &Ar
     Ok(memory)
 }
 
-/// Gradients of x, shift and scale.
+/// Gradients of x, and of shift and scale where `modulation` wants them.
 pub fn layer_norm_modulate_backward<G: Gpu>(
     gpu: &G,
     x: &Array,
     scale: &Array,
     dy: &Array,
     eps: f32,
-) -> Result<[G::Memory; 3]> {
+    modulation: bool,
+) -> Result<[Option<G::Memory>; 3]> {
     let (memory, dx) = allocate(gpu, x.dtype, &x.shape)?;
     let (rows, tokens) = (x.rows(), x.rows() / x.samples().max(1));
     let (_statistics, statistics) = allocate(gpu, DType::F32, &[rows, 2])?;
@@ -44,8 +45,12 @@ pub fn layer_norm_modulate_backward<G: Gpu>(
     arguments.push(eps.into());
     let kernel = format!("layer_norm_modulate_backward_{}", suffix(x.dtype, "layer_norm_modulate")?);
     each_row(gpu, &kernel, rows, &arguments)?;
+    if !modulation {
+        return Ok([Some(memory), None, None]);
+    }
     let dshift = sum_rows(gpu, Summand::Plain(dy), x.samples())?;
-    Ok([memory, dshift, sum_rows(gpu, Summand::Normalised(x, dy, &statistics), x.samples())?])
+    let dscale = sum_rows(gpu, Summand::Normalised(x, dy, &statistics), x.samples())?;
+    Ok([Some(memory), Some(dshift), Some(dscale)])
 }
 
 /// `x / sqrt(mean(x^2) + eps) weight` over the last dimension.
@@ -59,13 +64,21 @@ pub fn rms_norm<G: Gpu>(gpu: &G, x: &Array, weight: &Array, eps: f32) -> Result<
     Ok(memory)
 }
 
-/// Gradients of x and weight.
-pub fn rms_norm_backward<G: Gpu>(gpu: &G, x: &Array, weight: &Array, dy: &Array, eps: f32) -> Result<[G::Memory; 2]> {
+/// Gradients of x and, if it is wanted, weight.
+pub fn rms_norm_backward<G: Gpu>(
+    gpu: &G,
+    x: &Array,
+    weight: &Array,
+    dy: &Array,
+    eps: f32,
+    dweight: bool,
+) -> Result<(G::Memory, Option<G::Memory>)> {
     let (memory, dx) = allocate(gpu, x.dtype, &x.shape)?;
     let (_statistics, statistics) = allocate(gpu, DType::F32, &[x.rows(), 2])?;
     let mut arguments = vec![x.into(), weight.into(), dy.into(), (&dx).into(), (&statistics).into()];
     arguments.extend([x.rows(), x.width()].map(Argument::from));
     arguments.push(eps.into());
     each_row(gpu, &format!("rms_norm_backward_{}", suffix(x.dtype, "rms_norm")?), x.rows(), &arguments)?;
-    Ok([memory, sum_rows(gpu, Summand::Normalised(x, dy, &statistics), 1)?])
+    let dweight = dweight.then(|| sum_rows(gpu, Summand::Normalised(x, dy, &statistics), 1)).transpose()?;
+    Ok((memory, dweight))
 }

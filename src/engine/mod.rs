@@ -5,6 +5,8 @@
 //! the backward pass runs it again, reads the leaves' gradients and drops the graph. So the memory is one stage's graph
 //! and the stages' inputs, a stage's parameters are needed only while it runs, and its gradients are final when its
 //! backward pass ends. A stage that is not checkpointed keeps its graph, which costs its memory and saves its second run.
+//! Gradients go back as far as something is trained: an input in which no trained parameter has had a hand is no leaf, and
+//! the stages before the first trained one leave nothing.
 
 use crate::error::{Error, Result};
 use crate::model::{Model, Stage, ops};
@@ -60,18 +62,29 @@ impl<'a> Pass<'a> {
 /// What [`forward`] keeps of each stage for [`backward`].
 pub struct Tape(Vec<Recorded>);
 
-/// A stage's inputs; and, if it keeps its graph, its parameters and outputs.
-struct Recorded {
+/// What is kept of one stage.
+enum Recorded {
+    /// Nothing: no gradient gets there.
+    Constant,
+    /// The inputs and which of them want a gradient: the stage runs again.
+    Inputs(Vec<Tensor>, Vec<bool>),
+    /// Inputs, parameters and outputs, and with them the graph.
+    Graph(Graph),
+}
+
+/// A stage that has run on leaves.
+struct Graph {
     inputs: Vec<Tensor>,
-    graph: Option<(StageParams, Vec<Tensor>)>,
+    params: StageParams,
+    outputs: Vec<Tensor>,
 }
 
 /// Where the graph of a stage comes from in the backward pass.
 enum Source<'a> {
-    /// It was kept: parameters and outputs.
-    Kept(StageParams, Vec<Tensor>),
-    /// The stage runs again.
-    Again(Coming<'a>),
+    Constant,
+    Kept(Graph),
+    /// The stage runs again, on parameters that are on their way.
+    Again(Coming<'a>, Vec<Tensor>, Vec<bool>),
 }
 
 /// The velocity `[B, C, H, W]` at x_t `[B, C, H, W]`, t `[B]`, without a graph and keeping nothing.
@@ -120,21 +133,25 @@ pub fn forward_beside(
 ) -> Result<(Tensor, Vec<Tensor>, Tape)> {
     let weights: Vec<&dyn Weights> = std::iter::once(&first).chain(&others).map(|pass| pass.weights).collect();
     let mut tape = Vec::with_capacity(model.stages.len());
+    let mut wanted = vec![false; first.inputs.len()]; // which inputs of the next stage want a gradient
     in_order(model, &weights, |index, mut params| {
         let (stage, own) = (&*model.stages[index], params.remove(0));
-        let inputs = first.inputs.clone();
-        tape.push(match checkpointing.of(index, model.stages.len()) {
-            true => {
-                first.run(stage, own)?;
-                Recorded { inputs, graph: None }
-            }
-            false => {
-                let (inputs, params) = (leaves(inputs, index)?, own.leaves()?);
-                let outputs = stage.forward(&params, &inputs)?;
-                first.inputs = outputs.iter().map(Tensor::detach).collect();
-                Recorded { inputs, graph: Some((params, outputs)) }
-            }
-        });
+        let reached = own.are_trained() || wanted.contains(&true);
+        if reached && !checkpointing.of(index, model.stages.len()) {
+            let (inputs, params) = (leaves(&first.inputs, &wanted)?, own.leaves()?);
+            let outputs = stage.forward(&params, &inputs)?;
+            wanted = outputs.iter().map(Tensor::track_op).collect();
+            first.inputs = outputs.iter().map(Tensor::detach).collect();
+            tape.push(Recorded::Graph(Graph { inputs, params, outputs }));
+        } else {
+            let inputs = first.inputs.clone();
+            first.run(stage, own)?;
+            let through = |output: &Tensor| inputs.iter().position(|input| input.id() == output.id());
+            let next = |output| through(output).map_or(reached, |input| wanted[input]);
+            let next = first.inputs.iter().map(next).collect();
+            let now = std::mem::replace(&mut wanted, next);
+            tape.push(if reached { Recorded::Inputs(inputs, now) } else { Recorded::Constant });
+        }
         others.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(stage, params))
     })?;
     let others = others.into_iter().map(Pass::velocity).collect::<Result<_>>()?;
@@ -169,51 +186,53 @@ pub fn backward(
     mut take: impl FnMut(usize, Vec<(usize, Tensor)>) -> Result<()>,
 ) -> Result<()> {
     let mut output_gradients = vec![Some(velocity_gradient.clone())];
-    let begin = |(index, Recorded { inputs, graph }): (usize, Recorded)| -> Result<_> {
-        let source = match graph {
-            Some((params, outputs)) => Source::Kept(params, outputs),
-            None => Source::Again(weights.begin(index)?),
+    let begin = |(index, recorded): (usize, Recorded)| -> Result<_> {
+        let source = match recorded {
+            Recorded::Constant => Source::Constant,
+            Recorded::Inputs(inputs, wanted) => Source::Again(weights.begin(index)?, inputs, wanted),
+            Recorded::Graph(graph) => Source::Kept(graph),
         };
-        Ok((index, inputs, source))
+        Ok((index, source))
     };
     let mut coming = tape.0.into_iter().enumerate().rev().map(begin).peekable();
     while let Some(next) = coming.next() {
         coming.peek(); // begins the one before
-        let (index, inputs, source) = next?;
-        let (inputs, params, outputs) = match source {
-            Source::Kept(params, outputs) => (inputs, params, outputs),
-            Source::Again(params) => {
-                let (inputs, params) = (leaves(inputs, index)?, params.leaves()?);
-                let outputs = model.stages[index].forward(&params, &inputs)?;
-                (inputs, params, outputs)
+        let (index, source) = next?;
+        let graph = match source {
+            Source::Constant => {
+                take(index, Vec::new())?;
+                continue;
+            }
+            Source::Kept(graph) => graph,
+            Source::Again(params, inputs, wanted) => {
+                let (inputs, params) = (leaves(&inputs, &wanted)?, params.leaves()?);
+                let outputs = model.stages[index].graph(&params, &inputs)?;
+                Graph { inputs, params, outputs }
             }
         };
-        let (input_gradients, parameter_gradients) = vector_jacobian(&params, &inputs, outputs, &output_gradients)?;
+        let (input_gradients, parameter_gradients) = vector_jacobian(graph, &output_gradients)?;
         take(index, parameter_gradients)?;
         output_gradients = input_gradients;
     }
     Ok(())
 }
 
-/// A stage's inputs as leaves of its graph; nobody wants the gradients of the first one's.
-fn leaves(inputs: Vec<Tensor>, stage: usize) -> Result<Vec<Tensor>> {
-    match stage {
-        0 => Ok(inputs),
-        _ => inputs.iter().map(|t| Ok(Var::from_tensor(t)?.into_inner())).collect(),
-    }
+/// A stage's inputs, those that want a gradient as leaves of its graph.
+fn leaves(inputs: &[Tensor], wanted: &[bool]) -> Result<Vec<Tensor>> {
+    let leaf = |(input, wanted): (&Tensor, &bool)| match wanted {
+        true => Ok(Var::from_tensor(input)?.into_inner()),
+        false => Ok(input.clone()),
+    };
+    inputs.iter().zip(wanted).map(leaf).collect()
 }
 
 /// One gradient an input, and (slot, gradient) for each trainable parameter of the stage.
 type StageGradients = (Vec<Option<Tensor>>, Vec<(usize, Tensor)>);
 
 /// Gradients of `sum(outputs * output_gradients)` with respect to the inputs that are leaves and the trainable
-/// parameters. Takes the outputs: their graph ends here.
-fn vector_jacobian(
-    params: &StageParams,
-    inputs: &[Tensor],
-    outputs: Vec<Tensor>,
-    output_gradients: &[Option<Tensor>],
-) -> Result<StageGradients> {
+/// parameters. The graph ends here.
+fn vector_jacobian(graph: Graph, output_gradients: &[Option<Tensor>]) -> Result<StageGradients> {
+    let Graph { inputs, params, outputs } = graph;
     let mut root: Option<Tensor> = None;
     for (output, gradient) in outputs.iter().zip(output_gradients) {
         if let (true, Some(gradient)) = (output.track_op(), gradient) {

@@ -1,7 +1,6 @@
 //! What a rank and a node do in an iteration, whatever the machine.
 
 use crate::config::RunConfig;
-use crate::engine::Checkpointing;
 use crate::error::Result;
 use crate::flow::Solver;
 use crate::objective::Objective;
@@ -54,7 +53,7 @@ impl Work {
         let updates = plan.updates_per_iteration as f64;
         Ok(Self {
             sample,
-            train: points * passes(config) * forward,
+            train: points * passes(config, plan) * forward,
             images: images as f64,
             sent: (plan.rollout_bytes + plan.update_bytes.iter().sum::<usize>() + plan.old_policy_bytes) as f64,
             calls: if plan.ranks > 1 { 3.0 * updates + 2.0 } else { 0.0 },
@@ -100,18 +99,20 @@ fn adapters(config: &RunConfig, plan: &Plan) -> Result<f64> {
     })
 }
 
+/// Of a block's forward pass, about what is not done again where only adapters are trained: its last layer, 4 of 12 squares
+/// of the width, or of 16 with a second attention, beside the products of the attention ([`ops::Wanted`]).
+///
+/// [`ops::Wanted`]: crate::model::ops::Wanted
+const LAST_LAYER: f64 = 0.25;
+
 /// Forward passes' worth of work at one training point.
-fn passes(config: &RunConfig) -> f64 {
+fn passes(config: &RunConfig, plan: &Plan) -> f64 {
     let needs = Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs();
-    let backward = match config.model.trainable {
-        Trainable::Full => 2.0, // gradients of activations and of weights
-        Trainable::Lora => 1.0,
+    let (backward, again) = match config.model.trainable {
+        Trainable::Full => (2.0, 1.0), // gradients of activations and of weights
+        Trainable::Lora => (1.0, 1.0 - LAST_LAYER),
     };
-    // As if the last block ran again as well, which keeps its graph (`Checkpointing::of`): a block of work too much.
-    let again = match config.parallel.checkpoint_activations {
-        Checkpointing(0) => 0.0,
-        Checkpointing(every) => 1.0 / every as f64,
-    };
+    let again = again * plan.blocks_again;
     let on_policy = config.old_policy.schedule == OldPolicySchedule::OnPolicy;
     let old = if needs.old && !on_policy { 1.0 } else { 0.0 };
     let reference = if needs.reference { 1.0 } else { 0.0 };

@@ -4,8 +4,9 @@
 //! Image tokens (patches of 6 x 6 pixels) and condition tokens go through the same blocks; the time and the mean of
 //! the condition tokens modulate them (adaLN-zero). The model computes in the type of its parameters and answers in f32.
 
+use super::ops::{self, Wanted};
 use super::patch::{patchify, unpatchify};
-use super::{Linear, Model, Stage, TimeEmbedding, ops};
+use super::{Linear, Model, Stage, TimeEmbedding};
 use crate::error::Result;
 use crate::params::{Init, LoraConfig, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Tensor};
@@ -178,6 +179,16 @@ impl Stage for Block {
 
     /// (tokens `[B, T, D]`, modulation `[B, D]`) -> the same.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.run(params, inputs, Wanted::Value)
+    }
+
+    fn graph(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.run(params, inputs, Wanted::Gradient)
+    }
+}
+
+impl Block {
+    fn run(&self, params: &StageParams, inputs: &[Tensor], wanted: Wanted) -> Result<Vec<Tensor>> {
         let [x, modulation] = pair(inputs)?;
         let (batch, tokens, width) = x.dims3()?;
         let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(6, 1)?; // 6 x [B, D]
@@ -188,11 +199,11 @@ impl Stage for Block {
         let k = ops::rms_norm(&by_head(self.key.forward(params, &h)?)?, params.get(self.key_norm)?, EPS)?;
         let v = by_head(self.value.forward(params, &h)?)?;
         let h = ops::attention(&q, &k, &v)?.reshape((batch, tokens, width))?;
-        let x = ops::gated_residual(x, &chunks[2], &self.out.forward(params, &h)?)?;
+        let x = self.out.onto(params, x, &chunks[2], &h, Wanted::Value)?;
 
         let h = ops::layer_norm_modulate(&x, &chunks[3], &chunks[4], EPS)?;
-        let h = self.down.forward(params, &ops::gelu(&self.up.forward(params, &h)?)?)?;
-        Ok(vec![ops::gated_residual(&x, &chunks[5], &h)?, modulation.clone()])
+        let h = ops::gelu(&self.up.forward(params, &h)?)?;
+        Ok(vec![self.down.onto(params, &x, &chunks[5], &h, wanted)?, modulation.clone()])
     }
 }
 

@@ -1,6 +1,6 @@
 //! A linear layer with, where the configuration wants one, a low-rank adapter beside it.
 
-use super::ops;
+use super::ops::{self, Wanted};
 use crate::error::Result;
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::{DType, Tensor};
@@ -35,10 +35,23 @@ impl Linear {
 
     /// x `[.., in]` to `[.., out]`.
     pub fn forward(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
-        let bias = self.bias.map(|b| params.get(b)).transpose()?;
-        let y = ops::linear(x, params.get(self.weight)?, bias)?;
-        let Some((a, b, scale)) = self.adapter else { return Ok(y) };
-        let (Some(a), Some(b)) = (params.adapter(a), params.adapter(b)) else { return Ok(y) };
-        Ok((y + (ops::linear(&ops::linear(x, a, None)?, b, None)? * scale)?)?)
+        self.run(params, x, Wanted::Value)
+    }
+
+    /// `x + gate * y` with x `[B, .., out]`, gate `[B, out]` and y this layer of h `[B, .., in]`: the end of a block. Where
+    /// only gradients are wanted y is not formed, unless the gate's gradient needs it.
+    pub fn onto(&self, params: &StageParams, x: &Tensor, gate: &Tensor, h: &Tensor, wanted: Wanted) -> Result<Tensor> {
+        let wanted = if gate.track_op() { Wanted::Value } else { wanted };
+        Ok(ops::gated_residual(x, gate, &self.run(params, h, wanted)?)?)
+    }
+
+    fn run(&self, params: &StageParams, x: &Tensor, wanted: Wanted) -> Result<Tensor> {
+        let (weight, bias) = (params.get(self.weight)?, self.bias.map(|b| params.get(b)).transpose()?);
+        if let Some((a, b, scale)) = self.adapter
+            && let (Some(a), Some(b)) = (params.adapter(a), params.adapter(b))
+        {
+            return Ok(ops::low_rank(x, (weight, bias), (a, b, scale), wanted)?);
+        }
+        Ok(ops::linear_for(wanted, x, weight, bias)?)
     }
 }

@@ -29,8 +29,13 @@ use candle_core::Tensor;
 pub trait Stage: Send + Sync {
     /// The parameters, in the order in which [`StageParams`] holds them.
     fn specs(&self) -> &[Spec];
-    /// Outputs for the inputs: the next stage's inputs.
+    /// Outputs for the inputs: the next stage's inputs. An input that goes through unchanged is the same tensor.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+    /// Outputs whose gradients alone are wanted: they have those of [`Stage::forward`], but what it would form for their
+    /// values only may be left out.
+    fn graph(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.forward(params, inputs)
+    }
 }
 
 /// A velocity model: stem, blocks, head.

@@ -35,6 +35,8 @@ pub(super) struct Cost<'a> {
     config: &'a RunConfig,
     ranks: usize,
     stages: usize,
+    /// The first stage with a trained parameter: gradients go back as far as there.
+    first: usize,
     /// Bytes of a weight.
     width: usize,
     /// The optimizer's state, as this run cuts it.
@@ -56,6 +58,7 @@ impl<'a> Cost<'a> {
             config,
             ranks,
             stages: specs.len(),
+            first: layout.entries.first().map_or(specs.len(), |entry| entry.stage),
             width: config.model.dtype.dtype().size_in_bytes(),
             state: Partition::new(&layout, config.parallel.shard.parts(ranks)),
             trained: Partition::new(&layout, ranks),
@@ -97,9 +100,8 @@ impl<'a> Cost<'a> {
     /// in the backward pass for the policy, whose trained parameters are copied to be leaves; and those that keep their
     /// graph and with it their parameters.
     fn gathered(&self) -> usize {
-        let checkpointing = self.config.parallel.checkpoint_activations;
-        let kept = (0..self.stages)
-            .filter(|&stage| !checkpointing.of(stage, self.stages))
+        let kept = (self.first..self.stages)
+            .filter(|&stage| !self.runs_again(stage))
             .map(|stage| self.whole(stage, 1))
             .sum::<usize>();
         let sets = 1 + usize::from(self.old) + usize::from(self.reference);
@@ -109,6 +111,18 @@ impl<'a> Cost<'a> {
             two(sets).max(two(1) + leaves)
         };
         (0..self.stages).map(pair).max().unwrap_or(0) + kept
+    }
+
+    /// Whether a stage that gradients reach is run again in the backward pass.
+    fn runs_again(&self, stage: usize) -> bool {
+        self.config.parallel.checkpoint_activations.of(stage, self.stages)
+    }
+
+    /// Share of the blocks, which lie between stem and head, that the backward pass runs again.
+    pub fn blocks_again(&self) -> f64 {
+        let blocks = self.stages.saturating_sub(2).max(1);
+        let again = (self.first.max(1)..=blocks).filter(|&stage| self.runs_again(stage)).count();
+        again as f64 / blocks as f64
     }
 
     /// Elements of a whole stage, with padding, the trained ones for each set.
@@ -150,8 +164,7 @@ impl<'a> Cost<'a> {
         if self.config.parallel.shard != Sharding::Full {
             return 0;
         }
-        let checkpointing = self.config.parallel.checkpoint_activations;
-        let again = (0..self.stages).filter(|&stage| checkpointing.of(stage, self.stages));
+        let again = (self.first..self.stages).filter(|&stage| self.runs_again(stage));
         let again = again.map(|stage| part(&self.frozen, stage) + part(&self.trained, stage)).sum();
         let reference = if self.reference { self.trained.shard_len() } else { 0 };
         self.velocity() + self.old_velocity() + self.gather(reference) + self.gather(again)

@@ -59,6 +59,8 @@ pub struct Plan {
     pub rollout_bytes: usize,
     /// Micro-batches of each update of an iteration on the busiest rank; where weights are shared out, on every rank.
     pub training_micro_batches: Vec<usize>,
+    /// Share of the model's blocks that run again in the backward pass.
+    pub blocks_again: f64,
     /// Bytes that a rank sends for each update of an iteration: weights for forward and backward passes; the sum of
     /// gradients over ranks and its norm; the new parameters.
     pub update_bytes: Vec<usize>,
@@ -144,6 +146,7 @@ impl Plan {
             update_sent: sent.into_iter().next().unwrap_or_default(),
             old_velocity_bytes: training_micro_batches.iter().map(|n| n * cost.old_velocity()).collect(),
             training_micro_batches,
+            blocks_again: cost.blocks_again(),
             old_policy_bytes: cost.gather_set(),
             eval_bytes: cost.gather_set() + eval_micro_batches * config.eval.steps * cost.velocity(),
             unaccumulated_bytes: cost.all_reduce() * backward_passes.div_ceil(b.updates_per_iteration),

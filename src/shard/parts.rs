@@ -102,6 +102,11 @@ pub struct Gathered<'a> {
 }
 
 impl Gathered<'_> {
+    /// Whether some of the parameters are trained.
+    pub(super) fn are_trained(&self) -> bool {
+        self.trained.is_some()
+    }
+
     /// The stage's parameters, the trained ones as `finish` makes them of a view.
     pub(super) fn assemble(self, finish: impl Fn(Tensor) -> Result<Tensor>) -> Result<StageParams> {
         let mut params = StageParams::absent(self.slots);

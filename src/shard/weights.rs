@@ -24,6 +24,14 @@ pub enum Coming<'a> {
 }
 
 impl Coming<'_> {
+    /// Whether some of them are trained.
+    pub fn are_trained(&self) -> bool {
+        match self {
+            Coming::Here(params) => params.iter().any(|(_, tensor)| tensor.is_variable()),
+            Coming::Gathered(gathered) => gathered.are_trained(),
+        }
+    }
+
     /// The values outside any graph: running a stage on them records nothing.
     pub fn values(self) -> Result<StageParams> {
         match self {

@@ -105,8 +105,11 @@ fn gated_residuals() {
         let (host, case) = (Host::default(), case(|t| ops::gated_residual(&t[0], &t[1], &t[2]), shapes, dtype));
         let [x, gate, y, d] = &case.arrays(&host, dtype)[..] else { unreachable!() };
         let out = elementwise::gated_residual(&host, x, gate, y).unwrap();
-        let [dgate, dy] = elementwise::gated_residual_backward(&host, gate, y, d).unwrap();
-        case.check("gated_residual", dtype, &out, &[(1, &dgate), (2, &dy)]);
+        let (dgate, dy) = elementwise::gated_residual_backward(&host, gate, y, d, true).unwrap();
+        case.check("gated_residual", dtype, &out, &[(1, &dgate.unwrap()), (2, &dy)]);
+        let (dgate, dy) = elementwise::gated_residual_backward(&host, gate, y, d, false).unwrap();
+        assert!(dgate.is_none());
+        case.check("gated_residual", dtype, &out, &[(2, &dy)]);
     }
 }
 
@@ -119,7 +122,10 @@ fn layer_norms() {
         let (host, case) = (Host::default(), case(f, shapes, dtype));
         let [x, shift, scale, dy] = &case.arrays(&host, dtype)[..] else { unreachable!() };
         let out = norm::layer_norm_modulate(&host, x, shift, scale, EPS as f32).unwrap();
-        let [dx, dshift, dscale] = norm::layer_norm_modulate_backward(&host, x, scale, dy, EPS as f32).unwrap();
+        let backward = |modulation| norm::layer_norm_modulate_backward(&host, x, scale, dy, EPS as f32, modulation);
+        let [Some(dx), None, None] = backward(false).unwrap() else { panic!("only the gradient of x") };
+        case.check("layer_norm_modulate", dtype, &out, &[(0, &dx)]);
+        let [dx, dshift, dscale] = backward(true).unwrap().map(Option::unwrap);
         case.check("layer_norm_modulate", dtype, &out, &[(0, &dx), (1, &dshift), (2, &dscale)]);
     }
 }
@@ -131,8 +137,11 @@ fn rms_norms() {
             (Host::default(), case(|t| ops::rms_norm(&t[0], &t[1], EPS), &[&[2, 75, 4, 64], &[64]], dtype));
         let [x, weight, dy] = &case.arrays(&host, dtype)[..] else { unreachable!() };
         let out = norm::rms_norm(&host, x, weight, EPS as f32).unwrap();
-        let [dx, dweight] = norm::rms_norm_backward(&host, x, weight, dy, EPS as f32).unwrap();
-        case.check("rms_norm", dtype, &out, &[(0, &dx), (1, &dweight)]);
+        let (dx, dweight) = norm::rms_norm_backward(&host, x, weight, dy, EPS as f32, true).unwrap();
+        case.check("rms_norm", dtype, &out, &[(0, &dx), (1, &dweight.unwrap())]);
+        let (dx, none) = norm::rms_norm_backward(&host, x, weight, dy, EPS as f32, false).unwrap();
+        assert!(none.is_none());
+        case.check("rms_norm", dtype, &out, &[(0, &dx)]);
     }
 }
 

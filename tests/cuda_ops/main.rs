@@ -13,6 +13,7 @@ use flowrl_dist::comm::{Place, Solo};
 use flowrl_dist::device::{DeviceChoice, select};
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::mmdit::{self, Config};
+use flowrl_dist::model::ops::Wanted;
 use flowrl_dist::model::{Model, ops};
 use flowrl_dist::optim::{OldPolicySchedule, OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, ParamSet, Trainable};
@@ -91,6 +92,26 @@ fn linear() -> Result<()> {
         &[&[3, 50, 72], &[96, 72], &[96]],
     )?;
     check("linear", |t| ops::linear(&t[0], &t[1], None), |t| t[0].matmul(&t[1].t()?), &[&[17, 33], &[65, 33]])
+}
+
+/// The frozen layer as a constant, of numbers that bf16 has.
+#[test]
+fn low_rank() -> Result<()> {
+    fn frozen(t: &Tensor) -> Result<(Tensor, Tensor)> {
+        let constant = |id, shape: &[usize]| noise(id, shape, DType::BF16)?.to_dtype(t.dtype())?.to_device(t.device());
+        Ok((constant(60, &[96, 72])?, constant(61, &[96])?))
+    }
+    fn fused(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b) = frozen(&t[0])?;
+        ops::low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], 0.5), Wanted::Value)
+    }
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b) = frozen(&t[0])?;
+        let x = t[0].reshape(((), 72))?;
+        let beside = (x.matmul(&t[1].t()?)?.matmul(&t[2].t()?)? * 0.5)?;
+        (x.matmul(&w.t()?)?.broadcast_add(&b)? + beside)?.reshape((3, 50, 96))
+    }
+    check("low_rank", fused, composed, &[&[3, 50, 72], &[32, 72], &[96, 32]])
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A joint block (diffusers `JointTransformerBlock`, models/attention.py of v0.33.1).
 
 use super::attention::{JointAttention, SelfAttention};
-use super::{Config, EPS, Mlp, exactly, modulations, norm_continuous, ops};
+use super::ops::{self, Wanted};
+use super::{Config, EPS, Mlp, exactly, modulations, norm_continuous};
 use crate::error::Result;
 use crate::model::{Linear, Stage};
 use crate::params::{Init, LoraConfig, Spec, SpecList, StageParams};
@@ -52,6 +53,16 @@ impl Stage for Block {
 
     /// (image `[B, T, D]`, text `[B, L, D]`, conditioning vector `[B, D]`) -> the same, without the text where it ends.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.run(params, inputs, Wanted::Value)
+    }
+
+    fn graph(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.run(params, inputs, Wanted::Gradient)
+    }
+}
+
+impl Block {
+    fn run(&self, params: &StageParams, inputs: &[Tensor], wanted: Wanted) -> Result<Vec<Tensor>> {
         let [image, text, vector] = exactly(inputs, "joint block")?;
         let activated = ops::silu(vector)?; // [B, D]
         // Of the attention shift, scale, gate; of the feed-forward shift, scale, gate; of the second attention the same.
@@ -73,19 +84,20 @@ impl Stage for Block {
             let image_in = ops::layer_norm_modulate(image, &m[6], &m[7], EPS)?;
             h = ops::gated_residual(&h, &m[8], &attention.forward(params, &image_in)?)?;
         }
-        let image = fed_forward(self.image_feed_forward, params, &h, &m[3..6])?;
+        let image = fed_forward(self.image_feed_forward, params, &h, &m[3..6], wanted)?;
 
         let (Some(text_out), Some(feed_forward)) = (text_out, self.text_feed_forward) else {
             return Ok(vec![image, vector.clone()]);
         };
         let h = ops::gated_residual(text, &c[2], &text_out)?;
-        let text = fed_forward(feed_forward, params, &h, &c[3..6])?;
+        let text = fed_forward(feed_forward, params, &h, &c[3..6], wanted)?;
         Ok(vec![image, text, vector.clone()])
     }
 }
 
 /// x `[B, T, D]` plus its feed-forward layer, which is modulated by shift, scale and gate, each `[B, D]`.
-fn fed_forward(mlp: Mlp, params: &StageParams, x: &Tensor, m: &[Tensor]) -> Result<Tensor> {
-    let h = mlp.forward(params, &ops::layer_norm_modulate(x, &m[0], &m[1], EPS)?, ops::gelu)?;
-    Ok(ops::gated_residual(x, &m[2], &h)?)
+fn fed_forward(mlp: Mlp, params: &StageParams, x: &Tensor, m: &[Tensor], wanted: Wanted) -> Result<Tensor> {
+    let h = ops::layer_norm_modulate(x, &m[0], &m[1], EPS)?;
+    let h = ops::gelu(&mlp.first.forward(params, &h)?)?;
+    mlp.second.onto(params, x, &m[2], &h, wanted)
 }

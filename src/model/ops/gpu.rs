@@ -1,17 +1,20 @@
 //! The operations on a GPU: our kernels (crate::cuda), and candle's for matrix products. f32 or bf16 in memory, f32 in
 //! arithmetic.
 
+use super::Wanted;
 use super::activation::{Forward, Gated};
 use super::attention::Attention;
 use super::convolution::Walk;
 use super::deviation::Deviations;
-use super::linear::Linear;
+use super::linear::{Linear, with_last};
+use super::low_rank::LowRank;
 use super::norm::{LayerNormModulate, RmsNorm};
 use super::op::{Differentiable, Kernel, refuse_tracked};
 use super::residual::GatedResidual;
 use crate::cuda::reduce::{Summand, sum_rows};
 use crate::cuda::{self, Array, attention, deviation, elementwise, norm};
-use candle_core::backend::BackendStorage;
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::op::Add;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// A contiguous tensor on a GPU.
@@ -137,9 +140,9 @@ impl OnGpu<3> for GatedResidual {
         d: &Input,
         wanted: [bool; 3],
     ) -> Result<[Option<CudaStorage>; 3]> {
-        let [dgate, dy] = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array)?;
+        let (dgate, dy) = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array, wanted[1])?;
         let dx = wanted[0].then(|| d.storage.try_clone(d.layout)).transpose()?;
-        Ok([dx, Some(dgate), Some(dy)])
+        Ok([dx, dgate, Some(dy)])
     }
 }
 
@@ -172,10 +175,11 @@ impl OnGpu<3> for LayerNormModulate {
         [x, _, scale]: [&Input; 3],
         _: &Input,
         dy: &Input,
-        _: [bool; 3],
+        wanted: [bool; 3],
     ) -> Result<[Option<CudaStorage>; 3]> {
-        let eps = self.eps as f32;
-        Ok(norm::layer_norm_modulate_backward(gpu, &x.array, &scale.array, &dy.array, eps)?.map(Some))
+        let (eps, modulation) = (self.eps as f32, wanted[1] || wanted[2]);
+        let (x, scale, dy) = (&x.array, &scale.array, &dy.array);
+        norm::layer_norm_modulate_backward(gpu, x, scale, dy, eps, modulation)
     }
 }
 
@@ -189,9 +193,11 @@ impl OnGpu<2> for RmsNorm {
         [x, weight]: [&Input; 2],
         _: &Input,
         dy: &Input,
-        _: [bool; 2],
+        wanted: [bool; 2],
     ) -> Result<[Option<CudaStorage>; 2]> {
-        Ok(norm::rms_norm_backward(gpu, &x.array, &weight.array, &dy.array, self.eps as f32)?.map(Some))
+        let eps = self.eps as f32;
+        let (dx, dweight) = norm::rms_norm_backward(gpu, &x.array, &weight.array, &dy.array, eps, wanted[1])?;
+        Ok([Some(dx), dweight])
     }
 }
 
@@ -241,18 +247,24 @@ fn product(a: &Input, a_layout: &Layout, b: &Input, b_layout: &Layout) -> Result
 }
 
 impl Linear {
-    fn value(gpu: &CudaDevice, x: &Input, w: &Input, bias: Option<&Input>) -> Result<(CudaStorage, Vec<usize>)> {
+    fn on_gpu(
+        &self,
+        gpu: &CudaDevice,
+        x: &Input,
+        w: &Input,
+        bias: Option<&Input>,
+    ) -> Result<(CudaStorage, Vec<usize>)> {
         let &[out_dim, in_dim] = &w.array.shape[..] else {
             bail!("linear: the weight has shape {:?}, not [out, in]", w.array.shape)
         };
         if x.array.width() != in_dim {
             bail!("linear: input {:?} does not fit weight {:?}", x.array.shape, w.array.shape);
         }
-        let y = product(x, &matrix(x, in_dim), w, &transposed(w, in_dim)?)?;
-        let mut shape = x.array.shape.clone();
-        if let Some(last) = shape.last_mut() {
-            *last = out_dim;
+        let shape = with_last(&x.array.shape, out_dim);
+        if self.0 == Wanted::Gradient {
+            return Ok((gpu.zeros_impl(&shape.as_slice().into(), x.array.dtype)?, shape));
         }
+        let y = product(x, &matrix(x, in_dim), w, &transposed(w, in_dim)?)?;
         if let Some(bias) = bias {
             elementwise::add_bias(gpu, &cuda::array(&y, &Layout::contiguous(shape.as_slice()))?, &bias.array)?;
         }
@@ -270,7 +282,7 @@ impl Linear {
 
 impl OnGpu<2> for Linear {
     fn forward(&self, gpu: &CudaDevice, [x, w]: [&Input; 2]) -> Result<(CudaStorage, Vec<usize>)> {
-        Self::value(gpu, x, w, None)
+        self.on_gpu(gpu, x, w, None)
     }
     fn backward(
         &self,
@@ -286,7 +298,7 @@ impl OnGpu<2> for Linear {
 
 impl OnGpu<3> for Linear {
     fn forward(&self, gpu: &CudaDevice, [x, w, bias]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        Self::value(gpu, x, w, Some(bias))
+        self.on_gpu(gpu, x, w, Some(bias))
     }
     fn backward(
         &self,
@@ -299,6 +311,57 @@ impl OnGpu<3> for Linear {
         let [dx, dw] = Self::products(x, w, dy, [wanted[0], wanted[1]])?;
         let sum = || sum_rows(gpu, Summand::Plain(&dy.array), 1);
         Ok([dx, dw, wanted[2].then(sum).transpose()?])
+    }
+}
+
+impl OnGpu<3> for LowRank {
+    fn forward(&self, gpu: &CudaDevice, [x, a, b]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        let (projected, projected_shape) = Linear(Wanted::Value).on_gpu(gpu, x, a, None)?;
+        let layout = Layout::contiguous(projected_shape.as_slice());
+        let y = on_storage(&[&self.weight, self.bias.as_ref().unwrap_or(&self.weight)], |parts| {
+            let (weight, bias) = (Input::new(parts[0])?, Input::new(parts[1])?);
+            let (y, shape) = Linear(self.wanted).on_gpu(gpu, x, &weight, self.bias.is_some().then_some(&bias))?;
+            if self.wanted == Wanted::Gradient {
+                return Ok((y, shape));
+            }
+            let scaled = projected.affine(&layout, self.scale, 0.0)?;
+            let (added, _) = Linear(Wanted::Value).on_gpu(gpu, &Input::new((&scaled, &layout))?, b, None)?;
+            let whole = Layout::contiguous(shape.as_slice());
+            Ok((y.binary_impl::<Add>(&added, &whole, &whole)?, shape))
+        })?;
+        // An operation is applied once.
+        let _ = self.projected.set(cuda::tensor(projected, projected_shape));
+        Ok(y)
+    }
+    fn backward(
+        &self,
+        _: &CudaDevice,
+        [x, a, b]: [&Input; 3],
+        _: &Input,
+        dy: &Input,
+        wanted: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        let (rank, out_dim) = (a.array.shape[0], b.array.shape[0]);
+        let d = product(dy, &matrix(dy, out_dim), b, &matrix(b, rank))?; // of x A^T
+        let layout = Layout::contiguous(with_last(&dy.array.shape, rank));
+        let d = d.affine(&layout, self.scale, 0.0)?;
+        let d = Input::new((&d, &layout))?;
+        on_storage(&[&self.weight, self.projected()?], |parts| {
+            let (weight, projected) = (Input::new(parts[0])?, Input::new(parts[1])?);
+            let dx = || {
+                let width = x.array.width();
+                let through = product(dy, &matrix(dy, out_dim), &weight, &matrix(&weight, width))?;
+                let beside = product(&d, &matrix(&d, rank), a, &matrix(a, width))?;
+                let whole = Layout::contiguous(x.array.shape.as_slice());
+                through.binary_impl::<Add>(&beside, &whole, &whole)
+            };
+            let da = || product(&d, &transposed(&d, rank)?, x, &matrix(x, x.array.width()));
+            let db = || {
+                let db = product(dy, &transposed(dy, out_dim)?, &projected, &matrix(&projected, rank))?;
+                db.affine(&Layout::contiguous((out_dim, rank)), self.scale, 0.0)
+            };
+            Ok([wanted[0].then(dx).transpose()?, wanted[1].then(da).transpose()?, wanted[2].then(db).transpose()?])
+        })
     }
 }
 

@@ -1,11 +1,21 @@
 //! Matrix product with a weight: forms the weight's gradient only if the weight is trained.
 
+use super::Wanted;
 use super::float::{Float, matmul};
 use super::op::{Differentiable, Kernel, View, apply2, apply3, run};
 use candle_core::{Result, Tensor, bail};
 
-fn threads() -> usize {
+pub(super) fn threads() -> usize {
     candle_core::utils::get_num_threads()
+}
+
+/// `shape` with another last dimension.
+pub(super) fn with_last(shape: &[usize], last: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some(old) = shape.last_mut() {
+        *old = last;
+    }
+    shape
 }
 
 /// Rows and width of `x` `[.., in]`, checked against `w` `[out, in]`.
@@ -17,7 +27,8 @@ fn sizes<F>(x: View<F>, w: View<F>) -> Result<(usize, usize, usize)> {
     Ok((x.data.len() / in_dim.max(1), in_dim, out_dim))
 }
 
-fn product<F: Float>(x: View<F>, w: View<F>, bias: Option<View<F>>) -> Result<(Vec<F>, Vec<usize>)> {
+/// x W^T, plus the bias.
+pub(super) fn product<F: Float>(x: View<F>, w: View<F>, bias: Option<View<F>>) -> Result<(Vec<F>, Vec<usize>)> {
     let (rows, in_dim, out_dim) = sizes(x, w)?;
     let mut out = match bias {
         Some(b) if b.data.len() != out_dim => bail!("linear: bias {:?} does not fit weight {:?}", b.shape, w.shape),
@@ -26,27 +37,42 @@ fn product<F: Float>(x: View<F>, w: View<F>, bias: Option<View<F>>) -> Result<(V
     };
     let (a, b) = ((x.data, in_dim, 1), (w.data, 1, in_dim));
     matmul((rows, in_dim, out_dim), a, b, &mut out, out_dim, F::ONE, bias.is_some(), threads());
-    let mut shape = x.shape.to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = out_dim;
-    }
-    Ok((out, shape))
+    Ok((out, with_last(x.shape, out_dim)))
+}
+
+/// dx becomes dy W, or has it added.
+pub(super) fn product_back<F: Float>(dy: View<F>, w: View<F>, dx: &mut [F], accumulate: bool) {
+    let (out_dim, in_dim) = (dy.last(), w.last());
+    let (a, b) = ((dy.data, out_dim, 1), (w.data, in_dim, 1));
+    matmul((dy.data.len() / out_dim.max(1), out_dim, in_dim), a, b, dx, in_dim, F::ONE, accumulate, threads());
 }
 
 /// x W^T + b.
-pub(super) struct Linear;
+pub(super) struct Linear(pub(super) Wanted);
+
+impl Linear {
+    fn value<F: Float>(&self, x: View<F>, w: View<F>, bias: Option<View<F>>) -> Result<(Vec<F>, Vec<usize>)> {
+        match self.0 {
+            Wanted::Value => product(x, w, bias),
+            Wanted::Gradient => {
+                let (rows, _, out_dim) = sizes(x, w)?;
+                Ok((vec![F::ZERO; rows * out_dim], with_last(x.shape, out_dim)))
+            }
+        }
+    }
+}
 
 impl Kernel<2> for Linear {
     const NAME: &'static str = "linear";
     fn run<F: Float>(&self, [x, w]: [View<F>; 2]) -> Result<(Vec<F>, Vec<usize>)> {
-        product(x, w, None)
+        self.value(x, w, None)
     }
 }
 
 impl Kernel<3> for Linear {
     const NAME: &'static str = "linear";
     fn run<F: Float>(&self, [x, w, b]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
-        product(x, w, Some(b))
+        self.value(x, w, Some(b))
     }
 }
 
@@ -67,26 +93,19 @@ impl Differentiable<3> for Linear {
 }
 
 /// dy W, `[.., out] [out, in] -> [.., in]`.
-struct InputGradient;
+pub(super) struct InputGradient;
 
 impl Kernel<2> for InputGradient {
     const NAME: &'static str = "linear";
     fn run<F: Float>(&self, [dy, w]: [View<F>; 2]) -> Result<(Vec<F>, Vec<usize>)> {
-        let (out_dim, in_dim) = (w.shape[0], w.shape[1]);
-        let rows = dy.data.len() / out_dim;
-        let mut dx = vec![F::ZERO; rows * in_dim];
-        let (a, b) = ((dy.data, out_dim, 1), (w.data, in_dim, 1));
-        matmul((rows, out_dim, in_dim), a, b, &mut dx, in_dim, F::ONE, false, threads());
-        let mut shape = dy.shape.to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = in_dim;
-        }
-        Ok((dx, shape))
+        let mut dx = vec![F::ZERO; dy.data.len() / dy.last().max(1) * w.last()];
+        product_back(dy, w, &mut dx, false);
+        Ok((dx, with_last(dy.shape, w.last())))
     }
 }
 
 /// dy^T x, `[.., out] [.., in] -> [out, in]`.
-struct WeightGradient;
+pub(super) struct WeightGradient;
 
 impl Kernel<2> for WeightGradient {
     const NAME: &'static str = "linear";
@@ -118,8 +137,13 @@ impl Kernel<1> for BiasGradient {
 
 /// `x W^T + b`: x `[.., in]`, weight `[out, in]`, bias `[out]`, result `[.., out]`.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_for(Wanted::Value, x, weight, bias)
+}
+
+/// [`linear`], or a result that has its gradients alone.
+pub fn linear_for(wanted: Wanted, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        Some(bias) => apply3(Linear, x, weight, bias),
-        None => apply2(Linear, x, weight),
+        Some(bias) => apply3(Linear(wanted), x, weight, bias),
+        None => apply2(Linear(wanted), x, weight),
     }
 }

@@ -15,6 +15,7 @@ mod float;
 mod gpu;
 mod group_norm;
 mod linear;
+mod low_rank;
 mod norm;
 mod op;
 mod residual;
@@ -26,11 +27,21 @@ pub use attention::attention;
 pub use convolution::{Walk, convolution};
 pub use deviation::deviations;
 pub use group_norm::group_norm;
-pub use linear::linear;
+pub use linear::{linear, linear_for};
+pub use low_rank::low_rank;
 pub use norm::{layer_norm_modulate, rms_norm};
 pub use residual::gated_residual;
 pub use seed::seed;
 pub use time::time_features;
+
+/// What somebody will look at of an operation's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Its value, and its gradients if an input is tracked.
+    Value,
+    /// Its gradients alone: the value is zeros, which saves forming it. For what ends a stage that runs again.
+    Gradient,
+}
 
 #[cfg(test)]
 mod tests;

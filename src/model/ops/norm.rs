@@ -1,7 +1,7 @@
 //! Normalisations over the last dimension, with what always follows them in a diffusion transformer.
 
 use super::float::{Float, dot, sum};
-use super::op::{Differentiable, Kernel, View, apply2, apply3, fill, run, unpack};
+use super::op::{Differentiable, Kernel, View, apply2, apply3, fill, run};
 use candle_core::{Result, Tensor, bail};
 
 /// Mean (0 for RMS) and reciprocal deviation of a row.
@@ -50,14 +50,18 @@ impl Kernel<3> for LayerNormModulate {
     }
 }
 
-/// (x, scale, dy) -> for each sample [dx | dshift | dscale].
-struct LayerNormModulateBackward(LayerNormModulate);
+/// (x, scale, dy) -> for each sample [dx | dshift | dscale], without the latter two if they are not wanted.
+struct LayerNormModulateBackward {
+    eps: f64,
+    modulation: bool,
+}
 
 impl Kernel<3> for LayerNormModulateBackward {
     const NAME: &'static str = "layer_norm_modulate";
     fn run<F: Float>(&self, [x, scale, dy]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
         let (tokens, width) = per_sample(x, scale, Self::NAME)?;
-        let piece = (tokens + 2) * width;
+        let extra = if self.modulation { 2 } else { 0 };
+        let piece = (tokens + extra) * width;
         let batch = x.shape[0];
         let mut out = vec![F::ZERO; batch * piece];
         let n = F::of(width as f64);
@@ -66,16 +70,18 @@ impl Kernel<3> for LayerNormModulateBackward {
             let at = sample * tokens * width;
             let (x, dy) = (&x.data[at..][..tokens * width], &dy.data[at..][..tokens * width]);
             let (dx, rest) = out.split_at_mut(tokens * width);
-            let (dshift, dscale) = rest.split_at_mut(width);
+            let (dshift, dscale) = rest.split_at_mut(width * extra / 2);
             let mut normal = vec![F::ZERO; width]; // the normalised row
             let mut inner = vec![F::ZERO; width]; // its gradient
             for ((dx, x), dy) in dx.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(dy.chunks_exact(width)) {
-                let (mean, rstd) = statistics(x, true, self.0.eps);
+                let (mean, rstd) = statistics(x, true, self.eps);
                 for i in 0..width {
                     normal[i] = (x[i] - mean) * rstd;
                     inner[i] = dy[i] * (F::ONE + scale[i]);
-                    dshift[i] += dy[i];
-                    dscale[i] += dy[i] * normal[i];
+                }
+                for (i, (dshift, dscale)) in dshift.iter_mut().zip(&mut *dscale).enumerate() {
+                    *dshift += dy[i];
+                    *dscale += dy[i] * normal[i];
                 }
                 let (mean_inner, mean_product) = (sum(&inner) / n, dot(&inner, &normal) / n);
                 for i in 0..width {
@@ -83,14 +89,16 @@ impl Kernel<3> for LayerNormModulateBackward {
                 }
             }
         });
-        Ok((out, vec![batch, tokens + 2, width]))
+        Ok((out, vec![batch, tokens + extra, width]))
     }
 }
 
 impl Differentiable<3> for LayerNormModulate {
     fn backward(&self, [x, shift, scale]: [&Tensor; 3], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        let packed = run(&LayerNormModulateBackward(*self), [x, scale, dy])?; // [B, tokens + 2, D]
-        let tokens = packed.dim(1)? - 2;
+        let modulation = shift.track_op() || scale.track_op();
+        let kernel = LayerNormModulateBackward { eps: self.eps, modulation };
+        let packed = run(&kernel, [x, scale, dy])?; // [B, tokens + 2, D] or [B, tokens, D]
+        let tokens = packed.dim(1)? - if modulation { 2 } else { 0 };
         Ok([
             Some(packed.narrow(1, 0, tokens)?.contiguous()?.reshape(x.shape())?),
             shift.track_op().then(|| packed.narrow(1, tokens, 1)?.reshape(shift.shape())).transpose()?,
@@ -134,34 +142,54 @@ impl Kernel<2> for RmsNorm {
     }
 }
 
-/// (x, weight, dy) -> [dx | dweight], flat.
-struct RmsNormBackward(RmsNorm);
+/// (x, weight, dy) -> [dx | dweight], flat, without dweight if it is not wanted.
+struct RmsNormBackward {
+    eps: f64,
+    dweight: bool,
+}
+
+impl RmsNormBackward {
+    /// dx of some rows; adds to the weight's gradient, unless it has no elements.
+    fn rows<F: Float>(&self, x: &[F], weight: &[F], dy: &[F], dx: &mut [F], dweight: &mut [F]) {
+        let width = weight.len();
+        let n = F::of(width as f64);
+        let mut inner = vec![F::ZERO; width];
+        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
+            let (_, rstd) = statistics(x, false, self.eps);
+            for i in 0..width {
+                inner[i] = dy[i] * weight[i];
+            }
+            for (i, dweight) in dweight.iter_mut().enumerate() {
+                *dweight += dy[i] * x[i] * rstd;
+            }
+            let mean_product = dot(&inner, x) * rstd / n;
+            for i in 0..width {
+                dx[i] = rstd * (inner[i] - x[i] * rstd * mean_product);
+            }
+        }
+    }
+}
 
 impl Kernel<3> for RmsNormBackward {
     const NAME: &'static str = "rms_norm";
     fn run<F: Float>(&self, [x, weight, dy]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
         let (width, len) = (x.last(), x.data.len());
-        let n = F::of(width as f64);
+        if !self.dweight {
+            let mut dx = vec![F::ZERO; len];
+            fill(&mut dx, ROWS * width, |piece, dx| {
+                let at = piece * ROWS * width;
+                self.rows(&x.data[at..], weight.data, &dy.data[at..], dx, &mut []);
+            });
+            return Ok((dx, vec![len]));
+        }
         // The weight's gradient is summed piece by piece, in order, whatever the number of threads.
         let pieces = len.div_ceil(ROWS * width).max(1);
         let mut partial = vec![F::ZERO; pieces * (ROWS + 1) * width];
         fill(&mut partial, (ROWS + 1) * width, |piece, out| {
             let at = piece * ROWS * width;
-            let count = (len - at).min(ROWS * width);
             let (dx, dweight) = out.split_at_mut(ROWS * width);
-            let rows = x.data[at..][..count].chunks_exact(width).zip(dy.data[at..][..count].chunks_exact(width));
-            let mut inner = vec![F::ZERO; width];
-            for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                let (_, rstd) = statistics(x, false, self.0.eps);
-                for i in 0..width {
-                    inner[i] = dy[i] * weight.data[i];
-                    dweight[i] += dy[i] * x[i] * rstd;
-                }
-                let mean_product = dot(&inner, x) * rstd / n;
-                for i in 0..width {
-                    dx[i] = rstd * (inner[i] - x[i] * rstd * mean_product);
-                }
-            }
+            self.rows(&x.data[at..], weight.data, &dy.data[at..], dx, dweight);
         });
         let mut out = Vec::with_capacity(len + width);
         let mut dweight = vec![F::ZERO; width];
@@ -178,9 +206,11 @@ impl Kernel<3> for RmsNormBackward {
 
 impl Differentiable<2> for RmsNorm {
     fn backward(&self, [x, weight]: [&Tensor; 2], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let packed = run(&RmsNormBackward(*self), [x, weight, dy])?;
-        let [dx, dweight] = unpack(&packed, [x.dims(), weight.dims()])?;
-        Ok([Some(dx), weight.track_op().then_some(dweight)])
+        let kernel = RmsNormBackward { eps: self.eps, dweight: weight.track_op() };
+        let packed = run(&kernel, [x, weight, dy])?;
+        let dx = packed.narrow(0, 0, x.elem_count())?.reshape(x.shape())?;
+        let dweight = || packed.narrow(0, x.elem_count(), weight.elem_count())?.reshape(weight.shape());
+        Ok([Some(dx), kernel.dweight.then(dweight).transpose()?])
     }
 }
 

@@ -187,16 +187,30 @@ pub(super) fn apply3<K: Differentiable<3>>(kernel: K, a: &Tensor, b: &Tensor, c:
 /// Contiguous inputs of one type; on the CPU bf16 ones in f32, and the result back in bf16: the GPU's kernels do that
 /// inside.
 fn widened(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    let dtype = inputs[0].dtype();
+    let out = f(&inputs.iter().map(|t| operand(t, dtype)).collect::<Result<Vec<_>>>()?)?;
+    if dtype == DType::BF16 { out.to_dtype(dtype) } else { Ok(out) }
+}
+
+/// A tensor as a kernel takes it beside inputs of type `dtype`.
+pub(super) fn operand(tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if inputs[0].device().is_cuda() {
-        let same = |t: &&Tensor| t.to_dtype(inputs[0].dtype())?.contiguous();
-        return f(&inputs.iter().map(same).collect::<Result<Vec<_>>>()?);
+    if tensor.device().is_cuda() {
+        return tensor.to_dtype(dtype)?.contiguous();
     }
-    if inputs[0].dtype() != DType::BF16 {
-        return f(&inputs.iter().map(|t| t.contiguous()).collect::<Result<Vec<_>>>()?);
+    let tensor = tensor.contiguous()?;
+    if dtype == DType::BF16 { tensor.to_dtype(DType::F32) } else { Ok(tensor) }
+}
+
+/// `f` on the values of a contiguous tensor on the CPU.
+pub(super) fn with_view<F: Float, R>(tensor: &Tensor, f: impl FnOnce(View<F>) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(cpu), Some((start, end))) => {
+            f(View { data: &cpu.as_slice::<F>()?[start..end], shape: layout.dims() })
+        }
+        _ => bail!("{tensor:?} is not contiguous on the CPU"),
     }
-    let wide = inputs.iter().map(|t| t.contiguous()?.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
-    f(&wide)?.to_dtype(DType::BF16)
 }
 
 /// Fills `out` in pieces of `len` elements, in parallel, each compiled for this processor's vectors; `f` gets the
@@ -208,16 +222,4 @@ pub(super) fn fill<F: Float>(out: &mut [F], len: usize, f: impl Fn(usize, &mut [
     } else {
         out.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, piece)| vectorised(|| f(i, piece)));
     }
-}
-
-/// Cuts a packed kernel output into tensors of the given shapes, without copying.
-pub(super) fn unpack<const N: usize>(packed: &Tensor, shapes: [&[usize]; N]) -> Result<[Tensor; N]> {
-    let mut offset = 0;
-    let mut parts = Vec::with_capacity(N);
-    for shape in shapes {
-        let len = shape.iter().product();
-        parts.push(packed.narrow(0, offset, len)?.reshape(shape)?);
-        offset += len;
-    }
-    Ok(std::array::from_fn(|i| parts[i].clone()))
 }

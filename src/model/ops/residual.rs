@@ -29,37 +29,43 @@ impl Kernel<3> for GatedResidual {
     }
 }
 
-/// (gate, y, d) -> for each sample [dy | dgate].
-struct GatedResidualBackward;
+/// (gate, y, d) -> for each sample [dy | dgate], without dgate if it is not wanted.
+struct GatedResidualBackward {
+    dgate: bool,
+}
 
 impl Kernel<3> for GatedResidualBackward {
     const NAME: &'static str = "gated_residual";
     fn run<F: Float>(&self, [gate, y, d]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
         let (batch, width) = (gate.shape[0], gate.shape[1]);
         let sample = y.data.len() / batch.max(1);
-        let mut out = vec![F::ZERO; batch * (sample + width)];
-        fill(&mut out, sample + width, |b, out| {
+        let rows = sample / width + usize::from(self.dgate);
+        let mut out = vec![F::ZERO; batch * rows * width];
+        fill(&mut out, rows * width, |b, out| {
             let gate = &gate.data[b * width..][..width];
             let (dy, dgate) = out.split_at_mut(sample);
             let rows = y.data[b * sample..].chunks_exact(width).zip(d.data[b * sample..].chunks_exact(width));
             for (dy, (y, d)) in dy.chunks_exact_mut(width).zip(rows) {
                 for i in 0..width {
                     dy[i] = gate[i] * d[i];
-                    dgate[i] += y[i] * d[i];
+                }
+                for (dgate, (y, d)) in dgate.iter_mut().zip(y.iter().zip(d)) {
+                    *dgate += *y * *d;
                 }
             }
         });
-        Ok((out, vec![batch, sample / width + 1, width]))
+        Ok((out, vec![batch, rows, width]))
     }
 }
 
 impl Differentiable<3> for GatedResidual {
     fn backward(&self, [x, gate, y]: [&Tensor; 3], _: &Tensor, d: &Tensor) -> Result<[Option<Tensor>; 3]> {
-        let packed = run(&GatedResidualBackward, [gate, y, d])?; // [B, tokens + 1, D]
-        let tokens = packed.dim(1)? - 1;
+        let dgate = gate.track_op();
+        let packed = run(&GatedResidualBackward { dgate }, [gate, y, d])?; // [B, tokens + 1, D] or [B, tokens, D]
+        let tokens = packed.dim(1)? - usize::from(dgate);
         Ok([
             x.track_op().then(|| d.clone()),
-            gate.track_op().then(|| packed.narrow(1, tokens, 1)?.reshape(gate.shape())).transpose()?,
+            dgate.then(|| packed.narrow(1, tokens, 1)?.reshape(gate.shape())).transpose()?,
             y.track_op().then(|| packed.narrow(1, 0, tokens)?.contiguous()?.reshape(y.shape())).transpose()?,
         ])
     }

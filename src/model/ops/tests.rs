@@ -136,6 +136,96 @@ fn attention_matches_the_composed_form() -> Result<()> {
     check(|t| attention(&t[0], &t[1], &t[2]), composed, &[shape, shape, shape])
 }
 
+/// Weight `[9, 7]`, bias `[9]`, and the scale of an adapter beside them, as constants: they are frozen.
+fn frozen(dtype: DType) -> Result<(Tensor, Tensor, f64)> {
+    Ok((noise(60, &[9, 7], dtype)?, noise(61, &[9], dtype)?, 1.5))
+}
+
+#[test]
+fn low_rank_matches_the_composed_form() -> Result<()> {
+    fn fused(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b, scale) = frozen(t[0].dtype())?;
+        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
+    }
+    fn composed(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b, scale) = frozen(t[0].dtype())?;
+        let x = t[0].reshape(((), 7))?;
+        let beside = (x.matmul(&t[1].t()?)?.matmul(&t[2].t()?)? * scale)?;
+        (x.matmul(&w.t()?)?.broadcast_add(&b)? + beside)?.reshape((3, 5, 9))
+    }
+    check(fused, composed, &[&[3, 5, 7], &[2, 7], &[9, 2]])?;
+    let (w, _, scale) = frozen(DType::F32)?;
+    let [x, a, b] = [(0, [4, 7]), (1, [2, 7]), (2, [9, 2])].map(|(id, shape)| noise(id, &shape, DType::F32));
+    let (x, a, b, w) = (x?, a?, b?, Var::from_tensor(&w)?);
+    let refused = low_rank(&x, (&w, None), (&a, &b, scale), Wanted::Value).expect_err("refused");
+    assert!(refused.to_string().contains("has no derivative"), "{refused}");
+    let refused = low_rank(&x, (&w.detach(), None), (&b, &a, scale), Wanted::Value).expect_err("refused");
+    assert!(refused.to_string().contains("do not fit"), "{refused}");
+    Ok(())
+}
+
+/// What is not wanted is not formed, and changes no bit of what is.
+#[test]
+fn gradients_alone_are_the_same_gradients() -> Result<()> {
+    fn layer(wanted: Wanted, t: &[Tensor]) -> Result<Tensor> {
+        linear_for(wanted, &t[0], &t[1], Some(&t[2]))
+    }
+    fn adapted(wanted: Wanted, t: &[Tensor]) -> Result<Tensor> {
+        let (w, b, scale) = frozen(t[0].dtype())?;
+        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), wanted)
+    }
+    type Layer = fn(Wanted, &[Tensor]) -> Result<Tensor>;
+    let layers: [(Layer, [&[usize]; 3]); 2] =
+        [(layer, [&[3, 5, 7], &[9, 7], &[9]]), (adapted, [&[3, 5, 7], &[2, 7], &[9, 2]])];
+    for (f, shapes) in layers {
+        let leaf =
+            |(i, shape): (usize, &&[usize])| Ok(Var::from_tensor(&noise(i as u64, shape, DType::F32)?)?.into_inner());
+        let inputs: Vec<Tensor> = shapes.iter().enumerate().map(leaf).collect::<Result<_>>()?;
+        let run = |wanted| -> Result<(f32, Vec<Vec<f32>>)> {
+            let y = f(wanted, &inputs)?;
+            let store = seed(&y, &noise(99, y.dims(), DType::F32)?)?.backward()?;
+            let gradient = |t: &Tensor| store.get(t).expect("a gradient").flatten_all()?.to_vec1::<f32>();
+            Ok((y.abs()?.sum_all()?.to_scalar()?, inputs.iter().map(gradient).collect::<Result<_>>()?))
+        };
+        let ((value, all), (none, alone)) = (run(Wanted::Value)?, run(Wanted::Gradient)?);
+        assert!(value > 0.0 && none == 0.0 && all == alone);
+    }
+    Ok(())
+}
+
+#[test]
+fn frozen_modulations_change_no_bit_of_the_gradients() -> Result<()> {
+    type Case = (Function, [&'static [usize]; 3], &'static [usize]); // function, inputs, which of them may be frozen
+    let cases: [Case; 3] = [
+        (|t| gated_residual(&t[0], &t[1], &t[2]), [&[3, 5, 20], &[3, 20], &[3, 5, 20]], &[1]),
+        (|t| layer_norm_modulate(&t[0], &t[1], &t[2], 1e-6), [&[3, 5, 40], &[3, 40], &[3, 40]], &[1, 2]),
+        // 600 rows: more than two pieces, the last one short.
+        (|t| rms_norm(&t[0], &t[1], 1e-6), [&[2, 300, 24], &[24], &[0]], &[1]),
+    ];
+    for (f, shapes, frozen) in cases {
+        let inputs: Vec<Tensor> =
+            shapes.iter().enumerate().map(|(i, s)| noise(i as u64, s, DType::F32)).collect::<Result<_>>()?;
+        let run = |freeze: &[usize]| -> Result<Vec<Option<Vec<f32>>>> {
+            let leaf = |(i, t): (usize, &Tensor)| match freeze.contains(&i) {
+                true => Ok(t.clone()),
+                false => Ok(Var::from_tensor(t)?.into_inner()),
+            };
+            let inputs: Vec<Tensor> = inputs.iter().enumerate().map(leaf).collect::<Result<_>>()?;
+            let y = f(&inputs)?;
+            let store = seed(&y, &noise(99, y.dims(), DType::F32)?)?.backward()?;
+            inputs.iter().map(|t| store.get(t).map(|g| g.flatten_all()?.to_vec1()).transpose()).collect()
+        };
+        let (all, some) = (run(&[])?, run(frozen)?);
+        for (i, (all, some)) in all.iter().zip(&some).enumerate() {
+            match frozen.contains(&i) {
+                true => assert!(all.is_some() && some.is_none(), "input {i}"),
+                false => assert_eq!(all, some, "input {i}"),
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn bf16_is_computed_in_f32() -> Result<()> {
     let x = Tensor::ones((1, 4096), DType::BF16, &Device::Cpu)?;
