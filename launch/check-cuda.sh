@@ -4,7 +4,8 @@
 #
 #   launch/check-cuda.sh [clippy|doc|test|... [arguments]]      a cargo command; default: check --all-targets
 #
-# The empty outputs must never meet a real build, so they have a target folder of their own: target/check.
+# The empty outputs must never meet a real build, so they have a target folder of their own: target/check. It takes over
+# what target/release has of dependencies, as copies: nothing ever goes the other way.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -38,10 +39,24 @@ NVCC
     chmod +x "$1/nvcc"
 }
 
+# Cargo looks at each dependency and builds those again that differ: what knows of CUDA.
+take_over_dependencies() {
+    local from=$root/target/release to=$CARGO_TARGET_DIR/release
+    [[ -d $from/deps && ! -e $to ]] || return 0
+    rm -rf "$to.part"
+    mkdir -p "$to.part/deps"
+    cp -a --reflink=auto "$from/.fingerprint" "$from/build" "$to.part"
+    find "$from/deps" -name 'lib*' ! -name 'libflowrl*' -exec cp -a --reflink=auto -t "$to.part/deps" {} +
+    mv "$to.part" "$to"
+}
+
 (($# > 0)) || set -- check --all-targets
 command=$1
 shift
 
+if [[ " $* " == *' --release '* ]]; then
+    take_over_dependencies
+fi
 write_stand_in "$CARGO_TARGET_DIR/stand-in"
 unset NVCC
 export PATH="$CARGO_TARGET_DIR/stand-in:$PATH"

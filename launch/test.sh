@@ -85,10 +85,11 @@ everything() {
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
+    # First: the next build takes over its dependencies.
+    step 'build' 1800 cargo test --release --no-run
     local alone=(--release --no-default-features --lib --test cli --test tcp --test mpi_launch --test gpu_fallback)
     step 'build: CUDA, no MPI' 2400 launch/check-cuda.sh test "${alone[@]}" --no-run
     step 'tests: CUDA, no MPI' 900 launch/check-cuda.sh test "${alone[@]}" --no-fail-fast
-    step 'build' 1800 cargo test --release --no-run
     step 'tests' 2700 cargo test --release --no-fail-fast
     step 'peers in Python' 1800 launch/check-export.sh
 }

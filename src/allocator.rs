@@ -20,14 +20,38 @@ pub fn keep_freed_memory() {
 mod tests {
     use super::*;
     use libmimalloc_sys::mi_option_get;
+    use std::process::Command;
 
+    const VARIABLE: &str = "MIMALLOC_PURGE_DELAY";
+    const EXPECTED: &str = "FLOWRL_TEST_PURGE_DELAYS";
+
+    /// A process of the test below; alone it does nothing.
     #[test]
-    fn the_number_is_that_of_the_delay() {
+    fn keeps_freed_memory() {
+        let Ok(expected) = std::env::var(EXPECTED) else { return };
         // SAFETY: as above; no other test has to do with these options.
-        let before = unsafe { mi_option_get(PURGE_DELAY) };
-        assert_eq!(before, 1000, "mimalloc's own delay in milliseconds");
+        let delay = || unsafe { mi_option_get(PURGE_DELAY) };
+        let before = delay();
         keep_freed_memory();
-        // SAFETY: as above.
-        assert_eq!(unsafe { mi_option_get(PURGE_DELAY) }, -1);
+        assert_eq!(format!("{before} {}", delay()), expected);
+    }
+
+    /// Each in a process of its own: mimalloc reads the environment once.
+    #[test]
+    fn the_number_is_that_of_the_delay_and_the_environment_goes_before() {
+        let delays = |expected: &str, variables: &[(&str, &str)]| {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            for (name, _) in std::env::vars_os() {
+                if name.to_string_lossy().to_lowercase().starts_with("mimalloc_") {
+                    command.env_remove(name);
+                }
+            }
+            command.args(["--exact", "allocator::tests::keeps_freed_memory"]);
+            let output = command.env(EXPECTED, expected).envs(variables.iter().copied()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{expected}: {said}");
+        };
+        delays("1000 -1", &[]); // mimalloc's own, in milliseconds
+        delays("4321 4321", &[(VARIABLE, "4321")]);
     }
 }

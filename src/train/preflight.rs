@@ -47,7 +47,7 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
         answers_right(world, &*world.device, "device")?;
     }
     if world.place().hosts > 1 {
-        sees_one_folder(&config.run.out, world)?;
+        sees_one_folder(&config.run.out, SEEN_WITHIN, world)?;
     }
     warnings.extend(disk(config, world)?);
     Ok(warnings)
@@ -114,8 +114,8 @@ fn answers_right(world: &World, comm: &dyn Communicator, plane: &str) -> Result<
     }
 }
 
-/// Whether a file that rank 0 makes in the run folder is there for all.
-fn sees_one_folder(out: &Path, world: &World) -> Result<()> {
+/// Whether a file that rank 0 makes in the run folder is there for all `within` a time.
+fn sees_one_folder(out: &Path, within: Duration, world: &World) -> Result<()> {
     let probe = out.join(".preflight");
     let word = exchange(&*world.host, &std::process::id())?[0].to_string();
     if world.rank() == 0 {
@@ -123,7 +123,7 @@ fn sees_one_folder(out: &Path, world: &World) -> Result<()> {
         fs::write(&probe, &word).map_err(Error::io(&probe))?;
     }
     world.host.barrier()?;
-    let end = Instant::now() + SEEN_WITHIN;
+    let end = Instant::now() + within;
     let sees = || fs::read_to_string(&probe).is_ok_and(|found| found == word);
     while !sees() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(100));
@@ -202,7 +202,7 @@ mod tests {
         };
         ThreadGroup::run(3, |world| {
             preflight(&load(1)?, &world)?;
-            sees_one_folder(&folder.path().join("new"), &world)
+            sees_one_folder(&folder.path().join("new"), SEEN_WITHIN, &world)
         })
         .unwrap();
         let error = ThreadGroup::run(2, |world| preflight(&load(world.rank())?, &world)).unwrap_err();
@@ -215,7 +215,8 @@ mod tests {
     #[test]
     fn a_run_folder_of_its_own_is_told() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let error = ThreadGroup::run(2, |world| sees_one_folder(folders[world.rank()].path(), &world)).unwrap_err();
+        let looks = |world: World| sees_one_folder(folders[world.rank()].path(), Duration::from_secs(1), &world);
+        let error = ThreadGroup::run(2, looks).unwrap_err();
         assert!(error.to_string().contains("rank 1 on ") && error.to_string().contains("all hosts share"), "{error}");
     }
 

@@ -55,15 +55,16 @@ fn what_passes_is_tried_again() {
         Does::HangsUp,
         Does::BreaksOff,
         Does::NeverEnds,
-        Does::Sleeps(Duration::from_millis(1500)),
+        Does::Sleeps(Duration::from_secs(60)),
         Does::Says(503, "busy".into()),
         Does::Says(429, "slower".into()),
         says("<html>oops"),
         says(r#"{"results": []}"#),
         says(r#"{"results": [{"good": NaN}, {"good": 1}]}"#),
     ] {
+        let timeout = trouble.timeout();
         let server = Server::start(move |n| if n == 0 { trouble.clone() } else { right() });
-        let remote = server.remote(|config| config.connections = Some(1));
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(1), Some(timeout)));
         let (images, prompts) = five();
         assert_eq!(remote.score(&images, &prompts).unwrap(), [Some(0.5); 5]);
         assert_eq!(server.asked(), 4);
@@ -77,7 +78,7 @@ fn what_does_not_pass_stops_the_run_with_the_servers_name() {
         (Does::HangsUp, "(2 attempts)"),
         (Does::BreaksOff, "(2 attempts)"),
         (Does::NeverEnds, "its answer is longer than"),
-        (Does::Sleeps(Duration::from_secs(20)), "no answer in time"),
+        (Does::Sleeps(Duration::from_secs(60)), "no answer in time"),
         (Does::Says(500, "CUDA out of memory".into()), "it answers 500 Internal Server Error: CUDA out of memory"),
         (Does::Says(401, "no".into()), "set token_env"),
         (Does::Says(307, "no".into()), "it answers 307"),
@@ -87,12 +88,14 @@ fn what_does_not_pass_stops_the_run_with_the_servers_name() {
         (says(r#"{"results": [{"good": NaN}, {"good": 1}]}"#), "is not JSON"),
         (says(r#"{"results": [{n}], "errors": [null, {"good": "no face"}]}"#), "no face"),
     ] {
+        let timeout = trouble.timeout();
         let server = Server::start(move |_| trouble.clone());
-        let remote = server.remote(|config| config.connections = Some(1));
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(1), Some(timeout)));
         let (images, prompts) = five();
         let begun = Instant::now();
         let error = remote.score(&images.narrow(0, 0, 4).unwrap(), &prompts[..4]).unwrap_err().to_string();
-        assert!(begun.elapsed() < Duration::from_secs(8), "{error} took {:?}", begun.elapsed());
+        // Two times 2 s for the silent server, and the longest pause.
+        assert!(begun.elapsed() < Duration::from_secs(16), "{error} took {:?}", begun.elapsed());
         assert!(error.starts_with(&format!("reward good: {}: ", server.url)), "{error}");
         assert!(error.contains(what) && !error.contains('\n'), "{error}");
         assert!(server.asked() <= 3, "{error}: asked {} times", server.asked());

@@ -22,6 +22,13 @@ pub enum Does {
     BreaksOff,
 }
 
+impl Does {
+    /// Seconds until its client gives up: few where they have to pass, else more than a busy machine needs.
+    pub fn timeout(&self) -> u64 {
+        if matches!(self, Does::Sleeps(_)) { 2 } else { 60 }
+    }
+}
+
 /// A server whose behaviour is a function of the request's number; health is always well unless `sick`.
 pub struct Server {
     pub url: String,
@@ -44,11 +51,12 @@ impl Server {
         Server { url, asked, bodies }
     }
 
+    /// Its client, which is patient.
     pub fn remote(&self, settings: impl FnOnce(&mut RewardConfig)) -> Remote {
         let mut config = RewardConfig {
             url: Some(self.url.clone()),
             reward: Some("good".into()),
-            timeout_s: Some(1),
+            timeout_s: Some(60),
             retries: Some(1),
             batch: Some(2),
             ..RewardConfig::new(RewardKind::Remote)

@@ -10,7 +10,7 @@ fn run(out: &Path, server: &Server, ranks: usize, settings: &[&str]) -> Output {
     let program = env!("CARGO_BIN_EXE_flowrl-dist");
     let config = out.with_extension("toml");
     let text = format!(
-        "[[reward]]\nname = \"remote\"\nurl = \"{}\"\nreward = \"good\"\ntimeout_s = 5\nretries = 1\n",
+        "[[reward]]\nname = \"remote\"\nurl = \"{}\"\nreward = \"good\"\ntimeout_s = 60\nretries = 1\n",
         server.url
     );
     std::fs::write(&config, text).unwrap();

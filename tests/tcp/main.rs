@@ -12,8 +12,10 @@ use common::{Job, Output, ROLE};
 use flowrl_dist::Result;
 use flowrl_dist::comm::testing::conformance;
 use flowrl_dist::comm::{Backend, World};
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -46,8 +48,7 @@ struct Ranks {
 
 impl Ranks {
     fn new(ranks: usize, role: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { ranks, role: role.into(), port }
+        Self { ranks, role: role.into(), port: free_port() }
     }
 
     /// Starts one of them, with further variables.
@@ -67,6 +68,17 @@ impl Ranks {
 
     fn start_all(&self) -> Vec<Job> {
         (0..self.ranks).map(|rank| self.start(rank, &[])).collect()
+    }
+}
+
+/// A port that no other job of these tests is given: the kernel may name one again before its ranks listen.
+fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if GIVEN.lock().unwrap().insert(port) {
+            return port;
+        }
     }
 }
 

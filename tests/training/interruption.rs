@@ -34,14 +34,14 @@ fn a_signal_makes_a_single_rank_save_and_leave() {
     signalled(1, "TERM");
 }
 
-/// Kills one rank as soon as `ready`.
+/// Kills one rank as soon as `ready`; the other ends long before the deadline of ten minutes.
 fn killed(training: &Training, rank: usize, what: &str, ready: impl Fn() -> bool) -> Output {
     let mut job = Job::start(&mut training.command(2, UPDATES));
     job.until(what, TIMEOUT, ready);
     let since = Instant::now();
     job.signal_rank("KILL", rank);
     let output = job.finish(TIMEOUT);
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}: {output}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(20), "{:?}: {output}", since.elapsed());
     assert_eq!(output.code(), 128 + 9, "{output}");
     output.assert_no_leftovers();
     output
