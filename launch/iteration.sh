@@ -33,7 +33,7 @@ case $size in
 esac
 
 # The program itself, in DiffusionNFT's setting. No block runs again going back: what the operations keep of 9 samples comes to
-# 24 GB in bf16.
+# 24 GB in bf16, added up from its shapes.
 ours() {
     rm -rf "$folder"/{model,cache,run}
     "$program" random-model --size "$size" --out "$folder/model"
