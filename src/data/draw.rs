@@ -15,10 +15,14 @@ impl PromptSet {
     /// If the set holds fewer than `count` prompts or count is 0; the plan has refused both.
     pub fn draw(&self, seed: u64, stage: usize, iteration: u64, count: usize) -> Vec<Prompt> {
         let per_epoch = (self.len() / count) as u64;
-        let name = [iteration / per_epoch, stage as u64, 0, 0];
-        let order = Stream::new(seed, Purpose::Prompts, name).permutation(self.len());
+        let order = self.order(seed, stage, iteration / per_epoch);
         let start = (iteration % per_epoch) as usize * count;
         order[start..start + count].iter().map(|&i| self.prompts[i].clone()).collect()
+    }
+
+    /// The order in which an epoch goes through the set.
+    fn order(&self, seed: u64, stage: usize, epoch: u64) -> Vec<usize> {
+        Stream::new(seed, Purpose::Prompts, [epoch, stage as u64, 0, 0]).permutation(self.len())
     }
 
     /// The texts that the first `iterations` iterations draw, each once.
@@ -30,8 +34,12 @@ impl PromptSet {
         if iterations >= 8 * per_epoch {
             return self.prompts.iter().map(|prompt| prompt.text.as_str()).collect(); // as good as all
         }
-        let draws = (0..iterations).flat_map(|iteration| self.draw(seed, stage, iteration, count));
-        draws.map(|prompt| self.prompts[prompt.index].text.as_str()).collect()
+        let of_epoch = |epoch| {
+            let draws = per_epoch.min(iterations - epoch * per_epoch) as usize;
+            self.order(seed, stage, epoch).into_iter().take(draws * count)
+        };
+        let drawn = (0..iterations.div_ceil(per_epoch)).flat_map(of_epoch);
+        drawn.map(|prompt| self.prompts[prompt].text.as_str()).collect()
     }
 }
 
@@ -55,6 +63,10 @@ mod tests {
         assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 9);
         let texts: BTreeSet<String> = drawn.iter().map(|i| i.to_string()).collect();
         assert!(set.drawn(1, 0, 3, 3).into_iter().eq(texts.iter().map(String::as_str)));
+        for iterations in 0..12 {
+            let each: BTreeSet<String> = (0..iterations).flat_map(|i| set.draw(1, 0, i, 3)).map(|p| p.text).collect();
+            assert!(set.drawn(1, 0, iterations, 3).into_iter().eq(each.iter().map(String::as_str)), "{iterations}");
+        }
         assert_eq!(set.drawn(1, 0, 1000, 3).len(), 10);
     }
 }
