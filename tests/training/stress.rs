@@ -15,16 +15,13 @@ const LIFE: Duration = Duration::from_millis(6000);
 fn a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one() {
     let _alone = alone();
     let kills: u64 = std::env::var("FLOWRL_STRESS_KILLS").map_or(4, |kills| kills.parse().unwrap());
-    let updates = 8 + 3 * kills;
     let every = format!("run.checkpoint_every={EVERY}");
     let settings = [every.as_str(), "run.eval_every=0", "batch.timesteps=1", "sampler.steps=2", "eval.prompts=2"];
-    let unbroken = Training::new(&settings);
-    unbroken.run(2, updates);
-
     let training = Training::new(&settings);
-    let (mut lives, mut killed_saving) = (0, 0);
+    let mut killed_saving = 0;
     for kill in 0..kills {
-        let mut job = Job::start(&mut training.command(2, updates));
+        let never = training.newest_logged() + 1000; // more updates than fit into a life
+        let mut job = Job::start(&mut training.command(2, never));
         let (life, rank) = (LIFE.mul_f64(random()), usize::from(random() < 0.5));
         while job.is_running() && !job.has_rank(rank) {
             std::thread::sleep(Duration::from_millis(1));
@@ -33,12 +30,7 @@ fn a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one() {
         while job.is_running() && since.elapsed() < life {
             std::thread::sleep(Duration::from_millis(1));
         }
-        if !job.has_rank(rank) {
-            job.finish(TIMEOUT).success();
-            eprintln!("the run was done after {lives} kills");
-            break;
-        }
-        lives += 1;
+        assert!(job.has_rank(rank), "kill {kill}: {}", job.finish(TIMEOUT));
         job.signal_rank("KILL", rank);
         job.finish(TIMEOUT).assert_no_leftovers();
 
@@ -54,8 +46,11 @@ fn a_run_that_is_killed_again_and_again_ends_as_the_unbroken_one() {
         let (saved, logged) = (saved.map_or(0, |found| found.update), training.newest_logged());
         assert!(saved + EVERY + 1 >= logged, "kill {kill}: {saved} saved, {logged} logged");
     }
+    let updates = training.newest_logged() + 4;
     training.run(2, updates);
-    eprintln!("{lives} kills, {killed_saving} of them in a save");
+    let unbroken = Training::new(&settings);
+    unbroken.run(2, updates);
+    eprintln!("{kills} kills, {killed_saving} of them in a save, {updates} updates");
     training.record().assert_equal(&unbroken.record());
 }
 
