@@ -4,11 +4,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// The kernels' sources in src/cuda/kernels.
-const KERNELS: [&str; 6] = ["elementwise", "reduce", "norm", "deviation", "attention", "attention_any"];
+/// What PTX is made for: the first GPU with bf16 matrix instructions. The driver translates it for newer ones.
+const AMPERE: &str = "compute_80";
 
-/// What the PTX is made for: the first GPU with bf16 matrix instructions. The driver translates it for newer ones.
-const ARCHITECTURE: &str = "compute_80";
+/// With the matrix instructions of a warpgroup, which no other GPU has.
+const HOPPER: &str = "compute_90a";
+
+/// The kernels' sources in src/cuda/kernels.
+const KERNELS: [(&str, &str); 7] = [
+    ("elementwise", AMPERE),
+    ("reduce", AMPERE),
+    ("norm", AMPERE),
+    ("deviation", AMPERE),
+    ("attention", AMPERE),
+    ("attention_hopper", HOPPER),
+    ("attention_any", AMPERE),
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -30,10 +41,10 @@ fn compile_kernels(out: &Path) {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = nvcc();
-    for kernel in KERNELS {
+    for (kernel, architecture) in KERNELS {
         let (source, ptx) = (format!("src/cuda/kernels/{kernel}.cu"), out.join(format!("{kernel}.ptx")));
         let mut command = Command::new(&nvcc);
-        command.args(["-std=c++17", "-O3", "-arch", ARCHITECTURE, "--ptx", "-o"]).arg(ptx).arg(&source);
+        command.args(["-std=c++17", "-O3", "-arch", architecture, "--ptx", "-o"]).arg(ptx).arg(&source);
         match command.status() {
             Ok(status) if status.success() => (),
             Ok(status) => panic!("{source}: {} ended with {status}", nvcc.display()),

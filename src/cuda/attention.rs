@@ -1,11 +1,20 @@
-//! `kernels/attention.cu` for heads of 64 features in bf16, `kernels/attention_any.cu` for the rest.
+//! `kernels/attention.cu`, and on Hopper `kernels/attention_hopper.cu`, for heads of 64 features in bf16;
+//! `kernels/attention_any.cu` for the rest.
 
 use super::gpu::{Argument, Array, Gpu, Launch, allocate, ceil, suffix};
 use candle_core::{DType, Result, bail};
 
-/// The heads of the matrix units' kernels, and the rows of a block there.
+/// The heads of the matrix units' kernels, and the rows of a block there, each of two threads.
 const DIM: usize = 64;
 const ROWS: usize = 64;
+const HOPPER_ROWS: usize = 128;
+
+/// What a place of the ring in attention_hopper.cu holds, in bytes: two tiles, and two numbers a row, up to the whole
+/// kilobyte.
+const TILES: usize = 2 * 64 * DIM * 2;
+const LINES: usize = 1024;
+
+/// Threads of a block with a warp a row.
 const THREADS: usize = 128;
 
 /// Features of the widest head, and of the widest whose row a few registers hold.
@@ -51,15 +60,23 @@ impl Sizes {
         self.dim == DIM && arrays.iter().all(|a| a.dtype == DType::BF16 && a.pointer.is_multiple_of(16))
     }
 
+    /// `kernel` is the end of its name, here and below.
     fn on_matrix_units<G: Gpu>(&self, gpu: &G, kernel: &str, arrays: &[&Array], rest: &[Argument]) -> Result<()> {
         let mut arguments = arrays.iter().map(|&a| a.into()).collect::<Vec<_>>();
         arguments.extend([Argument::Int(self.tokens as i32), Argument::Int(self.heads as i32)]);
         arguments.extend(rest);
-        let grid = [ceil(self.tokens, ROWS), self.heads, self.batch];
-        gpu.launch(&Launch { file: "attention", kernel, grid, threads: [THREADS, 1, 1], arguments: &arguments })
+        let (file, rows, shared) = match (gpu.is_hopper()?, kernel) {
+            (false, _) => ("attention", ROWS, 0),
+            (true, "_forward") => ("attention_hopper", HOPPER_ROWS, 3 * TILES),
+            (true, "_backward_keys") => ("attention_hopper", HOPPER_ROWS, 4 * (TILES + LINES)),
+            (true, _) => ("attention_hopper", HOPPER_ROWS, 4 * TILES),
+        };
+        let kernel = format!("{file}{kernel}");
+        let (grid, threads) = ([ceil(self.tokens, rows), self.heads, self.batch], [2 * rows, 1, 1]);
+        gpu.launch(&Launch { file, kernel: &kernel, grid, threads, shared, arguments: &arguments })
     }
 
-    /// A warp a row; `kernel` is the end of its name.
+    /// A warp a row.
     fn on_any<G: Gpu>(&self, gpu: &G, kernel: &str, arrays: &[&Array], rest: &[Argument]) -> Result<()> {
         let mut arguments = arrays.iter().map(|&a| a.into()).collect::<Vec<_>>();
         arguments.push(self.rows().into());
@@ -69,7 +86,7 @@ impl Sizes {
         let kernel = format!("attention_{kind}{kernel}_{}", suffix(arrays[0].dtype, "attention")?);
         let grid = [ceil(self.rows(), THREADS / 32), 1, 1];
         let threads = [THREADS, 1, 1];
-        gpu.launch(&Launch { file: "attention_any", kernel: &kernel, grid, threads, arguments: &arguments })
+        gpu.launch(&Launch { file: "attention_any", kernel: &kernel, grid, threads, shared: 0, arguments: &arguments })
     }
 }
 
@@ -81,7 +98,7 @@ pub fn attention<G: Gpu>(gpu: &G, q: &Array, k: &Array, v: &Array) -> Result<[G:
     let (lse_memory, lse) = allocate(gpu, DType::F32, &[sizes.batch, sizes.heads, sizes.tokens])?;
     let (arrays, scale) = ([q, k, v, &out, &lse], [sizes.scale().into()]);
     match sizes.fits_matrix_units(&[q, k, v, &out]) {
-        true => sizes.on_matrix_units(gpu, "attention_forward", &arrays, &scale)?,
+        true => sizes.on_matrix_units(gpu, "_forward", &arrays, &scale)?,
         false => sizes.on_any(gpu, "", &arrays, &scale)?,
     }
     Ok([out_memory, lse_memory])
@@ -118,8 +135,8 @@ impl Backward<'_> {
         let queries = [q, k, v, d_out, lse, &delta, &dq];
         let factors = [sizes.scale().into(), sizes.factor().into()];
         if sizes.fits_matrix_units(&[q, k, v, d_out, &dq, &dk, &dv]) {
-            sizes.on_matrix_units(gpu, "attention_backward_keys", &keys, &factors)?;
-            sizes.on_matrix_units(gpu, "attention_backward_queries", &queries, &factors)?;
+            sizes.on_matrix_units(gpu, "_backward_keys", &keys, &factors)?;
+            sizes.on_matrix_units(gpu, "_backward_queries", &queries, &factors)?;
         } else {
             sizes.on_any(gpu, "_backward_keys", &keys, &factors)?;
             sizes.on_any(gpu, "_backward_queries", &queries, &factors)?;

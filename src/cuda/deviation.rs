@@ -29,7 +29,7 @@ pub fn sums<G: Gpu>(gpu: &G, v: &Array, others: &Array, factors: &Array) -> Resu
     let mut arguments = vec![v.into(), others.into(), factors.into(), (&partial).into()];
     arguments.extend([n, terms, count, PIECE].map(Argument::from));
     let (grid, threads) = ([pieces, samples, 1], [THREADS, 1, 1]);
-    gpu.launch(&Launch { file: FILE, kernel: "deviation_sums", grid, threads, arguments: &arguments })?;
+    gpu.launch(&Launch { file: FILE, kernel: "deviation_sums", grid, threads, shared: 0, arguments: &arguments })?;
     join_sums(gpu, &partial, DType::F32)
 }
 
@@ -41,6 +41,6 @@ pub fn backward<G: Gpu>(gpu: &G, v: &Array, others: &Array, factors: &Array, d: 
     arguments.extend([n, terms, count].map(Argument::from));
     let grid = [ceil(n, THREADS).min(MOST_BLOCKS), factors.samples(), 1];
     let threads = [THREADS, 1, 1];
-    gpu.launch(&Launch { file: FILE, kernel: "deviation_backward", grid, threads, arguments: &arguments })?;
+    gpu.launch(&Launch { file: FILE, kernel: "deviation_backward", grid, threads, shared: 0, arguments: &arguments })?;
     Ok(memory)
 }

@@ -1,11 +1,15 @@
 //! A real GPU: candle's device, its memory and its stream.
 
 use super::gpu::{Argument, Array, Gpu, Launch};
+use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
+
+const MAJOR: CUdevice_attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+const SHARED_MEMORY: CUfunction_attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 
 /// PTX of the kernels, by file.
 fn ptx(file: &str) -> Result<&'static str> {
@@ -15,6 +19,7 @@ fn ptx(file: &str) -> Result<&'static str> {
         "norm" => include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")),
         "deviation" => include_str!(concat!(env!("OUT_DIR"), "/deviation.ptx")),
         "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
+        "attention_hopper" => include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx")),
         "attention_any" => include_str!(concat!(env!("OUT_DIR"), "/attention_any.ptx")),
         other => bail!("there are no kernels in {other}.cu"),
     })
@@ -48,6 +53,11 @@ impl Gpu for CudaDevice {
             return Ok(());
         }
         let function = self.get_or_load_custom_func(launch.kernel, launch.file, ptx(launch.file)?)?;
+        let shared = launch.shared as u32;
+        if shared > 0 {
+            // Above 48 KiB a kernel gets only what it was promised.
+            function.set_attribute(SHARED_MEMORY, shared as i32).w()?;
+        }
         let mut builder = function.builder();
         for argument in launch.arguments {
             match argument {
@@ -60,8 +70,13 @@ impl Gpu for CudaDevice {
         let (grid_dim, block_dim) = (three(launch.grid), three(launch.threads));
         // SAFETY: the operations of this module give each kernel the arguments that its source declares, and arrays of the
         // sizes it is told; tests/cuda_kernels runs every one of them, on the CPU.
-        unsafe { builder.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }.w()?;
+        unsafe { builder.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: shared }) }.w()?;
         Ok(())
+    }
+
+    fn is_hopper(&self) -> Result<bool> {
+        // The driver knows without asking the GPU.
+        Ok(self.cuda_stream().context().attribute(MAJOR).w()? == 9)
     }
 }
 

@@ -14,12 +14,12 @@ const MOST_BLOCKS: usize = 1 << 16;
 /// A kernel over n elements.
 fn each<G: Gpu>(gpu: &G, kernel: &str, n: usize, arguments: &[Argument]) -> Result<()> {
     let grid = [ceil(n, THREADS * SHARE).min(MOST_BLOCKS), 1, 1];
-    gpu.launch(&Launch { file: FILE, kernel, grid, threads: [THREADS, 1, 1], arguments })
+    gpu.launch(&Launch { file: FILE, kernel, grid, threads: [THREADS, 1, 1], shared: 0, arguments })
 }
 
 /// A kernel with a block a row.
 fn each_row<G: Gpu>(gpu: &G, kernel: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
-    gpu.launch(&Launch { file: FILE, kernel, grid: [rows, 1, 1], threads: [THREADS, 1, 1], arguments })
+    gpu.launch(&Launch { file: FILE, kernel, grid: [rows, 1, 1], threads: [THREADS, 1, 1], shared: 0, arguments })
 }
 
 /// `gelu` or `silu` of x.

@@ -88,6 +88,8 @@ pub struct Launch<'a> {
     pub grid: [usize; 3],
     /// Threads of a block.
     pub threads: [usize; 3],
+    /// Bytes of shared memory of a block, beside what the source declares.
+    pub shared: usize,
     /// Its arguments, in order.
     pub arguments: &'a [Argument],
 }
@@ -102,6 +104,8 @@ pub trait Gpu {
     fn array(&self, memory: &Self::Memory, dtype: DType, shape: &[usize]) -> Result<Array>;
     /// Launches a kernel whose arguments fit its source; none where the grid is empty.
     fn launch(&self, launch: &Launch) -> Result<()>;
+    /// Whether it is of compute capability 9, whose matrix instructions neither older nor newer GPUs have. Asked often.
+    fn is_hopper(&self) -> Result<bool>;
 }
 
 /// `a / b`, up.

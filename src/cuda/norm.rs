@@ -8,7 +8,14 @@ use candle_core::{DType, Result, bail};
 const ROWS: usize = 8;
 
 fn each_row<G: Gpu>(gpu: &G, kernel: &str, rows: usize, arguments: &[Argument]) -> Result<()> {
-    gpu.launch(&Launch { file: "norm", kernel, grid: [ceil(rows, ROWS), 1, 1], threads: [32 * ROWS, 1, 1], arguments })
+    gpu.launch(&Launch {
+        file: "norm",
+        kernel,
+        grid: [ceil(rows, ROWS), 1, 1],
+        threads: [32 * ROWS, 1, 1],
+        shared: 0,
+        arguments,
+    })
 }
 
 /// `LayerNorm(x) (1 + scale) + shift` with x `[B, .., D]`, shift and scale `[B, D]`.

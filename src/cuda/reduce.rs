@@ -41,6 +41,7 @@ pub fn sum_rows<G: Gpu>(gpu: &G, summand: Summand, samples: usize) -> Result<G::
         kernel: &format!("{kernel}_{suffix}"),
         grid: [ceil(width, COLUMNS), pieces, samples],
         threads: [COLUMNS, LANES, 1],
+        shared: 0,
         arguments: &arguments,
     })?;
     join_sums(gpu, &partial, a.dtype)
@@ -55,6 +56,7 @@ pub(super) fn join_sums<G: Gpu>(gpu: &G, partial: &Array, dtype: DType) -> Resul
         kernel: &format!("join_sums_{}", suffix(dtype, "join_sums")?),
         grid: [ceil(samples * width, THREADS), 1, 1],
         threads: [THREADS, 1, 1],
+        shared: 0,
         arguments: &[partial.into(), (&out).into(), out.len().into(), pieces.into(), width.into()],
     })?;
     Ok(memory)
@@ -75,6 +77,7 @@ pub fn square_sums<G: Gpu>(gpu: &G, x: &Array) -> Result<(G::Memory, usize)> {
         kernel: "square_sum",
         grid: [pieces, 1, 1],
         threads: [THREADS, 1, 1],
+        shared: 0,
         arguments: &[x.into(), (&partial).into(), x.len().into(), SQUARES.into()],
     })?;
     Ok((memory, pieces))

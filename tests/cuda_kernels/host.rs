@@ -51,7 +51,11 @@ impl Memory {
 
 /// Holds memory until the end of a test, so that arrays may be passed around.
 #[derive(Default)]
-pub struct Host(Mutex<Vec<Memory>>);
+pub struct Host {
+    memory: Mutex<Vec<Memory>>,
+    /// Whether it is to pass for a GPU of compute capability 9.
+    pub hopper: bool,
+}
 
 impl Host {
     /// A tensor's values, rounded to `dtype`, on the "GPU".
@@ -65,13 +69,13 @@ impl Host {
         // SAFETY: the memory was made for as many bytes.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.pointer().cast_mut(), bytes.len()) };
         let array = self.array(&memory, dtype, tensor.dims()).unwrap();
-        self.0.lock().unwrap().push(memory);
+        self.memory.lock().unwrap().push(memory);
         array
     }
 
     /// The values that an array holds now.
     pub fn get(&self, array: &Array) -> Tensor {
-        let all = self.0.lock().unwrap();
+        let all = self.memory.lock().unwrap();
         let memory = all.iter().find(|memory| memory.pointer() as u64 == array.pointer).unwrap();
         memory.read(array.dtype, &array.shape)
     }
@@ -105,6 +109,10 @@ impl Gpu for Host {
         let known = unsafe { entry()(name.as_ptr(), arguments.as_mut_ptr(), grid.as_ptr(), threads.as_ptr()) };
         assert_eq!(known, 0, "{} is not listed in host/all.cpp", launch.kernel);
         Ok(())
+    }
+
+    fn is_hopper(&self) -> Result<bool> {
+        Ok(self.hopper)
     }
 }
 

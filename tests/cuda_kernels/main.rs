@@ -145,22 +145,34 @@ fn rms_norms() {
     }
 }
 
-/// Tiles of 64 and 32 rows, the last ones short; and a sequence shorter than any tile.
-#[test]
-fn attention_of_any_head_and_on_the_matrix_units() {
-    let any = [[2, 21, 2, 24], [1, 9, 1, 128], [1, 7, 2, 300], [1, 5, 3, 64]].map(|shape| (DType::F32, shape));
-    let units = [[2, 150, 2, 64], [1, 5, 3, 64], [1, 129, 1, 64], [1, 21, 2, 24]].map(|shape| (DType::BF16, shape));
-    for (dtype, shape) in any.into_iter().chain(units) {
-        let shape: &[usize] = &shape;
-        let (host, case) = (Host::default(), case(|t| ops::attention(&t[0], &t[1], &t[2]), &[shape; 3], dtype));
-        let [q, k, v, d_out] = &case.arrays(&host, dtype)[..] else { unreachable!() };
-        let [y, lse] = attention::attention(&host, q, k, v).unwrap();
+fn check_attention(host: &Host, dtype: DType, shapes: &[[usize; 4]]) {
+    for shape in shapes {
+        let shape: &[usize] = shape;
+        let case = case(|t| ops::attention(&t[0], &t[1], &t[2]), &[shape; 3], dtype);
+        let [q, k, v, d_out] = &case.arrays(host, dtype)[..] else { unreachable!() };
+        let [y, lse] = attention::attention(host, q, k, v).unwrap();
         let out = host.array(&y, dtype, shape).unwrap();
         let lse = host.array(&lse, DType::F32, &[shape[0], shape[2], shape[1]]).unwrap();
         let backward = attention::Backward { q, k, v, out: &out, lse: &lse, d_out };
-        let [dq, dk, dv] = backward.run(&host).unwrap();
+        let [dq, dk, dv] = backward.run(host).unwrap();
         case.check(&format!("attention {shape:?}"), dtype, &y, &[(0, &dq), (1, &dk), (2, &dv)]);
     }
+}
+
+/// Tiles of 64 and 32 rows, the last ones short; and a sequence shorter than any tile.
+#[test]
+fn attention_of_any_head_and_on_the_matrix_units() {
+    let any = [[2, 21, 2, 24], [1, 9, 1, 128], [1, 7, 2, 300], [1, 5, 3, 64]];
+    check_attention(&Host::default(), DType::F32, &any);
+    let units = [[2, 150, 2, 64], [1, 5, 3, 64], [1, 129, 1, 64], [1, 21, 2, 24]];
+    check_attention(&Host::default(), DType::BF16, &units);
+}
+
+/// Blocks of 128 rows and tiles of 64: one tile, a whole one, places of the ring that are used again.
+#[test]
+fn attention_with_the_products_of_a_warpgroup() {
+    let shapes = [[1, 5, 3, 64], [2, 64, 2, 64], [1, 129, 3, 64], [2, 150, 2, 64], [1, 400, 1, 64]];
+    check_attention(&Host { hopper: true, ..Host::default() }, DType::BF16, &shapes);
 }
 
 /// Of one deviation and of four, with pieces and without; one of them is zero everywhere.

@@ -4,23 +4,11 @@
 //
 // The gradients take two passes, one a block of keys (dk, dv), one a block of queries (dq): seven products instead of
 // five, and no atomics, so that a gradient has the same bits every time.
-#include "tensor_core.cuh"
+#include "attention.cuh"
 
-#define DIM 64
 #define ROWS 64                // of a block
 #define THREADS 128
 #define STRIDE (DIM + 8)       // of a row in shared memory: rows of a tile fall into different banks
-#define STEPS (DIM / 16)       // of a product over features
-
-#define INFINITE __int_as_float(0x7f800000)
-
-// Where a head of a sample begins, and how far its rows are apart.
-struct Head {
-    u64 at, stride;
-    __device__ __forceinline__ Head(int tokens, int heads)
-        : at(((u64)blockIdx.z * tokens * heads + blockIdx.y) * DIM), stride((u64)heads * DIM) {}
-    __device__ __forceinline__ u64 row(int token) const { return at + token * stride; }
-};
 
 // A tile of N rows on its way from global through registers to shared memory; zeros past the end.
 template <int N> struct Tile {
@@ -43,19 +31,6 @@ template <int N> struct Tile {
         }
     }
 };
-
-// This warp's 16 rows from `first`, as operand A of a product over features.
-__device__ __forceinline__ void load_rows(u32 (&a)[STEPS][4], const bf16 *from, const Head &head, int first, int tokens) {
-    int lane = threadIdx.x % WARP, row = first + lane / 4, column = lane % 4 * 2;
-#pragma unroll
-    for (int step = 0; step < STEPS; step++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int r = row + i % 2 * 8;
-            a[step][i] = r < tokens ? pair_at(from + head.row(r) + step * 16 + i / 2 * 8 + column) : 0;
-        }
-    }
-}
 
 // c[N / 8] = a b^T for a tile b of N rows in shared memory.
 template <int TILES> __device__ __forceinline__ void times_rows(float (&c)[TILES][4], const u32 (&a)[STEPS][4], const bf16 *b) {
@@ -87,29 +62,6 @@ template <int TILES> __device__ __forceinline__ void add_product(float (&c)[DIM 
     }
 }
 
-// Writes this warp's 16 rows, each times a factor.
-__device__ __forceinline__ void store_rows(bf16 *to, const Head &head, const float (&c)[DIM / 8][4], int first, int tokens,
-                                           float upper, float lower) {
-    int lane = threadIdx.x % WARP, row = first + lane / 4, column = lane % 4 * 2;
-#pragma unroll
-    for (int tile = 0; tile < DIM / 8; tile++) {
-        if (row < tokens)
-            *reinterpret_cast<u32 *>(to + head.row(row) + tile * 8 + column) = pair(c[tile][0] * upper, c[tile][1] * upper);
-        if (row + 8 < tokens)
-            *reinterpret_cast<u32 *>(to + head.row(row + 8) + tile * 8 + column) = pair(c[tile][2] * lower, c[tile][3] * lower);
-    }
-}
-
-// Over the four lanes that share a row of C.
-__device__ __forceinline__ float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
-    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
-}
-__device__ __forceinline__ float row_sum(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
-}
-
 // `scale`: 1 / sqrt(d) times log2(e). `lse` [B, H, T]: log2 of the sum of 2^logit.
 // Blocks [ceil(T / ROWS), H, B].
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -137,21 +89,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
         float p[TILE / 8][4];
         times_rows(p, queries, keys);
+        if (start + TILE > tokens) mask_keys(p, start, tokens);
         float most[2] = {largest[0], largest[1]};
 #pragma unroll
         for (int tile = 0; tile < TILE / 8; tile++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = start + tile * 8 + lane % 4 * 2 + i % 2;
-                p[tile][i] = key < tokens ? p[tile][i] * scale : -INFINITE;
-                most[i / 2] = fmaxf(most[i / 2], p[tile][i]);
-            }
+            for (int i = 0; i < 4; i++) most[i / 2] = fmaxf(most[i / 2], p[tile][i]);
         }
         float keep[2];
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             most[half] = row_max(most[half]); // finite: every tile has a key
-            keep[half] = exp2f(largest[half] - most[half]);
+            keep[half] = power((largest[half] - most[half]) * scale);
             largest[half] = most[half];
             sum[half] *= keep[half];
         }
@@ -159,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int tile = 0; tile < TILE / 8; tile++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                p[tile][i] = exp2f(p[tile][i] - largest[i / 2]);
+                p[tile][i] = power(p[tile][i] * scale - largest[i / 2] * scale);
                 sum[i / 2] += p[tile][i];
             }
         }
@@ -176,8 +125,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (lane % 4 == 0) {
         float *line = lse + ((u64)blockIdx.z * heads + blockIdx.y) * tokens;
         int row = first + lane / 4;
-        if (row < tokens) line[row] = largest[0] + log2f(sum[0]);
-        if (row + 8 < tokens) line[row + 8] = largest[1] + log2f(sum[1]);
+        if (row < tokens) line[row] = largest[0] * scale + log2f(sum[0]);
+        if (row + 8 < tokens) line[row + 8] = largest[1] * scale + log2f(sum[1]);
     }
 }
 
@@ -223,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int query = tile * 8 + lane % 4 * 2 + i % 2;
-                p[tile][i] = exp2f(p[tile][i] * scale - logs[query]);
+                p[tile][i] = power(p[tile][i] * scale - logs[query]);
                 dp[tile][i] = p[tile][i] * (dp[tile][i] - deltas[query]);
             }
         }
@@ -269,14 +218,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         float p[TILE / 8][4], dp[TILE / 8][4];
         times_rows(p, queries, keys);
         times_rows(dp, gradients, values);
+        if (start + TILE > tokens) mask_keys(p, start, tokens);
 #pragma unroll
         for (int tile = 0; tile < TILE / 8; tile++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = start + tile * 8 + lane % 4 * 2 + i % 2;
-                float weight = key < tokens ? exp2f(p[tile][i] * scale - logs[i / 2]) : 0.f;
-                dp[tile][i] = weight * (dp[tile][i] - deltas[i / 2]);
-            }
+            for (int i = 0; i < 4; i++)
+                dp[tile][i] = power(p[tile][i] * scale - logs[i / 2]) * (dp[tile][i] - deltas[i / 2]);
         }
         add_product(out, dp, keys);
     }

@@ -1,7 +1,8 @@
 // What all kernels share: the two types of storage, arithmetic in f32, sums over a warp.
 //
-// Compiled to PTX for compute capability 8.0 (Ampere, the first with bf16 matrix instructions); the driver translates it
-// for the GPU that is there. tests/kernels compiles the same sources for the CPU and runs their threads in lock-step.
+// Compiled to PTX for compute capability 8.0 (Ampere, the first with bf16 matrix instructions); the driver translates
+// it for the GPU that is there. Only attention_hopper.cu is for 9.0, and for no other. tests/cuda_kernels compiles the
+// same sources for the CPU and runs their threads in lock-step.
 #pragma once
 #include <cuda_bf16.h>
 

@@ -1,6 +1,7 @@
 // All kernels in one library, callable by name, as the driver calls them.
 #include "common.cuh"
-#include "tensor_core.cuh"
+#include "attention.cuh"
+#include "warpgroup.cuh"
 
 namespace elementwise {
 #include "elementwise.cu"
@@ -22,7 +23,15 @@ namespace deviation {
 }
 namespace attention {
 #include "attention.cu"
+#undef ROWS
 #undef THREADS
+}
+namespace attention_hopper {
+#include "attention_hopper.cu"
+#undef ROWS
+#undef THREADS
+#undef TILE
+#undef TILES
 }
 namespace attention_any {
 #include "attention_any.cu"
@@ -37,6 +46,7 @@ using namespace reduce;
 using namespace norm;
 using namespace deviation;
 using namespace attention;
+using namespace attention_hopper;
 using namespace attention_any;
 
 // 0, or 1 for an unknown name.
@@ -47,6 +57,7 @@ extern "C" int host_launch(const char *name, void **arguments, const unsigned *g
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
     ONE(deviation_sums) ONE(deviation_backward)
     ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
+    ONE(attention_hopper_forward) ONE(attention_hopper_backward_keys) ONE(attention_hopper_backward_queries)
     BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
     BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)
     return 1;

@@ -1,8 +1,9 @@
 // Runs the GPU's kernels on the CPU: stands in for the header of that name when their sources are compiled as C++.
 //
 // The threads of a block are fibres that take turns, one at a time, each up to its next meeting with the others: those of
-// its block at __syncthreads, those of its warp where lanes exchange values. So indices, barriers, shuffles and the
-// fragments of the matrix instructions are put to the test; races, occupancy and speed are not.
+// its block at __syncthreads, those of its warp where lanes exchange values, those of its warpgroup where they multiply
+// together. So indices, barriers, shuffles, the fragments of the matrix instructions and the places of tiles in shared
+// memory are put to the test; races, the waiting for copies and products, occupancy and speed are not.
 #pragma once
 #include <cmath>
 #include <math.h>
@@ -18,13 +19,14 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // One block at a time.
 #define __shared__ static
 
 struct Index { unsigned x, y, z; };
 struct uint4 { unsigned x, y, z, w; };
+struct float4 { float x, y, z, w; };
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // bf16: the upper half of a float, rounded to nearest, ties to even.
@@ -61,6 +63,11 @@ struct Warp {
     unsigned a[32][4], b[32][2];
     const uint16_t *rows[32];
 };
+
+// Warps that multiply together, and what is not registers of theirs.
+const int GROUP = 128;
+inline std::vector<Meeting> groups;
+alignas(1024) inline char shared[96 << 10];
 
 // Switched by jumps, which unlike swapcontext ask nothing of the system.
 struct Fibre {
@@ -112,6 +119,19 @@ inline float __shfl_xor_sync(unsigned, float value, int mask) {
     return other;
 }
 
+inline bool __any_sync(unsigned, bool value) {
+    float most = value;
+    for (int distance = 16; distance > 0; distance /= 2) most = fmaxf(most, __shfl_xor_sync(0, most, distance));
+    return most != 0.f;
+}
+
+inline float power(float x) { return exp2f(x); }
+
+// Two numbers in a register, the first in its lower half.
+inline unsigned pair(float first, float second) {
+    return __float2bfloat16(first).bits | (unsigned)__float2bfloat16(second).bits << 16;
+}
+
 // One number of a register that holds two.
 inline float half_of(unsigned pair, int which) { return __bfloat162float({(uint16_t)(pair >> 16 * which)}); }
 
@@ -148,6 +168,48 @@ inline void load_transposed(unsigned (&r)[4], const __nv_bfloat16 *row) {
     host::meet(warp.meeting);
 }
 
+// warpgroup.cuh: copies and products are done at once, so that there is nothing to wait for.
+template <int BYTES> void copy(void *shared, const void *from, bool there) {
+    if (((uintptr_t)shared | (uintptr_t)from) % BYTES) std::fprintf(stderr, "a copy is not aligned\n"), std::abort();
+    there ? std::memcpy(shared, from, BYTES) : std::memset(shared, 0, BYTES);
+}
+inline void commit_copies() {}
+template <int N> void wait_copies() {}
+template <typename... Registers> void begin_products(Registers &...) {}
+inline void commit_products() {}
+template <typename Registers> void settle(Registers &) {}
+template <int N, typename... Registers> void wait_products(Registers &...) {}
+
+inline __nv_bfloat16 *shared_memory() { return reinterpret_cast<__nv_bfloat16 *>(host::shared); }
+
+// As on the GPU in units of 16 bytes. The number that lies at `bytes` from its start, were the pieces of rows in order.
+inline uint64_t operand(const __nv_bfloat16 *tile) {
+    if ((uintptr_t)tile % 1024) std::fprintf(stderr, "a tile is not aligned\n"), std::abort();
+    return (uintptr_t)tile >> 4;
+}
+inline float number_of(uint64_t operand, int bytes) {
+    uint64_t address = (operand << 4) + bytes;
+    return __bfloat162float(*reinterpret_cast<const __nv_bfloat16 *>(address ^ (address >> 7 & 7) << 4));
+}
+
+template <bool TOKENS, bool ADD> void start_product(float (&c)[8][4], const unsigned (&a)[4], uint64_t b) {
+    host::Warp &warp = host::warp();
+    host::Meeting &group = host::groups[host::current / host::GROUP];
+    int lane = host::lane();
+    std::memcpy(warp.a[lane], a, sizeof a);
+    host::meet(group);
+    for (int i = 0; i < 32; i++) {
+        int row = lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float sum = ADD ? c[i / 4][i % 4] : 0.f;
+        for (int k = 0; k < 16; k++) {
+            float left = half_of(warp.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], k % 2);
+            sum += left * (TOKENS ? number_of(b, k * 128 + column * 2) : number_of(b, column * 128 + k * 2));
+        }
+        c[i / 4][i % 4] = sum;
+    }
+    host::meet(group);
+}
+
 namespace host {
 
 inline void enter() {
@@ -166,8 +228,10 @@ inline void run(void (*kernel)(void **), void **args, const unsigned grid[3], co
         blockIdx = {at % grid[0], at / grid[0] % grid[1], at / grid[0] / grid[1]};
         block = {count, 0, 0};
         warps.assign((count + 31) / 32, {});
+        groups.assign((count + GROUP - 1) / GROUP, {});
         for (int i = 0; i < count; i++) {
             warps[i / 32].meeting.members++;
+            groups[i / GROUP].members++;
             Fibre &fibre = fibres[i];
             fibre.thread = {i % threads[0], i / threads[0] % threads[1], i / threads[0] / threads[1]};
             fibre.begun = fibre.done = false;
