@@ -2,8 +2,11 @@
 //!
 //! `cargo bench --features cuda --bench gpu` prints a table and, as the last line, the same as JSON for
 //! launch/gpu-check.sh. Latents of 64 x 64 (pictures of 512 x 512) and 205 text tokens, bf16. Utilisation counts the
-//! products of the model once forward and twice back, whatever runs again, over the GPU's dense bf16 rate
-//! (FLOWRL_PEAK_TFLOPS, where the GPU is not known here).
+//! products that the gradients need, once each, whatever runs again: of a linear layer one forward and two back, one where
+//! its weight is frozen; of attention two and four. The rate is over that of a product of 8192 x 8192 matrices, measured here.
+//!
+//! `cargo bench --features cuda --bench gpu -- profile` takes three training steps with adapters and nothing else, for a
+//! profiler: `ncu --clock-control none --metrics gpu__time_duration.sum --csv ...`.
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -28,6 +31,8 @@ const TRAINING: usize = 8;
 /// Solver steps of an image.
 const STEPS: usize = 10;
 const REPETITIONS: usize = 5;
+/// Of the matrices whose product tells the GPU's rate.
+const SIDE: usize = 8192;
 
 fn main() -> Result<()> {
     let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
@@ -36,8 +41,13 @@ fn main() -> Result<()> {
         eprintln!("SKIPPED, NOTHING WAS MEASURED: {why}");
         return Ok(());
     };
-    let bench = Bench { context: gpu.cuda_stream().context().clone(), device: device.clone(), peak: peak(&why) };
+    let mut bench = Bench { context: gpu.cuda_stream().context().clone(), device: device.clone(), peak: f64::INFINITY };
+    if std::env::args().any(|argument| argument == "profile") {
+        return bench.profile();
+    }
+    bench.peak = bench.product()?;
     eprintln!("{why}; latents {LATENT} x {LATENT}, {TEXT} text tokens, bf16; median [range] of {REPETITIONS}");
+    eprintln!("a product of {SIDE} x {SIDE} matrices: {:.0} TFLOP/s, the peak of what follows", bench.peak / 1e12);
     bench.attention()?;
     let mut rows = Vec::new();
     bench.model(Trainable::Lora, &mut rows)?;
@@ -54,13 +64,6 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Dense bf16 operations a second of the GPU with this name.
-fn peak(name: &str) -> Option<f64> {
-    let told = std::env::var("FLOWRL_PEAK_TFLOPS").ok().and_then(|text| text.parse().ok());
-    let known = [("H200", 989.0), ("H100", 989.0), ("A100", 312.0), ("L40S", 362.0), ("B200", 2250.0)];
-    told.or_else(|| Some(known.iter().find(|(gpu, _)| name.contains(gpu))?.1)).map(|tera: f64| tera * 1e12)
-}
-
 struct Row {
     name: String,
     /// Median, least, most.
@@ -74,7 +77,8 @@ struct Row {
 struct Bench {
     device: Device,
     context: Arc<CudaContext>,
-    peak: Option<f64>,
+    /// Operations a second.
+    peak: f64,
 }
 
 impl Bench {
@@ -106,7 +110,7 @@ impl Bench {
             rate: count / median,
             unit,
             gigabytes: (total - free) as f64 / 1e9,
-            utilisation: flops.zip(self.peak).map(|(flops, peak)| flops / median / peak),
+            utilisation: flops.map(|flops| flops / median / self.peak),
         })
     }
 
@@ -132,6 +136,26 @@ impl Bench {
         Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(DType::BF16)?)
     }
 
+    /// Operations a second of a large product of random numbers.
+    fn product(&self) -> Result<f64> {
+        let matrix = |id| self.normals(id, &[SIDE, SIDE]);
+        let (a, b, times) = (matrix(1)?, matrix(2)?, 10);
+        let row = self
+            .measure(String::new(), (1.0, ""), None, || (0..times).try_for_each(|_| Ok(a.matmul(&b).map(drop)?)))?;
+        Ok((times * 2) as f64 * (SIDE as f64).powi(3) / row.seconds.0)
+    }
+
+    /// Training steps for a profiler.
+    fn profile(&self) -> Result<()> {
+        let lora = adapters();
+        let model = mmdit::model(&Config::sd35_medium(), (LATENT, LATENT), Some(&lora))?;
+        let specs = model.specs();
+        let params = ParamSet::build(&specs, |spec| self.parameter(spec, Trainable::Lora))?;
+        let layout = Layout::new(&specs, Trainable::Lora);
+        (0..3).try_for_each(|_| self.training_step(&model, &params, &layout, 0))?;
+        Ok(self.device.synchronize()?)
+    }
+
     /// The attention of a joint block alone, forward and back.
     fn attention(&self) -> Result<()> {
         let (tokens, heads) = (LATENT * LATENT / 4 + TEXT, 24);
@@ -143,7 +167,7 @@ impl Bench {
             Ok(ops::attention(&fixed[0], &fixed[1], &fixed[2]).map(drop)?)
         })?;
         let gradient = self.normals(9, &shape)?;
-        let both = self.measure("attention, forward and back".into(), (1.0, "call"), Some(7.0 * products), || {
+        let both = self.measure("attention, forward and back".into(), (1.0, "call"), Some(6.0 * products), || {
             let out = ops::attention(&qkv[0], &qkv[1], &qkv[2])?;
             Ok(ops::seed(&out, &gradient)?.backward().map(drop)?)
         })?;
@@ -156,27 +180,29 @@ impl Bench {
 
     /// Rollout, training step and optimizer.
     fn model(&self, trainable: Trainable, rows: &mut Vec<Row>) -> Result<()> {
-        let lora = LoraConfig { targets: mmdit::LORA_TARGETS.map(String::from).to_vec(), ..LoraConfig::default() };
+        let lora = adapters();
         let lora = (trainable == Trainable::Lora).then_some(&lora);
         let config = Config::sd35_medium();
         let model = mmdit::model(&config, (LATENT, LATENT), lora)?;
         let specs = model.specs();
         let layout = Layout::new(&specs, trainable);
         let params = ParamSet::build(&specs, |spec| self.parameter(spec, trainable))?;
-        let flops = forward_flops(&config, &specs);
+        let (linear, attention) = forward_flops(&config, &specs);
+        let forward = linear + attention;
+        let step = if lora.is_some() { 2.0 * linear + 3.0 * attention } else { 3.0 * forward };
         let kind = if lora.is_some() { "LoRA" } else { "full" };
 
         let (x, t, conditioning) = self.inputs(ROLLOUT)?;
         rows.push(self.measure(
             format!("{kind}: rollout, {STEPS} steps, batch {ROLLOUT}"),
             (ROLLOUT as f64, "images"),
-            Some((STEPS * ROLLOUT) as f64 * flops),
+            Some((STEPS * ROLLOUT) as f64 * forward),
             || (0..STEPS).try_for_each(|_| engine::velocity(&model, &params, &x, &t, &conditioning).map(drop)),
         )?);
         for each in [1, 0] {
             let way = if each == 1 { "each block again" } else { "keeping activations" };
             let name = format!("{kind}: forward, backward, batch {TRAINING}, {way}");
-            rows.push(self.measure(name, (TRAINING as f64, "samples"), Some(3.0 * TRAINING as f64 * flops), || {
+            rows.push(self.measure(name, (TRAINING as f64, "samples"), Some(TRAINING as f64 * step), || {
                 self.training_step(&model, &params, &layout, each)
             })?);
         }
@@ -230,8 +256,13 @@ impl Bench {
     }
 }
 
+/// Those of DiffusionNFT.
+fn adapters() -> LoraConfig {
+    LoraConfig { targets: mmdit::LORA_TARGETS.map(String::from).to_vec(), ..LoraConfig::default() }
+}
+
 /// Operations of the products of one sample's forward pass: each weight times the tokens that meet it, and attention.
-fn forward_flops(config: &Config, specs: &[&[Spec]]) -> f64 {
+fn forward_flops(config: &Config, specs: &[&[Spec]]) -> (f64, f64) {
     let image = LATENT * LATENT / config.patch_size.pow(2);
     let tokens = |name: &str| match name {
         _ if name.contains("norm1") || name.contains("norm_out") || name.contains("time_text_embed") => 1,
@@ -242,5 +273,5 @@ fn forward_flops(config: &Config, specs: &[&[Spec]]) -> f64 {
     let linear: f64 = matrices.map(|s| 2.0 * s.shape.iter().product::<usize>() as f64 * tokens(&s.name) as f64).sum();
     let pairs = |tokens: usize| 4.0 * (config.width() * tokens * tokens) as f64;
     let second = config.dual_attention_layers.len() as f64 * pairs(image);
-    linear + config.num_layers as f64 * pairs(image + TEXT) + second
+    (linear, config.num_layers as f64 * pairs(image + TEXT) + second)
 }

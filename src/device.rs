@@ -184,7 +184,7 @@ mod gpu {
     fn device(ordinal: usize) -> Found {
         let failed = |what: &str, e: &dyn std::fmt::Debug| format!("GPU {ordinal} {what}: {e:?}");
         let name = fits(ordinal)?;
-        for library in [Library::Cublas, Library::Curand] {
+        for library in [Library::Cublas, Library::CublasLt, Library::Curand] {
             library.open().map_err(|e| {
                 format!(
                     "{} of CUDA {} is missing ({e}): load the CUDA module, or put the folder into LD_LIBRARY_PATH",

@@ -94,7 +94,7 @@ fn on_the_gpu(comm: &dyn Communicator, device: &Device) -> Result<()> {
     for dtype in [DType::F32, DType::BF16] {
         let variable = Var::from_tensor(&mine.to_dtype(dtype)?)?;
         let scattered = comm.begin(Call::ReduceScatter(ReduceOp::Sum), &variable)?;
-        let gathered = comm.begin(Call::AllGather, &variable.narrow(0, len, len)?)?;
+        let gathered = comm.begin(Call::AllGather, &variable.narrow(0, (ranks - 1) * len, len)?)?;
         variable.set(&variable.as_tensor().affine(0.0, -1.0)?)?;
         let reduced = comm.begin(Call::AllReduce(ReduceOp::Sum), &variable)?;
         let busy = Tensor::ones((512, 512), DType::F32, device)?;

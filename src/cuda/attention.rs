@@ -7,7 +7,6 @@ use candle_core::{DType, Result, bail};
 /// The heads of the matrix units' kernels, and the rows of a block there, each of two threads.
 const DIM: usize = 64;
 const ROWS: usize = 64;
-const HOPPER_ROWS: usize = 128;
 
 /// What a place of the ring in attention_hopper.cu holds, in bytes: two tiles, and two numbers a row, up to the whole
 /// kilobyte.
@@ -65,15 +64,24 @@ impl Sizes {
         let mut arguments = arrays.iter().map(|&a| a.into()).collect::<Vec<_>>();
         arguments.extend([Argument::Int(self.tokens as i32), Argument::Int(self.heads as i32)]);
         arguments.extend(rest);
-        let (file, rows, shared) = match (gpu.is_hopper()?, kernel) {
-            (false, _) => ("attention", ROWS, 0),
-            (true, "_forward") => ("attention_hopper", HOPPER_ROWS, 3 * TILES),
-            (true, "_backward_keys") => ("attention_hopper", HOPPER_ROWS, 4 * (TILES + LINES)),
-            (true, _) => ("attention_hopper", HOPPER_ROWS, 4 * TILES),
+        let (file, groups, shared) = match (gpu.is_hopper()?, kernel) {
+            (false, _) => ("attention", 1, 0),
+            (true, "_forward") => ("attention_hopper", 2, 3 * TILES),
+            (true, "_backward_keys") => ("attention_hopper", 1, 4 * (TILES + LINES)),
+            (true, _) => ("attention_hopper", 1, 4 * TILES),
         };
         let kernel = format!("{file}{kernel}");
-        let (grid, threads) = ([ceil(self.tokens, rows), self.heads, self.batch], [2 * rows, 1, 1]);
+        let (grid, threads) = ([ceil(self.tokens, groups * ROWS), self.heads, self.batch], [groups * THREADS, 1, 1]);
         gpu.launch(&Launch { file, kernel: &kernel, grid, threads, shared, arguments: &arguments })
+    }
+
+    /// Eight lanes a row.
+    fn delta<G: Gpu>(&self, gpu: &G, out: &Array, d_out: &Array, delta: &Array) -> Result<()> {
+        let mut arguments: Vec<Argument> = vec![out.into(), d_out.into(), delta.into(), self.rows().into()];
+        arguments.extend([self.tokens, self.heads].map(|size| Argument::Int(size as i32)));
+        let (grid, threads) = ([ceil(8 * self.rows(), THREADS), 1, 1], [THREADS, 1, 1]);
+        let kernel = "attention_delta";
+        gpu.launch(&Launch { file: "attention", kernel, grid, threads, shared: 0, arguments: &arguments })
     }
 
     /// A warp a row.
@@ -127,14 +135,18 @@ impl Backward<'_> {
         let &Self { q, k, v, out, lse, d_out } = self;
         let sizes = Sizes::of(q, k, v)?;
         let (_delta, delta) = allocate(gpu, DType::F32, &lse.shape)?;
-        sizes.on_any(gpu, "_delta", &[out, d_out, &delta], &[])?;
+        let on_matrix_units = sizes.fits_matrix_units(&[q, k, v, d_out, out]);
+        match on_matrix_units {
+            true => sizes.delta(gpu, out, d_out, &delta)?,
+            false => sizes.on_any(gpu, "_delta", &[out, d_out, &delta], &[])?,
+        }
         let (dq_memory, dq) = allocate(gpu, q.dtype, &q.shape)?;
         let (dk_memory, dk) = allocate(gpu, q.dtype, &q.shape)?;
         let (dv_memory, dv) = allocate(gpu, q.dtype, &q.shape)?;
         let keys = [q, k, v, d_out, lse, &delta, &dk, &dv];
         let queries = [q, k, v, d_out, lse, &delta, &dq];
         let factors = [sizes.scale().into(), sizes.factor().into()];
-        if sizes.fits_matrix_units(&[q, k, v, d_out, &dq, &dk, &dv]) {
+        if on_matrix_units {
             sizes.on_matrix_units(gpu, "_backward_keys", &keys, &factors)?;
             sizes.on_matrix_units(gpu, "_backward_queries", &queries, &factors)?;
         } else {

@@ -25,9 +25,14 @@ fn each_row<G: Gpu>(gpu: &G, kernel: &str, rows: usize, arguments: &[Argument]) 
 /// `gelu` or `silu` of x.
 pub fn activation<G: Gpu>(gpu: &G, name: &str, x: &Array) -> Result<G::Memory> {
     let (memory, y) = allocate(gpu, x.dtype, &x.shape)?;
-    let kernel = format!("{name}_{}", suffix(x.dtype, name)?);
-    each(gpu, &kernel, x.len(), &[x.into(), (&y).into(), x.len().into()])?;
+    activate(gpu, name, x, &y)?;
     Ok(memory)
+}
+
+/// The same into y.
+pub(super) fn activate<G: Gpu>(gpu: &G, name: &str, x: &Array, y: &Array) -> Result<()> {
+    let kernel = format!("{name}_{}", suffix(x.dtype, name)?);
+    each(gpu, &kernel, x.len(), &[x.into(), y.into(), x.len().into()])
 }
 
 /// The gradient of x, given that of the activation.
@@ -87,6 +92,48 @@ pub fn add_to<G: Gpu>(gpu: &G, destination: &Array, source: &Array) -> Result<()
     }
     let kernel = format!("add_to_{}", suffix(source.dtype, "add_to")?);
     each(gpu, &kernel, source.len(), &[destination.into(), source.into(), source.len().into()])
+}
+
+/// `a + b`, of one shape.
+pub fn add<G: Gpu>(gpu: &G, a: &Array, b: &Array) -> Result<G::Memory> {
+    if a.shape != b.shape || a.dtype != b.dtype {
+        bail!("add: {a:?} and {b:?} differ");
+    }
+    let (memory, out) = allocate(gpu, a.dtype, &a.shape)?;
+    let kernel = format!("add_{}", suffix(a.dtype, "add")?);
+    each(gpu, &kernel, a.len(), &[a.into(), b.into(), (&out).into(), a.len().into()])?;
+    Ok(memory)
+}
+
+/// A part of each sample: `length` bytes from `start` on of `all`, of which each sample has so many.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Span {
+    /// First byte.
+    pub start: usize,
+    /// Bytes.
+    pub length: usize,
+    /// Bytes of a sample.
+    pub all: usize,
+}
+
+/// Copies a part of each of `samples` samples to a part of another array's.
+pub fn copy_parts<G: Gpu>(
+    gpu: &G,
+    samples: usize,
+    (source, from): (&Array, Span),
+    (destination, to): (&Array, Span),
+) -> Result<()> {
+    const PACK: usize = 16;
+    let numbers = [from.start, from.length, from.all, to.start, to.length, to.all];
+    let pointers = [source, destination].map(|array| array.pointer as usize);
+    if from.length != to.length || numbers.iter().chain(&pointers).any(|n| !n.is_multiple_of(PACK)) {
+        bail!("copy_parts: {from:?} of {source:?} and {to:?} of {destination:?} are not whole packs of {PACK} bytes");
+    }
+    let at = |array: &Array, span: Span| Argument::Pointer(array.pointer + span.start as u64);
+    let n = samples * from.length / PACK;
+    let mut arguments = vec![at(source, from), at(destination, to)];
+    arguments.extend([n, from.length / PACK, from.all / PACK, to.all / PACK].map(Argument::from));
+    each(gpu, "copy_rows", n, &arguments)
 }
 
 /// The numbers of an AdamW step (optim/adamw.rs).

@@ -24,8 +24,10 @@ pub(crate) enum Library {
     Driver,
     /// Matrix products.
     Cublas,
+    /// Matrix products with what follows them.
+    CublasLt,
     /// Random numbers; candle makes a generator for every device.
-    Curand = 3,
+    Curand,
     /// Collectives.
     Nccl = 5,
 }

@@ -12,6 +12,8 @@ mod gpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod library;
 pub mod norm;
+#[cfg(feature = "cuda")]
+pub(crate) mod product;
 pub mod reduce;
 
 #[cfg(feature = "cuda")]

@@ -77,6 +77,7 @@ struct Graph {
     inputs: Vec<Tensor>,
     params: StageParams,
     outputs: Vec<Tensor>,
+    operations: ops::Tape,
 }
 
 /// Where the graph of a stage comes from in the backward pass.
@@ -139,10 +140,10 @@ pub fn forward_beside(
         let reached = own.are_trained() || wanted.contains(&true);
         if reached && !checkpointing.of(index, model.stages.len()) {
             let (inputs, params) = (leaves(&first.inputs, &wanted)?, own.leaves()?);
-            let outputs = stage.forward(&params, &inputs)?;
+            let (outputs, operations) = ops::recorded(|| stage.forward(&params, &inputs))?;
             wanted = outputs.iter().map(Tensor::track_op).collect();
             first.inputs = outputs.iter().map(Tensor::detach).collect();
-            tape.push(Recorded::Graph(Graph { inputs, params, outputs }));
+            tape.push(Recorded::Graph(Graph { inputs, params, outputs, operations }));
         } else {
             let inputs = first.inputs.clone();
             first.run(stage, own)?;
@@ -206,8 +207,8 @@ pub fn backward(
             Source::Kept(graph) => graph,
             Source::Again(params, inputs, wanted) => {
                 let (inputs, params) = (leaves(&inputs, &wanted)?, params.leaves()?);
-                let outputs = model.stages[index].graph(&params, &inputs)?;
-                Graph { inputs, params, outputs }
+                let (outputs, operations) = ops::recorded(|| model.stages[index].graph(&params, &inputs))?;
+                Graph { inputs, params, outputs, operations }
             }
         };
         let (input_gradients, parameter_gradients) = vector_jacobian(graph, &output_gradients)?;
@@ -232,23 +233,13 @@ type StageGradients = (Vec<Option<Tensor>>, Vec<(usize, Tensor)>);
 /// Gradients of `sum(outputs * output_gradients)` with respect to the inputs that are leaves and the trainable
 /// parameters. The graph ends here.
 fn vector_jacobian(graph: Graph, output_gradients: &[Option<Tensor>]) -> Result<StageGradients> {
-    let Graph { inputs, params, outputs } = graph;
-    let mut root: Option<Tensor> = None;
-    for (output, gradient) in outputs.iter().zip(output_gradients) {
-        if let (true, Some(gradient)) = (output.track_op(), gradient) {
-            let seeded = ops::seed(output, gradient)?;
-            root = Some(match root {
-                None => seeded,
-                Some(root) => (root + seeded)?,
-            });
-        }
-    }
-    let Some(root) = root else { return Ok((vec![None; inputs.len()], Vec::new())) };
-    let mut store = root.backward()?;
-    let input_gradients = inputs.iter().map(|t| if t.is_variable() { store.remove(t) } else { None }).collect();
-    let parameter_gradients =
-        params.iter().filter(|(_, t)| t.is_variable()).filter_map(|(slot, t)| Some((slot, store.remove(t)?))).collect();
-    Ok((input_gradients, parameter_gradients))
+    let Graph { inputs, params, outputs, operations } = graph;
+    let seeds = outputs.iter().zip(output_gradients).filter_map(|(output, gradient)| Some((output, gradient.clone()?)));
+    let mut gradients = operations.backward(seeds)?;
+    let mut of = |leaf: &Tensor| if leaf.is_variable() { gradients.remove(leaf) } else { None };
+    let of_inputs = inputs.iter().map(&mut of).collect();
+    let of_parameters = params.iter().filter_map(|(slot, parameter)| Some((slot, of(parameter)?))).collect();
+    Ok((of_inputs, of_parameters))
 }
 
 #[cfg(test)]

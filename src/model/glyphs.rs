@@ -192,17 +192,17 @@ impl Block {
         let [x, modulation] = pair(inputs)?;
         let (batch, tokens, width) = x.dims3()?;
         let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(6, 1)?; // 6 x [B, D]
-        let by_head = |y: Tensor| y.reshape((batch, tokens, self.heads, width / self.heads));
+        let by_head = |y: Tensor| ops::reshape(&y, (batch, tokens, self.heads, width / self.heads));
 
         let h = ops::layer_norm_modulate(x, &chunks[0], &chunks[1], EPS)?;
         let q = ops::rms_norm(&by_head(self.query.forward(params, &h)?)?, params.get(self.query_norm)?, EPS)?;
         let k = ops::rms_norm(&by_head(self.key.forward(params, &h)?)?, params.get(self.key_norm)?, EPS)?;
         let v = by_head(self.value.forward(params, &h)?)?;
-        let h = ops::attention(&q, &k, &v)?.reshape((batch, tokens, width))?;
+        let h = ops::reshape(&ops::attention(&q, &k, &v)?, (batch, tokens, width))?;
         let x = self.out.onto(params, x, &chunks[2], &h, Wanted::Value)?;
 
         let h = ops::layer_norm_modulate(&x, &chunks[3], &chunks[4], EPS)?;
-        let h = ops::gelu(&self.up.forward(params, &h)?)?;
+        let h = self.up.gelu(params, &h)?;
         Ok(vec![self.down.onto(params, &x, &chunks[5], &h, wanted)?, modulation.clone()])
     }
 }

@@ -45,13 +45,31 @@ impl Linear {
         Ok(ops::gated_residual(x, gate, &self.run(params, h, wanted)?)?)
     }
 
+    /// GELU of this layer of x `[.., in]`, `[.., out]`.
+    pub fn gelu(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = self.layer(params)?;
+        Ok(match self.factors(params) {
+            Some(_) => ops::gelu(&self.forward(params, x)?)?,
+            None => ops::linear_gelu(x, weight, bias)?,
+        })
+    }
+
     fn run(&self, params: &StageParams, x: &Tensor, wanted: Wanted) -> Result<Tensor> {
-        let (weight, bias) = (params.get(self.weight)?, self.bias.map(|b| params.get(b)).transpose()?);
-        if let Some((a, b, scale)) = self.adapter
-            && let (Some(a), Some(b)) = (params.adapter(a), params.adapter(b))
-        {
-            return Ok(ops::low_rank(x, (weight, bias), (a, b, scale), wanted)?);
-        }
-        Ok(ops::linear_for(wanted, x, weight, bias)?)
+        let (weight, bias) = self.layer(params)?;
+        Ok(match self.factors(params) {
+            Some(factors) => ops::low_rank(x, (weight, bias), factors, wanted)?,
+            None => ops::linear_for(wanted, x, weight, bias)?,
+        })
+    }
+
+    /// Weight and bias, which are frozen beside an adapter.
+    fn layer<'a>(&self, params: &'a StageParams) -> Result<(&'a Tensor, Option<&'a Tensor>)> {
+        Ok((params.get(self.weight)?, self.bias.map(|b| params.get(b)).transpose()?))
+    }
+
+    /// A, B and the scale of the adapter, where one is on.
+    fn factors<'a>(&self, params: &'a StageParams) -> Option<(&'a Tensor, &'a Tensor, f64)> {
+        let (a, b, scale) = self.adapter?;
+        Some((params.adapter(a)?, params.adapter(b)?, scale))
     }
 }

@@ -36,7 +36,9 @@ impl Gradients {
             let place = self.layout.entries.iter().position(|e| e.stage == stage && e.slot == slot);
             let place =
                 place.ok_or_else(|| Error::Failed(format!("stage {stage} has no trainable parameter {slot}")))?;
-            let gradient = gradient.to_dtype(DType::F32)?.contiguous()?;
+            // The GPU's kernel adds either type.
+            let gradient = if gradient.device().is_cpu() { gradient.to_dtype(DType::F32)? } else { gradient };
+            let gradient = gradient.contiguous()?;
             self.sum.inplace_op2(&gradient, &AddAt(self.places[place]))?;
             self.seen[place] = true;
         }

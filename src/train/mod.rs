@@ -225,6 +225,7 @@ impl Trainer {
         let policy = &*self.policies.policy;
         let most = busiest(policy, self.points.most_of_a_rank(update, self.world.world_size()));
         let mut batches = micro_batches(points.len(), self.config.batch.micro_batch, most);
+        let mut losses = Vec::new();
         while let Some(batch) = batches.next() {
             let last = batches.len() == 0;
             let (point, conditioning) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
@@ -234,11 +235,14 @@ impl Trainer {
                 reduction.add(stage, gradients)?;
                 if last { reduction.begin(stage) } else { Ok(()) }
             })?;
-            if batch.len == 0 {
-                continue;
+            if batch.len > 0 {
+                losses.push(([terms.loss, terms.policy, terms.kl].map(|values| values.detach()), batch.len));
             }
-            for (name, values) in [("loss", &terms.loss), ("loss.policy", &terms.policy), ("loss.kl", &terms.kl)] {
-                let values = values.narrow(0, 0, batch.len)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        }
+        // Only now: a GPU would stand still while each micro-batch's numbers are waited for and the next one is prepared.
+        for (terms, len) in &losses {
+            for (name, values) in ["loss", "loss.policy", "loss.kl"].into_iter().zip(terms) {
+                let values = values.narrow(0, 0, *len)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
                 values.into_iter().for_each(|value| metrics.add_mean(name, value, 1.0));
             }
         }

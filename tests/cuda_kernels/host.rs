@@ -53,11 +53,15 @@ impl Memory {
 #[derive(Default)]
 pub struct Host {
     memory: Mutex<Vec<Memory>>,
-    /// Whether it is to pass for a GPU of compute capability 9.
-    pub hopper: bool,
+    hopper: bool,
 }
 
 impl Host {
+    /// One that passes for a GPU of compute capability 9.
+    pub fn hopper() -> Self {
+        Self { hopper: true, ..Self::default() }
+    }
+
     /// A tensor's values, rounded to `dtype`, on the "GPU".
     pub fn put(&self, tensor: &Tensor, dtype: DType) -> Array {
         let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -5,6 +5,7 @@
 mod host;
 
 use candle_core::{DType, Device, Tensor, Var};
+use flowrl_dist::cuda::elementwise::{Span, copy_parts};
 use flowrl_dist::cuda::reduce::{Summand, square_sums, sum_rows};
 use flowrl_dist::cuda::{Array, Gpu, attention, deviation, elementwise, norm};
 use flowrl_dist::model::ops;
@@ -159,6 +160,49 @@ fn check_attention(host: &Host, dtype: DType, shapes: &[[usize; 4]]) {
     }
 }
 
+/// Two streams' heads, normalised into one sequence and back out of it; rows that are no whole warp.
+#[test]
+fn heads_normalised_into_a_longer_sequence() {
+    for dtype in TYPES {
+        let shapes: &[&[usize]] = &[&[2, 7, 3, 64], &[64], &[2, 5, 3, 64], &[64]];
+        let f = |t: &[Tensor]| Tensor::cat(&[ops::rms_norm(&t[0], &t[1], EPS)?, ops::rms_norm(&t[2], &t[3], EPS)?], 1);
+        let (host, case) = (Host::default(), case(f, shapes, dtype));
+        let [x, weight, other, other_weight, dy] = &case.arrays(&host, dtype)[..] else { unreachable!() };
+        let memory = host.allocate(dtype, case.y.elem_count()).unwrap();
+        let out = host.array(&memory, dtype, case.y.dims()).unwrap();
+        norm::rms_norm_into(&host, x, weight, (&out, 0), EPS as f32).unwrap();
+        norm::rms_norm_into(&host, other, other_weight, (&out, 7), EPS as f32).unwrap();
+        let back = |x, weight, start, dweight| {
+            norm::rms_norm_backward_from(&host, x, weight, (dy, start), EPS as f32, dweight).unwrap()
+        };
+        let ((dx, dweight), (dother, none)) = (back(x, weight, 0, true), back(other, other_weight, 7, false));
+        assert!(none.is_none());
+        let dother_weight = back(other, other_weight, 7, true).1.unwrap();
+        let gradients = [(0, &dx), (1, &dweight.unwrap()), (2, &dother), (3, &dother_weight)];
+        case.check("rms_norm_joined", dtype, &memory, &gradients);
+    }
+}
+
+#[test]
+fn parts_are_copied_and_sums_formed() {
+    for dtype in TYPES {
+        let host = Host::default();
+        let (source, destination) = (noise(0, &[3, 6, 8], dtype), noise(1, &[3, 9, 8], dtype));
+        let (from, to) = (host.put(&source, dtype), host.put(&destination, dtype));
+        let token = 8 * dtype.size_in_bytes();
+        let span = |start, all| Span { start: start * token, length: 4 * token, all: all * token };
+        copy_parts(&host, 3, (&from, span(2, 6)), (&to, span(3, 9))).unwrap();
+        let part = |t: &Tensor, start, len| t.narrow(1, start, len).unwrap();
+        let expected = [part(&destination, 0, 3), part(&source, 2, 4), part(&destination, 7, 2)];
+        close("copy_parts", &host.get(&to), &Tensor::cat(&expected, 1).unwrap(), 0.0);
+        assert!(copy_parts(&host, 3, (&from, Span { start: 2, ..span(2, 6) }), (&to, span(3, 9))).is_err());
+
+        let other = noise(2, &[3, 6, 8], dtype);
+        let sum = elementwise::add(&host, &from, &host.put(&other, dtype)).unwrap();
+        close("add", &sum.read(dtype, &[3, 6, 8]), &(&source + &other).unwrap(), tolerance(dtype));
+    }
+}
+
 /// Tiles of 64 and 32 rows, the last ones short; and a sequence shorter than any tile.
 #[test]
 fn attention_of_any_head_and_on_the_matrix_units() {
@@ -172,7 +216,7 @@ fn attention_of_any_head_and_on_the_matrix_units() {
 #[test]
 fn attention_with_the_products_of_a_warpgroup() {
     let shapes = [[1, 5, 3, 64], [2, 64, 2, 64], [1, 129, 3, 64], [2, 150, 2, 64], [1, 400, 1, 64]];
-    check_attention(&Host { hopper: true, ..Host::default() }, DType::BF16, &shapes);
+    check_attention(&Host::hopper(), DType::BF16, &shapes);
 }
 
 /// Of one deviation and of four, with pieces and without; one of them is zero everywhere.

@@ -16,7 +16,7 @@ use flowrl_dist::model::mmdit::{self, Config};
 use flowrl_dist::model::ops::Wanted;
 use flowrl_dist::model::{Model, ops};
 use flowrl_dist::optim::{OldPolicySchedule, OptimConfig, Sharded};
-use flowrl_dist::params::{Layout, ParamSet, Trainable};
+use flowrl_dist::params::{Layout, ParamSet, Role, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::shard::{Gradients, Partition, Sharding};
 
@@ -147,6 +147,16 @@ fn activations() -> Result<()> {
     }
     check("gelu", |t| ops::gelu(&t[0]), tanh_gelu, &[&[31, 1025]])?;
     check("silu", |t| ops::silu(&t[0]), |t| t[0].silu(), &[&[31, 1025]])
+}
+
+#[test]
+fn linear_gelu() -> Result<()> {
+    check(
+        "linear_gelu",
+        |t| ops::linear_gelu(&t[0], &t[1], Some(&t[2])),
+        |t| ops::gelu(&t[0].reshape(((), 72))?.matmul(&t[1].t()?)?.reshape((3, 50, 96))?.broadcast_add(&t[2])?),
+        &[&[3, 50, 72], &[96, 72], &[96]],
+    )
 }
 
 #[test]
@@ -299,7 +309,8 @@ fn velocity_and_gradient(model: &Model, device: &Device, dtype: DType) -> flowrl
     let params = ParamSet::build(&specs, |spec| {
         let tensor = spec.initial(3, &Device::Cpu)?;
         let tensor = (tensor + (noise(blake(&spec.name), &spec.shape, DType::F32)? * 0.02)?)?;
-        Ok(Var::from_tensor(&tensor.to_dtype(dtype)?.to_device(device)?)?.into_inner())
+        let tensor = tensor.to_dtype(dtype)?.to_device(device)?;
+        Ok(if spec.role == Role::Base { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     })?;
     let input = |id: u64, shape: &[usize]| noise(id, shape, DType::BF16)?.to_dtype(DType::F32)?.to_device(device);
     let (c, h, w) = model.latent;

@@ -229,3 +229,21 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     store_rows(dq, head, out, first, tokens, factor, factor);
 }
+
+// delta [B, H, T]: sum over features of o do. Eight lanes a row of o [n, 64].
+extern "C" __global__ void attention_delta(const bf16 *o, const bf16 *d_o, float *delta, u64 n, int tokens, int heads) {
+    const int LANES = DIM / Pack<bf16>::SIZE;
+    u64 row = FIRST / LANES, lane = threadIdx.x % LANES;
+    Pack<bf16> left = {}, right = {};
+    if (row < n) {
+        left = reinterpret_cast<const Pack<bf16> *>(o)[row * LANES + lane];
+        right = reinterpret_cast<const Pack<bf16> *>(d_o)[row * LANES + lane];
+    }
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < (int)Pack<bf16>::SIZE; i++) sum += widen(left.at[i]) * widen(right.at[i]);
+    sum = group_sum<LANES>(sum);
+    if (row >= n || lane != 0) return;
+    u64 token = row / heads, line = token / tokens * heads + row % heads;
+    delta[line * tokens + token % tokens] = sum;
+}

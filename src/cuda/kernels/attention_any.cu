@@ -29,7 +29,7 @@ template <int MOST, typename T> __device__ __forceinline__ void store(T *to, con
 template <int MOST> __device__ __forceinline__ float dot(const float (&a)[MOST], const float (&b)[MOST]) {
     float sum = 0.f;
     for (int i = 0; i < MOST; i++) sum += a[i] * b[i];
-    return warp_sum(sum);
+    return group_sum<WARP>(sum);
 }
 template <int MOST> __device__ __forceinline__ void add(float (&sum)[MOST], float factor, const float (&x)[MOST]) {
     for (int i = 0; i < MOST; i++) sum[i] += factor * x[i];

@@ -1,7 +1,7 @@
 // attention.cu for compute capability 9.0 (Hopper): the same tensors and sums, with the matrix instructions of a
-// warpgroup (warpgroup.cuh). A block has two warpgroups and 128 queries (keys in the pass for dk and dv); a warpgroup
-// has 64 of them, in registers, and walks over tiles of 64 rows of the other side, which arrive in a ring in shared
-// memory.
+// warpgroup (warpgroup.cuh). A warpgroup has 64 queries (keys in the pass for dk and dv), in registers, and walks over
+// tiles of 64 rows of the other side, which arrive in a ring in shared memory. Forward a block has two warpgroups, which
+// share what arrives; going back one, and two such blocks that do not wait for each other fill a multiprocessor better.
 //
 // A head of 64 features needs as long for its exponentials as for its products, so neither may wait for the other: the
 // products of one tile go on while the exponentials of the next are taken (Shah et al., FlashAttention-3, arXiv
@@ -10,19 +10,20 @@
 #include "attention.cuh"
 #include "warpgroup.cuh"
 
-#define ROWS 128 // of a block
-#define THREADS 256
+#define ROWS 64 // of a warpgroup
+#define THREADS 128
 #define TILE TILE_ROWS
 #define TILES (TILE / 8) // of C, side by side in a product
 
 // How many tiles have `tokens` rows.
 __device__ __forceinline__ int tiles_of(int tokens) { return (tokens + TILE - 1) / TILE; }
 
-// Starts copying the tile with row `first` of a head; zeros past the end.
+// Starts copying the tile with row `first` of a head, by GROUPS warpgroups; zeros past the end.
+template <int GROUPS>
 __device__ __forceinline__ void copy_tile(bf16 *tile, const bf16 *from, const Head &head, int first, int tokens) {
 #pragma unroll
-    for (int i = 0; i < TILE_SIZE / 8 / THREADS; i++) {
-        int piece = threadIdx.x + i * THREADS, row = piece / 8, column = piece % 8;
+    for (int i = 0; i < TILE_SIZE / 8 / (GROUPS * THREADS); i++) {
+        int piece = threadIdx.x + i * GROUPS * THREADS, row = piece / 8, column = piece % 8;
         bool there = first + row < tokens;
         const bf16 *source = from + head.row(there ? first + row : 0) + column * 8;
         copy<16>(tile + row * DIM + (column ^ row % 8) * 8, source, there);
@@ -64,19 +65,19 @@ __device__ __forceinline__ void weigh(float (&p)[TILES][4], float (&largest)[2],
 }
 
 // `scale`: 1 / sqrt(d) times log2(e). `lse` [B, H, T]: log2 of the sum of 2^logit.
-// Blocks [ceil(T / ROWS), H, B].
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+// Blocks [ceil(T / (2 ROWS)), H, B].
+extern "C" __global__ void __launch_bounds__(2 * THREADS, 2)
     attention_hopper_forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *o, float *lse, int tokens, int heads,
                              float scale) {
     // A place of the ring has a tile of keys, and of the values one tile earlier: those go together in the loop.
     const int PLACES = 3;
     bf16 *ring = shared_memory();
     const Head head(tokens, heads);
-    const int tiles = tiles_of(tokens), first = blockIdx.x * ROWS + threadIdx.x / WARP * 16;
+    const int tiles = tiles_of(tokens), first = blockIdx.x * 2 * ROWS + threadIdx.x / WARP * 16;
     auto place = [&](int tile) { return ring + tile % PLACES * 2 * TILE_SIZE; };
     auto fetch = [&](int tile) {
-        if (tile < tiles) copy_tile(place(tile), k, head, tile * TILE, tokens);
-        if (tile > 0 && tile <= tiles) copy_tile(place(tile) + TILE_SIZE, v, head, (tile - 1) * TILE, tokens);
+        if (tile < tiles) copy_tile<2>(place(tile), k, head, tile * TILE, tokens);
+        if (tile > 0 && tile <= tiles) copy_tile<2>(place(tile) + TILE_SIZE, v, head, (tile - 1) * TILE, tokens);
         commit_copies();
     };
     fetch(0);
@@ -135,9 +136,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
 }
 
-// Gradients of keys and values: a block has 128 keys. Here the logits stand transposed, [keys, queries].
+// Gradients of keys and values: a block has 64 keys. Here the logits stand transposed, [keys, queries].
 // `delta` [B, H, T]: sum over features of o do.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_hopper_backward_keys(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_o, const float *lse,
                                    const float *delta, bf16 *dk, bf16 *dv, int tokens, int heads, float scale,
                                    float factor) {
@@ -152,15 +153,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto place = [&](int tile) { return ring + tile % PLACES * SIZE; };
     auto fetch = [&](int tile) {
         if (tile < tiles) {
-            copy_tile(place(tile), q, head, tile * TILE, tokens);
-            copy_tile(place(tile) + TILE_SIZE, d_o, head, tile * TILE, tokens);
-            if (threadIdx.x < 2 * TILE) {
-                int i = threadIdx.x % TILE, which = threadIdx.x / TILE, query = tile * TILE + i;
-                float *to = reinterpret_cast<float *>(place(tile) + 2 * TILE_SIZE) + i / 2 * 4 + which * 2 + i % 2;
-                // Past the end all is zero, and so is what a query there adds to any gradient.
-                bool there = query < tokens;
-                copy<4>(to, (which ? delta : lse) + line + (there ? query : 0), there);
-            }
+            copy_tile<1>(place(tile), q, head, tile * TILE, tokens);
+            copy_tile<1>(place(tile) + TILE_SIZE, d_o, head, tile * TILE, tokens);
+            // A thread a number. Past the end all is zero, and so is what a query there adds to any gradient.
+            int i = threadIdx.x % TILE, which = threadIdx.x / TILE, query = tile * TILE + i;
+            float *to = reinterpret_cast<float *>(place(tile) + 2 * TILE_SIZE) + i / 2 * 4 + which * 2 + i % 2;
+            bool there = query < tokens;
+            copy<4>(to, (which ? delta : lse) + line + (there ? query : 0), there);
         }
         commit_copies();
     };
@@ -213,8 +212,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     store_rows(dv, head, value_gradient, first, tokens, 1.f, 1.f);
 }
 
-// Gradient of queries: a block has 128 queries. `factor`: 1 / sqrt(d).
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+// Gradient of queries: a block has 64 queries. `factor`: 1 / sqrt(d).
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     attention_hopper_backward_queries(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *d_o, const float *lse,
                                       const float *delta, bf16 *dq, int tokens, int heads, float scale, float factor) {
     const int PLACES = 4, SIZE = 2 * TILE_SIZE;
@@ -225,8 +224,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     auto place = [&](int tile) { return ring + tile % PLACES * SIZE; };
     auto fetch = [&](int tile) {
         if (tile < tiles) {
-            copy_tile(place(tile), k, head, tile * TILE, tokens);
-            copy_tile(place(tile) + TILE_SIZE, v, head, tile * TILE, tokens);
+            copy_tile<1>(place(tile), k, head, tile * TILE, tokens);
+            copy_tile<1>(place(tile) + TILE_SIZE, v, head, tile * TILE, tokens);
         }
         commit_copies();
     };

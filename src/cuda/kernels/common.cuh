@@ -20,9 +20,10 @@ template <typename T> __device__ __forceinline__ T narrow(float x);
 template <> __device__ __forceinline__ float narrow<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __float2bfloat16(x); }
 
-// The same value on every lane. The order of the additions is fixed, as everywhere in these kernels: no atomics.
-__device__ __forceinline__ float warp_sum(float x) {
-    for (int distance = WARP / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL, x, distance);
+// The sum over LANES neighbouring lanes, on each of them. The order of the additions is fixed, as everywhere in these
+// kernels: no atomics.
+template <int LANES> __device__ __forceinline__ float group_sum(float x) {
+    for (int distance = LANES / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(FULL, x, distance);
     return x;
 }
 
@@ -81,7 +82,7 @@ template <typename T, int K, typename F> __device__ __forceinline__ float total(
         for (int k = 0; k < K; k++) x[k] = widen(in[k][i]);
         sum += f(x);
     }
-    return warp_sum(sum);
+    return group_sum<WARP>(sum);
 }
 
 // The number of this warp among all, in kernels with one warp a row.

@@ -40,7 +40,7 @@ extern "C" __global__ void deviation_sums(const float *v, const float *others, c
         }
     }
     for (u64 s = 0; s < 2 * count; s++) {
-        float whole = warp_sum(sum[s]);
+        float whole = group_sum<WARP>(sum[s]);
         if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP][s] = whole;
     }
     __syncthreads();

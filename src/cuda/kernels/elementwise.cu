@@ -58,6 +58,10 @@ template <typename T> __device__ __forceinline__ void add_to(float *destination,
     EACH(i, n) destination[i] += widen(source[i]);
 }
 
+template <typename T> __device__ __forceinline__ void add(const T *a, const T *b, T *out, u64 n) {
+    map({a, b}, out, n, FIRST, STEP, [](const float(&v)[2]) { return v[0] + v[1]; });
+}
+
 #define KERNELS(T)                                                                                                     \
     extern "C" __global__ void gelu_##T(const T *x, T *y, u64 n) { activation<Gelu>(x, y, n); }                        \
     extern "C" __global__ void silu_##T(const T *x, T *y, u64 n) { activation<Silu>(x, y, n); }                        \
@@ -75,11 +79,17 @@ template <typename T> __device__ __forceinline__ void add_to(float *destination,
     extern "C" __global__ void gated_residual_backward_##T(const T *gate, const T *d, T *dy, u64 tokens, u64 width) {  \
         gated_residual_backward(gate, d, dy, tokens, width);                                                           \
     }                                                                                                                  \
+    extern "C" __global__ void add_##T(const T *a, const T *b, T *out, u64 n) { add(a, b, out, n); }                   \
     extern "C" __global__ void add_to_##T(float *destination, const T *source, u64 n) {                                \
         add_to(destination, source, n);                                                                                \
     }
 KERNELS(float)
 KERNELS(bf16)
+
+// Copies rows of `rows` packs of 16 bytes, one a sample, between arrays whose rows have `from` and `to` packs.
+extern "C" __global__ void copy_rows(const uint4 *source, uint4 *destination, u64 n, u64 rows, u64 from, u64 to) {
+    EACH(i, n) destination[i / rows * to + i % rows] = source[i / rows * from + i % rows];
+}
 
 // AdamW in one pass: master [n], first moments [n] and second moments [n] stand one after the other (optim/adamw.rs).
 extern "C" __global__ void adamw(float *state, const float *gradient, u64 n, float scale, float beta1, float beta2,

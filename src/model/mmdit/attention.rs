@@ -31,23 +31,25 @@ impl Projections {
         }
     }
 
-    /// x `[B, T, D]` to q, k, v `[B, T, H, d]`; q and k are normalised over d.
+    /// x `[B, T, D]` to q, k, v `[B, T, H, d]`; q and k are to be normalised over d.
     fn forward(&self, params: &StageParams, x: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, tokens, width) = x.dims3()?;
         let heads = |linear: Linear| -> Result<Tensor> {
-            Ok(linear.forward(params, x)?.reshape((batch, tokens, self.heads, width / self.heads))?)
+            Ok(ops::reshape(&linear.forward(params, x)?, (batch, tokens, self.heads, width / self.heads))?)
         };
-        Ok([
-            ops::rms_norm(&heads(self.query)?, params.get(self.query_norm)?, EPS)?,
-            ops::rms_norm(&heads(self.key)?, params.get(self.key_norm)?, EPS)?,
-            heads(self.value)?,
-        ])
+        Ok([heads(self.query)?, heads(self.key)?, heads(self.value)?])
+    }
+
+    /// The weights of the norms of q and k.
+    fn norms<'a>(&self, params: &'a StageParams) -> Result<[&'a Tensor; 2]> {
+        Ok([params.get(self.query_norm)?, params.get(self.key_norm)?])
     }
 }
 
 /// `[B, T, H, d]` to `[B, T, D]`.
 fn merge_heads(x: &Tensor) -> Result<Tensor> {
-    Ok(x.flatten_from(2)?)
+    let (batch, tokens, heads, dim) = x.dims4()?;
+    Ok(ops::reshape(x, (batch, tokens, heads * dim))?)
 }
 
 /// Attention over the tokens of both streams, the image's first.
@@ -74,13 +76,17 @@ impl JointAttention {
 
     /// (image `[B, T, D]`, text `[B, L, D]`) to what is added to each; nothing to the text where it ends.
     pub fn forward(&self, params: &StageParams, image: &Tensor, text: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
-        let (tokens, text_tokens) = (image.dim(1)?, text.dim(1)?);
-        let image = self.image.forward(params, image)?;
-        let text = self.text.forward(params, text)?;
-        let both = |i: usize| Tensor::cat(&[&image[i], &text[i]], 1); // [B, T + L, H, d]
-        let h = merge_heads(&ops::attention(&both(0)?, &both(1)?, &both(2)?)?)?; // [B, T + L, D]
-        let image = self.image_out.forward(params, &h.narrow(1, 0, tokens)?)?;
-        let text = self.text_out.map(|out| out.forward(params, &h.narrow(1, tokens, text_tokens)?));
+        let tokens = image.dim(1)?;
+        let ([q, k, v], [text_q, text_k, text_v]) =
+            (self.image.forward(params, image)?, self.text.forward(params, text)?);
+        let ([q_norm, k_norm], text_norms) = (self.image.norms(params)?, self.text.norms(params)?);
+        let q = ops::rms_norm_joined([(&q, q_norm), (&text_q, text_norms[0])], EPS)?; // [B, T + L, H, d]
+        let k = ops::rms_norm_joined([(&k, k_norm), (&text_k, text_norms[1])], EPS)?;
+        let v = ops::join(&v, &text_v)?;
+        let h = merge_heads(&ops::attention(&q, &k, &v)?)?; // [B, T + L, D]
+        let (image, text) = ops::split(&h, tokens)?;
+        let image = self.image_out.forward(params, &image)?;
+        let text = self.text_out.map(|out| out.forward(params, &text));
         Ok((image, text.transpose()?))
     }
 }
@@ -103,7 +109,8 @@ impl SelfAttention {
 
     /// x `[B, T, D]` to what is added to it.
     pub fn forward(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
-        let [q, k, v] = self.projections.forward(params, x)?;
+        let ([q, k, v], [q_norm, k_norm]) = (self.projections.forward(params, x)?, self.projections.norms(params)?);
+        let (q, k) = (ops::rms_norm(&q, q_norm, EPS)?, ops::rms_norm(&k, k_norm, EPS)?);
         self.out.forward(params, &merge_heads(&ops::attention(&q, &k, &v)?)?)
     }
 }

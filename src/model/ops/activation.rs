@@ -28,7 +28,7 @@ impl Gated for Silu {
 
 /// The tanh approximation: 0.5 x (1 + tanh(u)) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3).
 #[derive(Clone, Copy)]
-struct Gelu;
+pub(super) struct Gelu;
 
 impl Gated for Gelu {
     const NAME: &'static str = "gelu";
@@ -46,8 +46,8 @@ pub(super) fn sigmoid<F: Float>(x: F) -> F {
     F::ONE / (F::ONE + Float::exp(-x))
 }
 
-pub(super) struct Forward<G>(G);
-struct Backward<G>(G);
+pub(super) struct Forward<G>(pub(super) G);
+pub(super) struct Backward<G>(pub(super) G);
 
 impl<G: Gated> Kernel<1> for Forward<G> {
     const NAME: &'static str = G::NAME;

@@ -7,28 +7,32 @@ use super::attention::Attention;
 use super::convolution::Walk;
 use super::deviation::Deviations;
 use super::linear::{Linear, with_last};
+use super::linear_gelu::LinearGelu;
 use super::low_rank::LowRank;
 use super::norm::{LayerNormModulate, RmsNorm};
 use super::op::{Differentiable, Kernel, refuse_tracked};
 use super::residual::GatedResidual;
+use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::reduce::{Summand, sum_rows};
-use crate::cuda::{self, Array, attention, deviation, elementwise, norm};
+use crate::cuda::{self, Array, Gpu, attention, deviation, elementwise, norm};
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::op::Add;
+use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// A contiguous tensor on a GPU.
 pub(super) struct Input<'a> {
     storage: &'a CudaStorage,
     layout: &'a Layout,
-    array: Array,
+    pub(super) array: Array,
 }
 
 impl<'a> Input<'a> {
-    fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
+    pub(super) fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
         Ok(Self { storage, layout, array: cuda::array(storage, layout)? })
     }
 }
+
+pub(super) use super::gpu_shape::{joined, part, rms_norm_joined};
 
 /// An operation on a GPU.
 pub(super) trait OnGpu<const N: usize> {
@@ -58,11 +62,15 @@ pub(super) fn forward<const N: usize, K: Differentiable<N>>(
     Ok((storage, shape.into()))
 }
 
-/// The forward pass outside any graph.
-pub(super) fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+/// The forward pass outside any graph, or with a leaf of candle's as its result.
+pub(super) fn value<const N: usize, K: Differentiable<N>>(
+    kernel: &K,
+    inputs: [&Tensor; N],
+    is_leaf: bool,
+) -> Result<Tensor> {
     on_storage(&inputs, |parts| {
         let (storage, shape) = forward(kernel, std::array::from_fn(|i| parts[i]))?;
-        Ok(cuda::tensor(storage, shape))
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), is_leaf))
     })
 }
 
@@ -90,7 +98,7 @@ pub(super) fn gradients<const N: usize, K: Differentiable<N>>(
 }
 
 /// `f` on the memory of tensors of a GPU.
-fn on_storage<R>(tensors: &[&Tensor], f: impl FnOnce(&[(&CudaStorage, &Layout)]) -> Result<R>) -> Result<R> {
+pub(super) fn on_storage<R>(tensors: &[&Tensor], f: impl FnOnce(&[(&CudaStorage, &Layout)]) -> Result<R>) -> Result<R> {
     let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
     let mut parts = Vec::with_capacity(guards.len());
     for (storage, layout) in &guards {
@@ -226,79 +234,87 @@ impl OnGpu<3> for Attention {
     }
 }
 
-/// A contiguous matrix `[.., width]`, whatever its shape.
-fn matrix(input: &Input, width: usize) -> Layout {
-    let rows = input.array.len() / width.max(1);
-    Layout::contiguous_with_offset((rows, width), input.layout.start_offset())
+/// A new result of a shape.
+pub(super) fn made(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(CudaStorage, Array)> {
+    let memory = gpu.allocate(dtype, shape.iter().product())?;
+    let array = gpu.array(&memory, dtype, shape)?;
+    Ok((memory, array))
 }
 
-/// Its transpose.
-fn transposed(input: &Input, width: usize) -> Result<Layout> {
-    matrix(input, width).transpose(0, 1)
-}
-
-/// `[m, k] [k, n]`.
-fn product(a: &Input, a_layout: &Layout, b: &Input, b_layout: &Layout) -> Result<CudaStorage> {
-    let (m, k, n) = (a_layout.dims()[0], a_layout.dims()[1], b_layout.dims()[1]);
-    if b_layout.dims()[0] != k {
-        bail!("linear: {:?} does not fit {:?}", a.array.shape, b.array.shape);
-    }
-    a.storage.matmul(b.storage, (1, m, n, k), a_layout, b_layout)
+/// `factor a b` as an array of `shape`.
+fn product(
+    gpu: &CudaDevice,
+    factor: f64,
+    a: Matrix,
+    b: Matrix,
+    dtype: DType,
+    shape: &[usize],
+) -> Result<(CudaStorage, Array)> {
+    let (memory, y) = made(gpu, dtype, shape)?;
+    multiply(gpu, factor as f32, a, b, &y, Then::Store)?;
+    Ok((memory, y))
 }
 
 impl Linear {
-    fn on_gpu(
-        &self,
-        gpu: &CudaDevice,
-        x: &Input,
-        w: &Input,
-        bias: Option<&Input>,
-    ) -> Result<(CudaStorage, Vec<usize>)> {
-        let &[out_dim, in_dim] = &w.array.shape[..] else {
-            bail!("linear: the weight has shape {:?}, not [out, in]", w.array.shape)
-        };
-        if x.array.width() != in_dim {
-            bail!("linear: input {:?} does not fit weight {:?}", x.array.shape, w.array.shape);
-        }
-        let shape = with_last(&x.array.shape, out_dim);
+    fn on_gpu(&self, gpu: &CudaDevice, x: &Array, w: &Array, bias: Option<&Array>) -> Result<(CudaStorage, Array)> {
+        let (shape, in_dim) = shape_of_linear(x, w)?;
         if self.0 == Wanted::Gradient {
-            return Ok((gpu.zeros_impl(&shape.as_slice().into(), x.array.dtype)?, shape));
+            let zeros = gpu.zeros_impl(&shape.as_slice().into(), x.dtype)?;
+            let array = gpu.array(&zeros, x.dtype, &shape)?;
+            return Ok((zeros, array));
         }
-        let y = product(x, &matrix(x, in_dim), w, &transposed(w, in_dim)?)?;
-        if let Some(bias) = bias {
-            elementwise::add_bias(gpu, &cuda::array(&y, &Layout::contiguous(shape.as_slice()))?, &bias.array)?;
-        }
-        Ok((y, shape))
+        let (memory, y) = made(gpu, x.dtype, &shape)?;
+        let then = bias.map_or(Then::Store, Then::Bias);
+        multiply(gpu, 1.0, Matrix::new(x, in_dim), Matrix::new(w, in_dim).transposed(), &y, then)?;
+        Ok((memory, y))
     }
 
     /// Gradients of x `dy W` and W `dy^T x`.
-    fn products(x: &Input, w: &Input, dy: &Input, wanted: [bool; 2]) -> Result<[Option<CudaStorage>; 2]> {
-        let (out_dim, in_dim) = (w.array.shape[0], w.array.shape[1]);
-        let dx = || product(dy, &matrix(dy, out_dim), w, &matrix(w, in_dim));
-        let dw = || product(dy, &transposed(dy, out_dim)?, x, &matrix(x, in_dim));
+    fn products(
+        gpu: &CudaDevice,
+        x: &Array,
+        w: &Array,
+        dy: &Array,
+        wanted: [bool; 2],
+    ) -> Result<[Option<CudaStorage>; 2]> {
+        let (out_dim, in_dim) = (w.shape[0], w.shape[1]);
+        let (d, w_matrix, x_matrix) = (Matrix::new(dy, out_dim), Matrix::new(w, in_dim), Matrix::new(x, in_dim));
+        let dx = || product(gpu, 1.0, d, w_matrix, x.dtype, &x.shape).map(|(memory, _)| memory);
+        let dw = || product(gpu, 1.0, d.transposed(), x_matrix, x.dtype, &w.shape).map(|(memory, _)| memory);
         Ok([wanted[0].then(dx).transpose()?, wanted[1].then(dw).transpose()?])
     }
 }
 
+/// The shape of x W^T, and the width of x.
+fn shape_of_linear(x: &Array, w: &Array) -> Result<(Vec<usize>, usize)> {
+    let &[out_dim, in_dim] = &w.shape[..] else { bail!("linear: the weight has shape {:?}, not [out, in]", w.shape) };
+    if x.width() != in_dim {
+        bail!("linear: input {:?} does not fit weight {:?}", x.shape, w.shape);
+    }
+    Ok((with_last(&x.shape, out_dim), in_dim))
+}
+
 impl OnGpu<2> for Linear {
     fn forward(&self, gpu: &CudaDevice, [x, w]: [&Input; 2]) -> Result<(CudaStorage, Vec<usize>)> {
-        self.on_gpu(gpu, x, w, None)
+        let (memory, y) = self.on_gpu(gpu, &x.array, &w.array, None)?;
+        Ok((memory, y.shape))
     }
     fn backward(
         &self,
-        _: &CudaDevice,
+        gpu: &CudaDevice,
         [x, w]: [&Input; 2],
         _: &Input,
         dy: &Input,
         wanted: [bool; 2],
     ) -> Result<[Option<CudaStorage>; 2]> {
-        Self::products(x, w, dy, wanted)
+        Self::products(gpu, &x.array, &w.array, &dy.array, wanted)
     }
 }
 
 impl OnGpu<3> for Linear {
     fn forward(&self, gpu: &CudaDevice, [x, w, bias]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        self.on_gpu(gpu, x, w, Some(bias))
+        let (memory, y) = self.on_gpu(gpu, &x.array, &w.array, Some(&bias.array))?;
+        Ok((memory, y.shape))
     }
     fn backward(
         &self,
@@ -308,57 +324,90 @@ impl OnGpu<3> for Linear {
         dy: &Input,
         wanted: [bool; 3],
     ) -> Result<[Option<CudaStorage>; 3]> {
-        let [dx, dw] = Self::products(x, w, dy, [wanted[0], wanted[1]])?;
+        let [dx, dw] = Self::products(gpu, &x.array, &w.array, &dy.array, [wanted[0], wanted[1]])?;
         let sum = || sum_rows(gpu, Summand::Plain(&dy.array), 1);
         Ok([dx, dw, wanted[2].then(sum).transpose()?])
     }
 }
 
+impl OnGpu<3> for LinearGelu {
+    fn forward(&self, gpu: &CudaDevice, [x, w, bias]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
+        let (x, w, bias) = (&x.array, &w.array, &bias.array);
+        let (shape, in_dim) = shape_of_linear(x, w)?;
+        let (memory, y) = made(gpu, x.dtype, &shape)?;
+        let (a, b) = (Matrix::new(x, in_dim), Matrix::new(w, in_dim).transposed());
+        if !self.is_tracked {
+            multiply(gpu, 1.0, a, b, &y, Then::BiasGelu(bias, None))?;
+            return Ok((memory, shape));
+        }
+        let (before_memory, before) = made(gpu, x.dtype, &shape)?;
+        multiply(gpu, 1.0, a, b, &y, Then::BiasGelu(bias, Some(&before)))?;
+        // An operation is applied once.
+        let _ = self.before.set(cuda::tensor(before_memory, shape.clone()));
+        Ok((memory, shape))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x, w, _]: [&Input; 3],
+        _: &Input,
+        dy: &Input,
+        wanted: [bool; 3],
+    ) -> Result<[Option<CudaStorage>; 3]> {
+        on_storage(&[self.before()?], |parts| {
+            let before = Input::new(parts[0])?.array;
+            let memory = elementwise::activation_backward(gpu, "gelu", &before, &dy.array)?;
+            let d = gpu.array(&memory, before.dtype, &before.shape)?;
+            let [dx, dw] = Linear::products(gpu, &x.array, &w.array, &d, [wanted[0], wanted[1]])?;
+            let sum = || sum_rows(gpu, Summand::Plain(&d), 1);
+            Ok([dx, dw, wanted[2].then(sum).transpose()?])
+        })
+    }
+}
+
 impl OnGpu<3> for LowRank {
     fn forward(&self, gpu: &CudaDevice, [x, a, b]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        let (projected, projected_shape) = Linear(Wanted::Value).on_gpu(gpu, x, a, None)?;
-        let layout = Layout::contiguous(projected_shape.as_slice());
+        let (projected_memory, projected) = Linear(Wanted::Value).on_gpu(gpu, &x.array, &a.array, None)?;
         let y = on_storage(&[&self.weight, self.bias.as_ref().unwrap_or(&self.weight)], |parts| {
-            let (weight, bias) = (Input::new(parts[0])?, Input::new(parts[1])?);
-            let (y, shape) = Linear(self.wanted).on_gpu(gpu, x, &weight, self.bias.is_some().then_some(&bias))?;
-            if self.wanted == Wanted::Gradient {
-                return Ok((y, shape));
+            let (weight, bias) = (Input::new(parts[0])?.array, Input::new(parts[1])?.array);
+            let bias = self.bias.is_some().then_some(&bias);
+            let (memory, y) = Linear(self.wanted).on_gpu(gpu, &x.array, &weight, bias)?;
+            if self.wanted == Wanted::Value {
+                let rank = projected.width();
+                let (left, right) = (Matrix::new(&projected, rank), Matrix::new(&b.array, rank).transposed());
+                multiply(gpu, self.scale as f32, left, right, &y, Then::Add)?;
             }
-            let scaled = projected.affine(&layout, self.scale, 0.0)?;
-            let (added, _) = Linear(Wanted::Value).on_gpu(gpu, &Input::new((&scaled, &layout))?, b, None)?;
-            let whole = Layout::contiguous(shape.as_slice());
-            Ok((y.binary_impl::<Add>(&added, &whole, &whole)?, shape))
+            Ok((memory, y.shape))
         })?;
         // An operation is applied once.
-        let _ = self.projected.set(cuda::tensor(projected, projected_shape));
+        let _ = self.projected.set(cuda::tensor(projected_memory, projected.shape));
         Ok(y)
     }
     fn backward(
         &self,
-        _: &CudaDevice,
+        gpu: &CudaDevice,
         [x, a, b]: [&Input; 3],
         _: &Input,
         dy: &Input,
         wanted: [bool; 3],
     ) -> Result<[Option<CudaStorage>; 3]> {
-        let (rank, out_dim) = (a.array.shape[0], b.array.shape[0]);
-        let d = product(dy, &matrix(dy, out_dim), b, &matrix(b, rank))?; // of x A^T
-        let layout = Layout::contiguous(with_last(&dy.array.shape, rank));
-        let d = d.affine(&layout, self.scale, 0.0)?;
-        let d = Input::new((&d, &layout))?;
+        let (x, a, b, dy) = (&x.array, &a.array, &b.array, &dy.array);
+        let (width, rank, dtype) = (x.width(), a.shape[0], dy.dtype);
+        let gradient = Matrix::new(dy, b.shape[0]);
+        let shape = with_last(&dy.shape, rank);
+        let (_memory, d) = product(gpu, self.scale, gradient, Matrix::new(b, rank), dtype, &shape)?; // of x A^T
+        let d = Matrix::new(&d, rank);
         on_storage(&[&self.weight, self.projected()?], |parts| {
-            let (weight, projected) = (Input::new(parts[0])?, Input::new(parts[1])?);
+            let (weight, projected) = (Input::new(parts[0])?.array, Input::new(parts[1])?.array);
             let dx = || {
-                let width = x.array.width();
-                let through = product(dy, &matrix(dy, out_dim), &weight, &matrix(&weight, width))?;
-                let beside = product(&d, &matrix(&d, rank), a, &matrix(a, width))?;
-                let whole = Layout::contiguous(x.array.shape.as_slice());
-                through.binary_impl::<Add>(&beside, &whole, &whole)
+                let (memory, dx) = product(gpu, 1.0, gradient, Matrix::new(&weight, width), dtype, &x.shape)?;
+                multiply(gpu, 1.0, d, Matrix::new(a, width), &dx, Then::Add).map(|()| memory)
             };
-            let da = || product(&d, &transposed(&d, rank)?, x, &matrix(x, x.array.width()));
+            let da =
+                || product(gpu, 1.0, d.transposed(), Matrix::new(x, width), dtype, &a.shape).map(|(memory, _)| memory);
+            let projected = Matrix::new(&projected, rank);
             let db = || {
-                let db = product(dy, &transposed(dy, out_dim)?, &projected, &matrix(&projected, rank))?;
-                db.affine(&Layout::contiguous((out_dim, rank)), self.scale, 0.0)
+                product(gpu, self.scale, gradient.transposed(), projected, dtype, &b.shape).map(|(memory, _)| memory)
             };
             Ok([wanted[0].then(dx).transpose()?, wanted[1].then(da).transpose()?, wanted[2].then(db).transpose()?])
         })

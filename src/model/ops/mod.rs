@@ -13,13 +13,18 @@ mod deviation;
 mod float;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_shape;
 mod group_norm;
 mod linear;
+mod linear_gelu;
 mod low_rank;
 mod norm;
 mod op;
 mod residual;
 mod seed;
+mod shape;
+mod tape;
 mod time;
 
 pub use activation::{gelu, silu};
@@ -28,10 +33,13 @@ pub use convolution::{Walk, convolution};
 pub use deviation::deviations;
 pub use group_norm::group_norm;
 pub use linear::{linear, linear_for};
+pub use linear_gelu::linear_gelu;
 pub use low_rank::low_rank;
-pub use norm::{layer_norm_modulate, rms_norm};
+pub use norm::{layer_norm_modulate, rms_norm, rms_norm_joined};
 pub use residual::gated_residual;
 pub use seed::seed;
+pub use shape::{join, reshape, split};
+pub use tape::{Tape, recorded};
 pub use time::time_features;
 
 /// What somebody will look at of an operation's result.

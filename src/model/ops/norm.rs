@@ -1,6 +1,7 @@
 //! Normalisations over the last dimension, with what always follows them in a diffusion transformer.
 
 use super::float::{Float, dot, sum};
+use super::join;
 use super::op::{Differentiable, Kernel, View, apply2, apply3, fill, run};
 use candle_core::{Result, Tensor, bail};
 
@@ -217,4 +218,14 @@ impl Differentiable<2> for RmsNorm {
 /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension: x `[.., D]`, weight `[D]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     apply2(RmsNorm { eps }, x, weight)
+}
+
+/// [`join`] of two streams' heads, `[B, T, H, d]` and `[B, L, H, d]`, each after [`rms_norm`] by its weight `[d]`.
+pub fn rms_norm_joined(streams: [(&Tensor, &Tensor); 2], eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(joined) = super::gpu::rms_norm_joined(streams, eps)? {
+        return Ok(joined);
+    }
+    let [first, second] = streams.map(|(x, weight)| rms_norm(x, weight, eps));
+    join(&first?, &second?)
 }

@@ -1,6 +1,7 @@
 //! The bridge between our kernels and candle's graph.
 
 use super::float::{Float, vectorised};
+use super::tape;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// A contiguous input: its values and its shape.
@@ -38,13 +39,13 @@ pub(super) trait Differentiable<const N: usize>: Kernel<N> + OnGpu<N> {
     fn backward(&self, inputs: [&Tensor; N], output: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; N]>;
 }
 
-/// The value, outside any graph, on whatever device the inputs are.
-fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N]) -> Result<Tensor> {
+/// The value, on whatever device the inputs are: outside any graph, or as a leaf of candle's.
+fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N], is_leaf: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if inputs[0].device().is_cuda() {
-        return super::gpu::value(kernel, inputs);
+        return super::gpu::value(kernel, inputs, is_leaf);
     }
-    run(kernel, inputs)
+    run_as(kernel, inputs, is_leaf)
 }
 
 /// The gradients, on whatever device the inputs are.
@@ -69,6 +70,11 @@ pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]
         let wide: Vec<Tensor> = inputs.iter().map(|t| t.detach().to_dtype(DType::F32)).collect::<Result<_>>()?;
         return run(kernel, std::array::from_fn(|i| &wide[i]))?.to_dtype(DType::BF16);
     }
+    run_as(kernel, inputs, false)
+}
+
+/// The same for inputs that are not bf16; the result is a leaf of candle's graph if that is asked for.
+fn run_as<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N], is_leaf: bool) -> Result<Tensor> {
     let inputs: Vec<Tensor> = inputs.iter().map(|t| t.detach().contiguous()).collect::<Result<_>>()?;
     let guards: Vec<_> = inputs.iter().map(|t| t.storage_and_layout()).collect();
     let mut parts = Vec::with_capacity(N);
@@ -80,7 +86,7 @@ pub(super) fn run<const N: usize, K: Kernel<N>>(kernel: &K, inputs: [&Tensor; N]
     }
     let (storage, shape) = on_cpu(kernel, std::array::from_fn(|i| parts[i]))?;
     let storage = Storage::Cpu(storage);
-    Ok(Tensor::from_storage(storage, shape, candle_core::op::BackpropOp::none(), false))
+    Ok(Tensor::from_storage(storage, shape, candle_core::op::BackpropOp::none(), is_leaf))
 }
 
 /// Runs a kernel that has no derivative.
@@ -159,28 +165,40 @@ custom_op!(CustomOp3, 3, [s1 l1 a, s2 l2 b, s3 l3 c], (Option<Tensor>, Option<Te
 
 /// Applies a differentiable kernel of one input.
 pub(super) fn apply1<K: Differentiable<1>>(kernel: K, a: &Tensor) -> Result<Tensor> {
-    widened(&[a], |t| if t[0].track_op() { t[0].apply_op1(Recorded(kernel)) } else { value(&kernel, [&t[0]]) })
+    apply(kernel, [a], |t, kernel| t[0].apply_op1(kernel))
 }
 
 /// Applies a differentiable kernel of two inputs.
 pub(super) fn apply2<K: Differentiable<2>>(kernel: K, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    widened(&[a, b], |t| {
-        if t.iter().any(Tensor::track_op) {
-            t[0].apply_op2(&t[1], Recorded(kernel))
-        } else {
-            value(&kernel, [&t[0], &t[1]])
-        }
-    })
+    apply(kernel, [a, b], |t, kernel| t[0].apply_op2(&t[1], kernel))
 }
 
 /// Applies a differentiable kernel of three inputs.
 pub(super) fn apply3<K: Differentiable<3>>(kernel: K, a: &Tensor, b: &Tensor, c: &Tensor) -> Result<Tensor> {
-    widened(&[a, b, c], |t| {
-        if t.iter().any(Tensor::track_op) {
-            t[0].apply_op3(&t[1], &t[2], Recorded(kernel))
-        } else {
-            value(&kernel, [&t[0], &t[1], &t[2]])
+    apply(kernel, [a, b, c], |t, kernel| t[0].apply_op3(&t[1], &t[2], kernel))
+}
+
+/// Applies a kernel: outside any graph where no input is tracked, else on the tape that runs, or by candle where none does.
+fn apply<const N: usize, K: Differentiable<N>>(
+    kernel: K,
+    inputs: [&Tensor; N],
+    by_candle: impl FnOnce(&[Tensor], Recorded<K>) -> Result<Tensor>,
+) -> Result<Tensor> {
+    widened(&inputs, |t| {
+        let inputs = std::array::from_fn(|i| &t[i]);
+        if !t.iter().any(Tensor::track_op) {
+            return value(&kernel, inputs, false);
         }
+        if !tape::is_running() {
+            return by_candle(t, Recorded(kernel));
+        }
+        let result = value(&kernel, inputs, true)?;
+        let (kept, own) = (inputs.map(Tensor::clone), result.clone());
+        tape::note(&inputs, &[&result], move |given| match &given[0] {
+            Some(dy) => Ok(gradients(&kernel, std::array::from_fn(|i| &kept[i]), &own, dy)?.into()),
+            None => Ok(Vec::new()),
+        });
+        Ok(result)
     })
 }
 

@@ -267,3 +267,55 @@ fn deviations_match_the_composed_form() -> Result<()> {
     assert!(refused(&others.narrow(1, 0, 1)?, &factors).contains("do not fit"));
     Ok(())
 }
+
+#[test]
+fn linear_gelu_matches_the_composed_form() -> Result<()> {
+    check(
+        |t| linear_gelu(&t[0], &t[1], Some(&t[2])),
+        |t| gelu(&t[0].reshape(((), 7))?.matmul(&t[1].t()?)?.reshape((3, 5, 9))?.broadcast_add(&t[2])?),
+        &[&[3, 5, 7], &[9, 7], &[9]],
+    )
+}
+
+/// Something of everything that a tape has to follow: results that are used twice, parts that nobody looks at, candle's own
+/// operations before, between and after ours.
+fn winding(t: &[Tensor]) -> Result<Tensor> {
+    let x = (&t[0] * 0.5)?; // candle's, of a leaf
+    let h = linear(&x, &t[1], Some(&t[2]))?; // [3, 5, 8]
+    let (first, second) = split(&reshape(&h, (3, 5, 2, 4))?, 2)?;
+    let again = join(&second, &rms_norm(&second.sqr()?, &t[3], 1e-6)?)?; // [3, 6, 2, 4]
+    let (left, _) = split(&again, 4)?;
+    let own = attention(&left, &left, &left)?; // [3, 4, 2, 4]
+    let all = join(&own, &first)?.transpose(1, 2)?.contiguous()?; // candle's, between ours
+    (silu(&reshape(&all, (3, 2, 24))?)? + gelu(&all.reshape((3, 2, 24))?)?)?.tanh()
+}
+
+#[test]
+fn a_tape_gives_the_gradients_of_candles_graph() -> Result<()> {
+    for dtype in [DType::F32, DType::F64] {
+        let shapes: [&[usize]; 4] = [&[3, 5, 7], &[8, 7], &[8], &[4]];
+        let leaf = |i: usize| Ok(Var::from_tensor(&noise(i as u64, shapes[i], dtype)?)?.into_inner());
+        let leaves = (0..4).map(leaf).collect::<Result<Vec<Tensor>>>()?;
+        let by_candle = winding(&leaves)?;
+        let gradient = noise(99, by_candle.dims(), dtype)?;
+        let expected = (&by_candle * &gradient)?.sum_all()?.backward()?;
+        let (value, tape) = recorded(|| winding(&leaves))?;
+        assert_eq!(max_error(&value, &by_candle)?, 0.0);
+        let mut found = tape.backward([(&value, gradient)])?;
+        for leaf in &leaves {
+            let (found, expected) = (found.remove(leaf).expect("a gradient"), expected.get(leaf).expect("a gradient"));
+            let error = max_error(&found, expected)?;
+            assert!(error < if dtype == DType::F32 { 1e-6 } else { 1e-14 }, "{dtype:?}: {error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_error_or_a_panic_ends_a_tape() -> Result<()> {
+    let failed = recorded(|| linear(&noise(0, &[2, 3], DType::F32)?, &noise(1, &[2, 4], DType::F32)?, None));
+    assert!(failed.is_err() && !tape::is_running());
+    assert!(std::panic::catch_unwind(|| recorded(|| -> Result<()> { panic!("on purpose") })).is_err());
+    assert!(!tape::is_running());
+    Ok(())
+}

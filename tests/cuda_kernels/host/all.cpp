@@ -52,11 +52,12 @@ using namespace attention_any;
 // 0, or 1 for an unknown name.
 extern "C" int host_launch(const char *name, void **arguments, const unsigned *grid, const unsigned *threads) {
     BOTH(gelu) BOTH(silu) BOTH(gelu_backward) BOTH(silu_backward) BOTH(bias) BOTH(gated_residual)
-    BOTH(gated_residual_backward) BOTH(add_to) ONE(adamw) ONE(lerp) ONE(time_features)
+    BOTH(gated_residual_backward) BOTH(add_to) BOTH(add) ONE(adamw) ONE(lerp) ONE(time_features)
     BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
+    BOTH(rms_norm_head) BOTH(rms_norm_head_backward) ONE(copy_rows)
     ONE(deviation_sums) ONE(deviation_backward)
-    ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
+    ONE(attention_delta) ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
     ONE(attention_hopper_forward) ONE(attention_hopper_backward_keys) ONE(attention_hopper_backward_queries)
     BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
     BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)
