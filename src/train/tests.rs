@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::comm::ThreadGroup;
-use crate::optim::OldPolicySchedule;
+use crate::optim::{OldPolicySchedule, VECTORS};
 use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
 use crate::reward::Reward;
@@ -279,6 +279,35 @@ fn replicas_that_differ_are_named() -> Result<()> {
         }
         let error = trainer.check_replicas().expect_err("rank 2 differs").to_string();
         assert!(error.contains("the parameters of rank 2 differ from rank 0's"), "{error}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Master parameters, moments, old policy and EMA: where nothing is shared out all are there on every rank, and one bit is
+/// told; where they are shared out, ranks hold different parts and are not compared.
+#[test]
+fn state_that_differs_is_told_where_every_rank_has_all_of_it() -> Result<()> {
+    ThreadGroup::run(3, |world| {
+        for shard in ["none", "optimizer", "full"] {
+            let (mut trainer, _) = trainer(&world, &[&format!("parallel.shard={shard}")])?;
+            trainer.iteration(0, &mut |_| ())?;
+            trainer.check_replicas()?;
+            let vectors = trainer.state.replicated()?;
+            assert_eq!(vectors.len(), if shard == "none" { VECTORS.len() } else { 0 });
+            for vector in vectors {
+                let fault = |rank| if world.rank() == rank { flip(&vector, 12345, 0) } else { Ok(()) };
+                fault(1)?;
+                let error = trainer.check_replicas().expect_err("rank 1 differs").to_string();
+                assert!(error.starts_with("update 1: the masters, moments or EMA of rank 1 differ from"), "{error}");
+                fault(1)?;
+                trainer.check_replicas()?;
+            }
+            if shard == "optimizer" && world.rank() == 1 {
+                flip(&trainer.state.policy()?, 12345, 0)?;
+            }
+            trainer.check_replicas()?;
+        }
         Ok(())
     })?;
     Ok(())
