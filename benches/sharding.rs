@@ -4,12 +4,19 @@
 //! four times as long as two. An update is one micro-batch of one sample a rank: forward by policy and old policy, backward,
 //! reduction, AdamW and the new parameters. Memory is counted, of a rank: held between updates, and the most of one update
 //! above that, activations included. Nothing is asserted.
+//!
+//! `cargo bench --bench sharding -- large-counts`: broadcast and all-reduce of 2^31 + 5 bytes between two MPI ranks of 4 GiB
+//! each, every value checked.
 
 #[path = "../tests/blocks/mod.rs"]
 mod blocks;
+#[path = "../tests/counting/mod.rs"]
+mod counting;
+mod counts;
 
 use blocks::{Inputs, inputs, model, training_pass};
 use candle_core::{Device, Tensor};
+use counting::{Counting, mib};
 use flowrl_dist::Result;
 use flowrl_dist::comm::{ThreadGroup, World};
 use flowrl_dist::model::Model;
@@ -17,34 +24,11 @@ use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, ParamSet, Trainable};
 use flowrl_dist::policy::Policies;
 use flowrl_dist::shard::{Gradients, Reduction, Sharding};
-use std::alloc::{GlobalAlloc, Layout as Size};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// The program's allocator, and how much of it is in use.
-struct Counting(mimalloc::MiMalloc);
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to mimalloc unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, size: Size) -> *mut u8 {
-        let now = NOW.fetch_add(size.size(), Ordering::Relaxed) + size.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { self.0.alloc(size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, size: Size) {
-        NOW.fetch_sub(size.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { self.0.dealloc(pointer, size) }
-    }
-}
-
+// The program's allocator, counted.
 #[global_allocator]
-static ALLOCATOR: Counting = Counting(mimalloc::MiMalloc);
+static ALLOCATOR: Counting<mimalloc::MiMalloc> = Counting(mimalloc::MiMalloc);
 
 const UPDATES: usize = 3;
 
@@ -57,17 +41,13 @@ struct Measured {
     sent: f64,
 }
 
-fn mib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
 /// One rank's updates. Every rank has weights of its own, as processes do.
 fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs: &Inputs) -> Result<Measured> {
     let (specs, ranks) = (model.specs(), world.world_size() as f64);
     let layout = Layout::new(&specs, Trainable::Full);
     let meet = || world.host.barrier();
     meet()?;
-    let before = NOW.load(Ordering::Relaxed);
+    let before = counting::now();
     meet()?;
     let own = ParamSet::build(&specs, |_| Ok(Tensor::zeros(0, candle_core::DType::F32, &Device::Cpu)?))?;
     let own = own.with_flat(&layout, &set.flatten(&layout)?)?;
@@ -75,9 +55,7 @@ fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs
     let mut policies = Policies::new(&own, &specs, Trainable::Full, &state, false, world)?;
     drop(own);
     meet()?;
-    let held = NOW.load(Ordering::Relaxed);
-    meet()?;
-    PEAK.store(held, Ordering::Relaxed);
+    let held = counting::restart();
     meet()?;
     let mut seconds = Vec::new();
     let sent = world.sent();
@@ -97,12 +75,15 @@ fn rank(world: &World, model: &Model, set: &ParamSet, sharding: Sharding, inputs
     }
     let sent = mib((world.sent() - sent) as usize / UPDATES);
     meet()?;
-    let peak = PEAK.load(Ordering::Relaxed) - held;
+    let peak = counting::peak() - held;
     seconds.sort_by(f64::total_cmp);
     Ok(Measured { held: mib(held - before) / ranks, peak: mib(peak) / ranks, seconds, sent })
 }
 
 fn main() -> Result<()> {
+    if std::env::args().any(|argument| argument == counts::NAME) {
+        return counts::run();
+    }
     flowrl_dist::allocator::keep_freed_memory();
     let (model, inputs) = (model(None), inputs()?.first()?);
     let set = ParamSet::init(&model.specs(), 1, &Device::Cpu)?;

@@ -2,9 +2,11 @@
 //! weights in parts save, from the moment when they are read. And that prompts take none.
 
 mod blocks;
+mod counting;
 
 use blocks::{block_wise, composed, inputs, model, monolithic, trained, training_pass};
 use candle_core::{DType, Device, Tensor};
+use counting::{Counting, mib};
 use flowrl_dist::Result;
 use flowrl_dist::comm::{Solo, ThreadGroup, World};
 use flowrl_dist::data::{Prompt, PromptSet};
@@ -19,34 +21,11 @@ use flowrl_dist::pipeline::{Kind, ModelConfig, Pipeline};
 use flowrl_dist::policy::Policies;
 use flowrl_dist::reward::{Overlap, Rewards};
 use flowrl_dist::shard::{Sharding, Weights};
-use std::alloc::{GlobalAlloc, Layout as Size, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::alloc::System;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The system's allocator, and how much of it is in use.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, size: Size) -> *mut u8 {
-        let now = NOW.fetch_add(size.size(), Ordering::Relaxed) + size.size();
-        PEAK.fetch_max(now, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, size: Size) {
-        NOW.fetch_sub(size.size(), Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(pointer, size) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting<System> = Counting(System);
 
 /// One at a time: all share one heap.
 fn alone() -> MutexGuard<'static, ()> {
@@ -54,16 +33,11 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn mib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
 /// MiB at the peak of `work` above what was in use before.
 fn peak(work: impl FnOnce() -> Result<()>) -> Result<f64> {
-    let before = NOW.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+    let before = counting::restart();
     work()?;
-    Ok(mib(PEAK.load(Ordering::Relaxed) - before))
+    Ok(mib(counting::peak() - before))
 }
 
 #[test]
@@ -134,18 +108,17 @@ fn in_parts(trainable: Trainable, all: bool) -> Result<[f64; 4]> {
     let measured = ThreadGroup::run(RANKS, |world| {
         let state = Sharded::new(&flat, &layout, Sharding::Full, &*world.device)?;
         world.host.barrier()?;
-        let before = NOW.load(Ordering::Relaxed);
+        let before = counting::now();
         world.host.barrier()?;
         let policies = Policies::new(&set, &specs, trainable, &state, false, &world)?;
         world.host.barrier()?;
-        let held = NOW.load(Ordering::Relaxed);
-        PEAK.store(held, Ordering::Relaxed);
+        let held = counting::restart();
         world.host.barrier()?;
         let Policies { policy, old, reference, .. } = &policies;
         let others: &[&dyn Weights] = if all { &[&**old, &**reference] } else { &[] };
         training_pass(&model, &**policy, others, &inputs, |_, _| Ok(()))?;
         world.host.barrier()?;
-        Ok([held - before, PEAK.load(Ordering::Relaxed) - held].map(|bytes| mib(bytes) / RANKS as f64))
+        Ok([held - before, counting::peak() - held].map(|bytes| mib(bytes) / RANKS as f64))
     })?;
     let whole = mib(4 * specs.iter().flat_map(|s| s.iter()).map(|s| s.shape.iter().product::<usize>()).sum::<usize>());
     Ok([whole, measured[0][0], measured[0][1], activations])
@@ -195,12 +168,12 @@ fn parts_are_read_without_the_whole() -> Result<()> {
                     continue;
                 }
                 let base = BaseModel::new(&model, Files::open(&path)?, DType::F32, 1, &Device::Cpu);
-                let before = NOW.load(Ordering::Relaxed);
+                let before = counting::now();
                 let mut held = 0.0;
                 let peak = peak(|| {
                     let state = Sharded::new(&base, &layout, Sharding::Full, &*world.device)?;
                     let policies = Policies::new(&base, &specs, trainable, &state, false, &world)?;
-                    held = mib(NOW.load(Ordering::Relaxed) - before);
+                    held = mib(counting::now() - before);
                     drop(policies);
                     Ok(())
                 })?;

@@ -5,7 +5,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{Output, ROLE, event, workers};
+use common::{ROLE, event, workers};
 use flowrl_dist::comm::{Backend, ReduceOp, World, phase};
 use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
 use flowrl_dist::interrupt::Interrupt;
@@ -80,8 +80,10 @@ fn leave_together(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The job is over within `limit` of the event, with `code`, all of `words` on stderr and no process left.
-fn ends(output: Output, limit: Duration, code: i32, words: &[&str]) {
+/// A job of so many ranks, of which rank 1 does what its role says, is over within `limit` of that, with `code`, all of
+/// `words` on stderr and no process left; prints how soon.
+fn ends(ranks: usize, role: &str, limit: Duration, code: i32, words: &[&str]) {
+    let output = workers(ranks, role, TIMEOUT);
     // Open MPI 4.1's mpirun may crash in its own end, after all ranks are gone: then the code stands in what it printed.
     match output.stderr.contains("PMIx_server_finalize") {
         true => assert!(output.stderr.contains(&format!("with errorcode {code}.")), "{output}"),
@@ -90,34 +92,36 @@ fn ends(output: Output, limit: Duration, code: i32, words: &[&str]) {
     for word in words {
         assert!(output.stderr.contains(word), "no {word:?}: {output}");
     }
-    assert!(output.since_event() < limit, "{:?} after the event: {output}", output.since_event());
+    let seconds = output.since_event().as_secs_f64();
+    println!("MPI, {ranks} ranks, {role:>17}: over after {seconds:5.2} s, exit code {code}");
+    assert!(output.since_event() < limit, "{seconds} s after the event: {output}");
     output.assert_no_leftovers();
 }
 
 #[test]
 fn a_panic_ends_the_job() {
     let words = ["rank 1 on ", "panicked at tests/mpi_failures.rs", "rank 1 has had enough", "in phase rollout"];
-    ends(workers(2, "panic", TIMEOUT), SOON, EXIT_PANIC, &words);
+    ends(2, "panic", SOON, EXIT_PANIC, &words);
     let words = ["rank 1 on ", "a helper fell", "last collective: all_reduce #"];
-    ends(workers(3, "panic on a thread", TIMEOUT), SOON, EXIT_PANIC, &words);
+    ends(3, "panic on a thread", SOON, EXIT_PANIC, &words);
 }
 
 #[test]
 fn an_error_ends_the_job_with_its_code() {
-    ends(workers(2, "error", TIMEOUT), SOON, EXIT_FAILED, &["rank 1 on ", ": rank 1 cannot go on"]);
+    ends(2, "error", SOON, EXIT_FAILED, &["rank 1 on ", ": rank 1 cannot go on"]);
 }
 
 #[test]
 fn a_rank_that_does_not_come_ends_the_job_at_the_deadline() {
     let words = ["rank 0 on ", "last collective: all_reduce #", "in phase update", "the deadline of 2 s"];
-    ends(workers(2, "sleep", TIMEOUT), DEADLINE + AFTER, EXIT_RESTART, &words);
-    ends(workers(3, "stop", TIMEOUT), DEADLINE + AFTER, EXIT_RESTART, &words);
-    ends(workers(2, "return", TIMEOUT), DEADLINE + AFTER, EXIT_RESTART, &["last collective: ", "the deadline of 2 s"]);
+    ends(2, "sleep", DEADLINE + AFTER, EXIT_RESTART, &words);
+    ends(3, "stop", DEADLINE + AFTER, EXIT_RESTART, &words);
+    ends(2, "return", DEADLINE + AFTER, EXIT_RESTART, &["last collective: ", "the deadline of 2 s"]);
 }
 
 #[test]
 fn a_killed_rank_ends_the_job() {
-    ends(workers(2, "kill", TIMEOUT), SOON, 128 + SIGKILL, &[]);
+    ends(2, "kill", SOON, 128 + SIGKILL, &[]);
 }
 
 #[test]

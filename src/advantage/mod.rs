@@ -49,6 +49,8 @@ pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &Advantage
 
     // rewards -> normalised -> bounded -> mapped -> bounded
     let normalised = aggregated(rewards, &members, groups.len(), config);
+    // A bound makes a number of what is none: minimum and maximum leave a NaN out.
+    check_numbers("normalised reward", &normalised, groups)?;
     let bounded: Vec<f64> = normalised.iter().map(|a| a.clamp(-config.clip, config.clip)).collect();
     let signal = |group: &&Vec<usize>| group.iter().any(|&i| bounded[i] != bounded[group[0]]);
     let (loud, silent): (Vec<_>, Vec<_>) = members.values().partition(|group| signal(group));
@@ -65,9 +67,7 @@ pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &Advantage
             clipped += usize::from(mapped.bounded[place] || bounded[i] != normalised[i]);
         }
     }
-    if let Some(i) = values.iter().position(|a| !a.is_finite()) {
-        return Err(Error::NotFinite(format!("advantage {} of image {i}, prompt {}", values[i], groups[i])));
-    }
+    check_numbers("advantage", &values, groups)?;
     let (images, count) = (groups.len().max(1) as f64, members.len().max(1) as f64);
     Ok(Advantages {
         zero_groups: silent.len() as f64 / count,
@@ -88,6 +88,14 @@ fn check_finite(rewards: &[Scores], groups: &[usize]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what is not finite of one number an image.
+fn check_numbers(what: &str, values: &[f64], groups: &[usize]) -> Result<()> {
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::NotFinite(format!("{what} {} of image {i}, prompt {}", values[i], groups[i]))),
+    }
 }
 
 type Members = BTreeMap<usize, Vec<usize>>;

@@ -87,6 +87,23 @@ fn a_reward_that_is_no_number_is_refused() {
     assert!(error.to_string().contains("reward ocr: NaN of image 1, prompt 9"), "{error}");
 }
 
+/// Rewards that are finite and whose distances are not: no map and no bound makes advantages of them.
+#[test]
+fn rewards_that_are_too_far_apart_are_refused() {
+    let paper = AdvantageMap::FLOW_AWR_PAPER;
+    for one in [LINEAR, GATED, AdvantageMap::FLOW_AWR, AdvantageMap::ADVANTAGE_FLOW, AdvantageMap::ROBUST, paper] {
+        for aggregate in [Aggregate::Sum, Aggregate::Normalised] {
+            for normaliser in [Normaliser::GlobalStd, Normaliser::PooledRms, Normaliser::GroupStd] {
+                let config = AdvantageMap { aggregate, normaliser, ..one };
+                match of(&[1e308, -1e308, 1e308, 0.0, 1.0, 0.5], &[4, 4, 4, 9, 9, 9], &config) {
+                    Err(Error::NotFinite(message)) => assert!(message.contains(" of image "), "{config:?}: {message}"),
+                    other => panic!("{config:?}: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
 /// The weights of the tempered map computed by hand: 24 images of which one is read. With weights
 /// e^(0), e^(-d/T) the effective share is (1 + 23 q)^2 / (24 (1 + 23 q^2)); it is 1/3 at q = 0.119..., and then the bound 4
 /// cuts the one weight 6.4... and the others get (24 - 4)/23 each.

@@ -142,15 +142,41 @@ impl Sharded {
         gather(&self.partition, &self.ema, comm)
     }
 
+    /// Master parameters, both moments, old policy and EMA, `[S]` each, sharing memory with the state.
+    fn vectors(&self) -> Result<[Tensor; 5]> {
+        Ok([self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()])
+    }
+
+    /// The vectors `[S]` that every rank holds alike, sharing memory with the state: all where nothing is shared out, else
+    /// none.
+    pub fn replicated(&self) -> Result<Vec<Tensor>> {
+        match self.sharding {
+            Sharding::None => Ok(self.vectors()?.into()),
+            Sharding::Optimizer | Sharding::Full => Ok(Vec::new()),
+        }
+    }
+
+    /// Digest of [`Sharded::replicated`].
+    pub fn digest(&self) -> Result<String> {
+        const PIECE: usize = 1 << 22; // elements that are copied at once
+        let mut hasher = blake3::Hasher::new();
+        for vector in self.replicated()? {
+            let len = vector.elem_count();
+            for start in (0..len).step_by(PIECE) {
+                let values = vector.narrow(0, start, PIECE.min(len - start))?.to_vec1::<f32>()?;
+                hasher.update(bytemuck::cast_slice(&values));
+            }
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// What this rank saves: its ranges of the flat vector, and the state by name over them, without padding.
     pub fn snapshot(&self) -> Result<Shard> {
-        let tensors =
-            [self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()];
         let own = |vector: Tensor| match self.partition == self.saved {
             true => self.saved.strip(&vector, self.rank),
             false => self.saved.strip(&self.saved.cut(&vector, self.rank)?, self.rank),
         };
-        let pairs = VECTORS.iter().zip(tensors).map(|(name, vector)| Ok((name.to_string(), own(vector)?)));
+        let pairs = VECTORS.iter().zip(self.vectors()?).map(|(name, vector)| Ok((name.to_string(), own(vector)?)));
         Ok(Shard { ranges: self.saved.owned(self.rank), vectors: pairs.collect::<Result<_>>()? })
     }
 

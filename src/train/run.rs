@@ -395,3 +395,6 @@ fn summary(out: &Path) -> Result<String> {
     });
     Ok(format!("held-out {}", parts.collect::<Vec<_>>().join(", ")))
 }
+
+#[cfg(test)]
+mod tests;

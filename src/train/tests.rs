@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::comm::ThreadGroup;
-use crate::optim::OldPolicySchedule;
+use crate::optim::{OldPolicySchedule, VECTORS};
 use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
 use crate::reward::Reward;
@@ -26,12 +26,44 @@ impl Reward for Faulty {
     }
 }
 
-/// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
-pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<AtomicBool>)> {
+/// Scores an image by its place in the call and its picture's mean.
+pub(super) struct By(pub fn(usize, f64) -> f64);
+
+impl By {
+    /// By the picture's mean.
+    pub const MEAN: Self = Self(|_, mean| mean);
+    /// Not at all.
+    pub const NAN: Self = Self(|_, _| f64::NAN);
+    /// Finite, with distances that are not.
+    pub const HUGE: Self = Self(|place, _| if place.is_multiple_of(2) { 1e308 } else { -1e308 });
+
+    pub fn alone(self) -> Rewards {
+        Arc::new([Box::new(self) as _])
+    }
+}
+
+impl Reward for By {
+    fn name(&self) -> &str {
+        "by"
+    }
+
+    fn score(&self, images: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
+        let means = images.flatten_from(1)?.mean(1)?.to_vec1::<f32>()?;
+        Ok(means.into_iter().enumerate().map(|(place, mean)| Some(self.0(place, mean.into()))).collect())
+    }
+}
+
+/// The embedded task in 2 x 3 images an iteration.
+pub(super) fn small(settings: &[&str]) -> Result<RunConfig> {
     let small =
         ["batch.prompts=2", "batch.images_per_prompt=3", "batch.micro_batch=2", "batch.timesteps=1", "sampler.steps=2"];
     let set: Vec<String> = small.iter().chain(settings).map(|setting| setting.to_string()).collect();
-    let config = RunConfig::load(None, &set)?;
+    RunConfig::load(None, &set)
+}
+
+/// A run of 2 x 3 images on the ranks of `world`, and the switch of its reward's fault.
+pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<AtomicBool>)> {
+    let config = small(settings)?;
     let mut pipeline = Pipeline::load(&config.model, 1, &candle_core::Device::Cpu)?;
     let base = pipeline.take_base();
     let layout = Layout::new(&pipeline.model.specs(), config.model.trainable);
@@ -56,7 +88,7 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<
     Ok((trainer, fault))
 }
 
-fn bits(trainer: &Trainer) -> Result<Vec<u32>> {
+pub(super) fn bits(trainer: &Trainer) -> Result<Vec<u32>> {
     Ok(trainer.state.snapshot()?.vectors.into_values().flatten().map(f32::to_bits).collect())
 }
 
@@ -97,6 +129,28 @@ fn a_reward_or_a_sample_that_is_not_finite_on_one_rank_is_so_on_all() -> Result<
     assert_eq!(messages[0], messages[1]);
     assert!(messages[0].0.starts_with("reward faulty: score NaN for image "), "{}", messages[0].0);
     assert!(messages[0].1.contains("is not finite: the policy has diverged"), "{}", messages[0].1);
+    Ok(())
+}
+
+/// Whatever the map: every rank has the same numbers and finds the same fault in them.
+#[test]
+fn an_advantage_that_is_not_finite_is_so_on_all_ranks() -> Result<()> {
+    for method in [&["method.name=advantage-flow"][..], &["method.form=robust", "advantage.map=tempered-softmax"]] {
+        let messages = ThreadGroup::run(2, |world| {
+            let (mut trainer, _) = trainer(&world, method)?;
+            trainer.rewards = if world.rank() == 1 { By::HUGE } else { By::MEAN }.alone();
+            let before = bits(&trainer)?;
+            let error = trainer.iteration(0, &mut |_| ()).expect_err("no advantage is a number");
+            assert!(matches!(error, Error::NotFinite(_)), "{error}");
+            assert!(bits(&trainer)? == before, "the weights were touched");
+            trainer.rewards = By::MEAN.alone();
+            assert_eq!(trainer.iteration(1, &mut |_| ())?.len(), 1);
+            trainer.check_replicas()?;
+            Ok(error.to_string())
+        })?;
+        assert_eq!(messages[0], messages[1]);
+        assert!(messages[0].starts_with("normalised reward "), "{}", messages[0]);
+    }
     Ok(())
 }
 
@@ -228,4 +282,40 @@ fn replicas_that_differ_are_named() -> Result<()> {
         Ok(())
     })?;
     Ok(())
+}
+
+/// Master parameters, moments, old policy and EMA: where nothing is shared out all are there on every rank, and one bit is
+/// told; where they are shared out, ranks hold different parts and are not compared.
+#[test]
+fn state_that_differs_is_told_where_every_rank_has_all_of_it() -> Result<()> {
+    ThreadGroup::run(3, |world| {
+        for shard in ["none", "optimizer", "full"] {
+            let (mut trainer, _) = trainer(&world, &[&format!("parallel.shard={shard}")])?;
+            trainer.iteration(0, &mut |_| ())?;
+            trainer.check_replicas()?;
+            let vectors = trainer.state.replicated()?;
+            assert_eq!(vectors.len(), if shard == "none" { VECTORS.len() } else { 0 });
+            for vector in vectors {
+                let fault = |rank| if world.rank() == rank { flip(&vector, 12345, 0) } else { Ok(()) };
+                fault(1)?;
+                let error = trainer.check_replicas().expect_err("rank 1 differs").to_string();
+                assert!(error.starts_with("update 1: the masters, moments or EMA of rank 1 differ from"), "{error}");
+                fault(1)?;
+                trainer.check_replicas()?;
+            }
+            if shard == "optimizer" && world.rank() == 1 {
+                flip(&trainer.state.policy()?, 12345, 0)?;
+            }
+            trainer.check_replicas()?;
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Flips a bit of one element, in place.
+pub(super) fn flip(vector: &Tensor, place: usize, bit: u32) -> Result<()> {
+    let value = vector.narrow(0, place, 1)?.to_vec1::<f32>()?[0];
+    let changed = Tensor::new(&[f32::from_bits(value.to_bits() ^ 1 << bit)], vector.device())?;
+    Ok(vector.slice_set(&changed, 0, place)?)
 }

@@ -66,7 +66,8 @@ fn join(world: &World, length: usize) -> Result<()> {
     world.host.all_reduce(&Tensor::new(vec![1f32; length], &Device::Cpu)?, ReduceOp::Sum).map(|_| ())
 }
 
-/// All ranks but the actor end within `limit` of the event with `code`, and one of them says all of `words`.
+/// All ranks but the actor end within `limit` of the event with `code`, and one of them says all of `words`; prints how soon
+/// the last one does.
 fn ends(role: &str, limit: Duration, code: i32, words: &[&str]) {
     let ranks = Ranks::new(3, role);
     let mut jobs = ranks.start_all();
@@ -79,6 +80,8 @@ fn ends(role: &str, limit: Duration, code: i32, words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "{role}: no {word:?} in\n{said}");
     }
+    let last = outputs.iter().map(|output| since(&acting, output)).max().unwrap().as_secs_f64();
+    println!("TCP, {} ranks, {role:>12}: over after {last:5.2} s, exit code {code}", ranks.ranks);
     for output in &outputs {
         assert_eq!(output.code(), code, "{role}: {output}");
         assert!(since(&acting, output) < limit, "{role}: {:?} after the event: {output}", since(&acting, output));

@@ -1,6 +1,7 @@
 //! A run that was stopped and started again ends as the unbroken one.
 
-use crate::runs::{Record, Training, UPDATES, alone, unbroken};
+use crate::common::Job;
+use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, unbroken};
 
 /// Stopped in the middle on some ranks, then ended on others.
 fn resumed(stopped: &Training, ranks: usize) -> Record {
@@ -35,4 +36,21 @@ fn so_does_a_run_of_one_rank() {
         training.record().assert_equal(&unbroken(1));
     }
     resumed(&stopped, 4).assert_close(&unbroken(1), "1 rank, then 4");
+}
+
+/// Each life shares out something else, on another number of ranks: every pair of ways, both ways round.
+#[test]
+fn so_does_a_run_that_shares_out_something_else_in_each_life() {
+    let _alone = alone();
+    let there = [(2, "none"), (1, "full"), (4, "optimizer"), (2, "none")];
+    let back = [(4, "optimizer"), (2, "full"), (1, "none"), (4, "optimizer")];
+    for lives in [there, back] {
+        let training = Training::new(&[]);
+        for (update, (ranks, shard)) in (1..).zip(lives) {
+            let shard = format!("parallel.shard={shard}");
+            Job::start(training.command(ranks, update).args(["--set", &shard])).finish(TIMEOUT).success();
+            assert_eq!(training.saved(), Some(update), "{ranks} ranks, {shard}");
+        }
+        training.record().assert_close(&unbroken(2), &format!("{lives:?}"));
+    }
 }

@@ -1,0 +1,116 @@
+//! Runs whose iterations go wrong: what is left out is counted for good, and a replica that differs ends the run.
+
+use super::*;
+use crate::comm::ThreadGroup;
+use crate::train::tests::{By, bits, flip, small};
+
+const RANKS: usize = 2;
+
+/// A run of 2 x 3 images in a folder.
+fn config(folder: &tempfile::TempDir, settings: &[&str]) -> Result<RunConfig> {
+    let mut config = small(settings)?;
+    config.run.out = folder.path().to_path_buf();
+    Ok(config)
+}
+
+/// The updates' lines of the log: update, iteration and what was left out until then.
+fn logged(folder: &tempfile::TempDir) -> Vec<[f64; 3]> {
+    let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.map(|line| ["update", "iteration", "skipped"].map(|name| line[name].as_f64().unwrap())).collect()
+}
+
+#[test]
+fn what_is_not_finite_is_left_out_and_counted_over_lives() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["optim.not_finite=skip"])?;
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let before = bits(&run.trainer)?;
+        for (bad, count) in [(By::NAN, 1), (By::HUGE, 2)] {
+            run.trainer.rewards = if world.rank() == 1 { bad } else { By::MEAN }.alone();
+            run.iteration()?;
+            assert_eq!((run.trainer.state.update, run.iteration, run.trainer.skipped), (0, count, count));
+            assert!(bits(&run.trainer)? == before, "the weights were touched");
+        }
+        run.trainer.rewards = By::MEAN.alone();
+        run.iteration()?;
+        assert_eq!((run.trainer.state.update, run.fruitless), (1, 0));
+        run.save()?;
+        run.saved_at_last()
+    })?;
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Auto, &world)?;
+        assert_eq!((run.trainer.state.update, run.iteration, run.trainer.skipped), (1, 3, 2));
+        for reward in [By::NAN, By::MEAN] {
+            run.trainer.rewards = reward.alone();
+            run.iteration()?;
+        }
+        Ok(())
+    })?;
+    assert_eq!(logged(&folder), [[1.0, 2.0, 2.0], [2.0, 4.0, 3.0]]);
+    Ok(())
+}
+
+#[test]
+fn a_reward_that_is_not_finite_ends_a_run_that_shall_stop() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["optim.not_finite=stop"])?;
+    let messages = ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let before = bits(&run.trainer)?;
+        let mut messages = Vec::new();
+        for bad in [By::NAN, By::HUGE] {
+            run.trainer.rewards = if world.rank() == 1 { bad } else { By::MEAN }.alone();
+            let error = run.iteration().expect_err("a number is not finite");
+            assert!(matches!(error, Error::NotFinite(_)), "{error}");
+            assert!(bits(&run.trainer)? == before, "the weights were touched");
+            messages.push(error.to_string());
+        }
+        Ok(messages)
+    })?;
+    assert_eq!(messages[0], messages[1]);
+    Ok(())
+}
+
+#[test]
+fn a_run_that_leaves_everything_out_ends() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["optim.not_finite=skip"])?;
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        run.trainer.rewards = By::NAN.alone();
+        for _ in 1..MOST_FRUITLESS {
+            run.iteration()?;
+        }
+        let error = run.iteration().expect_err("nothing was trained").to_string();
+        assert!(error.contains("iterations in a row were left out"), "{error}");
+        assert_eq!((run.trainer.state.update, run.trainer.skipped), (0, MOST_FRUITLESS));
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Where every rank takes all of every step, a fault stays; where state is shared out, the next update brings the same
+/// parameters to all.
+#[test]
+fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["parallel.shard=none", "parallel.check_every=3"])?;
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        run.trainer.rewards = By::MEAN.alone();
+        run.iteration()?;
+        if world.rank() == 1 {
+            flip(&run.trainer.state.policy()?, 12345, 20)?;
+        }
+        run.iteration()?;
+        let error = run.iteration().expect_err("rank 1 differs");
+        assert!(error.to_string().starts_with("update 3: the parameters of rank 1 differ from rank 0's"), "{error}");
+        let error = run.ended_by(error);
+        assert!(matches!(error, Error::Failed(_)), "{error}");
+        assert!(checkpoint::newest(&checkpoint::root(&config.run.out))?.is_none(), "a fault is not saved");
+        Ok(())
+    })?;
+    Ok(())
+}
