@@ -6,7 +6,7 @@ use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 /// `parallel.device`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
     /// A GPU where there is one, else the CPU.
@@ -24,6 +24,14 @@ pub enum DeviceChoice {
 /// # Errors
 /// [`Error::Usage`] if a GPU is asked for and there is none that works, and if there are more ranks than GPUs.
 pub fn select(choice: DeviceChoice, place: &Place) -> Result<(Device, String)> {
+    select_as(choice, place, ["parallel.device = \"cuda\"", "set parallel.device = \"cpu\""])
+}
+
+/// As [`select`], where an error says how a GPU was asked for, and what to do to have none.
+///
+/// # Errors
+/// As there.
+pub fn select_as(choice: DeviceChoice, place: &Place, [asked, remedy]: [&str; 2]) -> Result<(Device, String)> {
     match choice {
         DeviceChoice::Cpu => Ok((Device::Cpu, "the CPU".into())),
         DeviceChoice::Auto => match open(place)? {
@@ -31,9 +39,7 @@ pub fn select(choice: DeviceChoice, place: &Place) -> Result<(Device, String)> {
             Err(why) if cfg!(feature = "cuda") => Ok((Device::Cpu, format!("the CPU: {why}"))),
             Err(_) => Ok((Device::Cpu, "the CPU".into())),
         },
-        DeviceChoice::Cuda => open(place)?.map_err(|why| {
-            Error::Usage(format!("parallel.device = \"cuda\", but {why}; or set parallel.device = \"cpu\""))
-        }),
+        DeviceChoice::Cuda => open(place)?.map_err(|why| Error::Usage(format!("{asked}, but {why}; or {remedy}"))),
     }
 }
 

@@ -97,6 +97,20 @@ fn help_shows_an_example_and_version_the_version() {
     assert_eq!(done(&["--version"]), format!("flowrl-dist {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// A device is chosen before the server answers; one that cannot be had is told in the option's own words.
+#[test]
+fn a_reward_server_says_which_device_it_may_have() {
+    let help = done(&["serve-reward", "--help"]);
+    assert!(help.contains("--device <auto|cpu|cuda>") && help.contains("[default: auto]"), "{help}");
+    let serve = ["serve-reward", "--reward", "colour", "--listen", "127.0.0.1:0", "--device"];
+    let with = |device| [&serve[..], &[device]].concat();
+    let output = run(&with("tpu"));
+    assert!(output.code == Some(2) && output.stderr.contains("'tpu' for '--device"), "{}", output.stderr);
+    if !cfg!(feature = "cuda") {
+        refused(&with("cuda"), &["--device cuda, but this program was built without CUDA", "or give --device cpu"]);
+    }
+}
+
 #[test]
 fn every_configuration_of_the_project_has_a_plan() {
     let files = ["configs/glyphs", "configs/glyphs/compare"].map(|folder| fs::read_dir(folder).unwrap());

@@ -4,83 +4,21 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use candle_core::{DType, Device, Tensor};
+#[path = "common/clip_rewards.rs"]
+mod recorded;
+
+use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
-use flowrl_dist::data::{Prompt, PromptSet};
-use flowrl_dist::reward::{Reward, RewardConfig, RewardKind, build};
+use flowrl_dist::reward::{RewardConfig, RewardKind, build};
+use recorded::{Recorded, config, fixture, rewards};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-
-fn fixture(name: &str) -> PathBuf {
-    let folder = std::env::var_os("FLOWRL_FIXTURES")
-        .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
-    folder.join(name)
-}
-
-/// All four, each from another form of the same model: transformers' folder, and open_clip's tensors at `open_clip`.
-fn rewards(open_clip: &Path) -> Result<Vec<Box<dyn Reward>>> {
-    let config = |kind: RewardKind, path: &Path| RewardConfig {
-        path: Some(path.to_path_buf()),
-        tokenizer: Some(fixture("clip_rewards/hf")),
-        predictor: (kind == RewardKind::Aesthetic).then(|| fixture("clip_rewards/predictor.pth")),
-        ..RewardConfig::new(kind)
-    };
-    let transformers = fixture("pickscore_micro");
-    build(
-        &[
-            config(RewardKind::ClipScore, &transformers),
-            config(RewardKind::PickScore, &transformers),
-            config(RewardKind::Aesthetic, &transformers),
-            config(RewardKind::Hps, open_clip),
-        ],
-        1,
-    )
-}
-
-struct Recorded {
-    prompts: Vec<Prompt>,
-    scores: Value,
-    pictures: HashMap<String, Tensor>,
-}
-
-impl Recorded {
-    fn open() -> Result<Recorded> {
-        let meta = std::fs::read_to_string(fixture("clip_rewards/meta.json")).unwrap();
-        let meta: Value = serde_json::from_str(&meta).unwrap();
-        let texts = meta["prompts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_string());
-        Ok(Recorded {
-            prompts: texts.collect::<PromptSet>().prompts,
-            scores: meta["scores"].clone(),
-            pictures: candle_core::safetensors::load(fixture("clip_rewards/pictures.safetensors"), &Device::Cpu)?,
-        })
-    }
-
-    /// `[B, 3, H, W]` in [0, 1].
-    fn images(&self, name: &str) -> Result<Tensor> {
-        Ok((self.pictures[name].permute((0, 3, 1, 2))?.to_dtype(DType::F32)? / 255.0)?)
-    }
-
-    fn check(&self, rewards: &[Box<dyn Reward>]) -> Result<()> {
-        for name in self.scores.as_object().unwrap().keys() {
-            let images = self.images(name)?;
-            for reward in rewards {
-                let recorded: Vec<f64> = serde_json::from_value(self.scores[name][reward.name()].clone()).unwrap();
-                let scores = reward.score(&images, &self.prompts)?;
-                let errors = scores.iter().zip(&recorded).map(|(score, recorded)| (score.unwrap() - recorded).abs());
-                let worst = errors.fold(0.0, f64::max);
-                eprintln!("{name} {}: {worst:.1e}", reward.name());
-                assert_eq!(scores.len(), recorded.len());
-                assert!(worst < 1e-5, "{name} {}: {scores:?}, not {recorded:?}", reward.name());
-            }
-        }
-        Ok(())
-    }
-}
+use std::path::PathBuf;
+use std::process::Command;
 
 #[test]
 fn parity_of_the_clip_family_with_its_programs() -> Result<()> {
-    Recorded::open()?.check(&rewards(&fixture("clip_rewards/open_clip/model.pt"))?)
+    Recorded::open()?.check(&rewards(&fixture("clip_rewards/open_clip/model.pt"), &Device::Cpu)?, 1e-5)
 }
 
 /// The same from safetensors under open_clip's names.
@@ -93,7 +31,7 @@ fn parity_of_open_clip_in_safetensors() -> Result<()> {
     candle_core::safetensors::save(&tensors, folder.path().join("open_clip_model.safetensors"))?;
     let sizes = "open_clip_config.json";
     std::fs::copy(fixture("clip_rewards/open_clip").join(sizes), folder.path().join(sizes)).unwrap();
-    Recorded::open()?.check(&rewards(folder.path())?[3..])
+    Recorded::open()?.check(&rewards(folder.path(), &Device::Cpu)?[3..], 1e-5)
 }
 
 /// Bit-equal whatever comes with an image; equal prompts, as of a group, are encoded once.
@@ -101,7 +39,7 @@ fn parity_of_open_clip_in_safetensors() -> Result<()> {
 fn a_score_depends_on_its_image_and_prompt_alone() -> Result<()> {
     let recorded = Recorded::open()?;
     let images = recorded.images("wide")?;
-    for reward in rewards(&fixture("clip_rewards/open_clip/model.pt"))? {
+    for reward in rewards(&fixture("clip_rewards/open_clip/model.pt"), &Device::Cpu)? {
         let together = reward.score(&images, &recorded.prompts)?;
         for (i, score) in together.iter().enumerate() {
             let alone = reward.score(&images.narrow(0, i, 1)?, &recorded.prompts[i..=i])?;
@@ -121,10 +59,47 @@ fn a_model_that_is_none_is_refused_with_a_remedy() {
     assert!(error(pick(fixture("clip_rewards/predictor.pth"))).contains("holds no CLIP model"));
     assert!(error(pick(fixture("pickscore_micro"))).contains("with the reward's key tokenizer"));
     let aesthetic = RewardConfig {
-        path: Some(fixture("pickscore_micro")),
-        tokenizer: Some(fixture("clip_rewards/hf")),
         predictor: Some(fixture("clip_rewards/open_clip/model.pt")),
-        ..RewardConfig::new(RewardKind::Aesthetic)
+        ..config(RewardKind::Aesthetic, &fixture("pickscore_micro"))
     };
     assert!(error(aesthetic).contains("lacks layers.0.weight"));
+}
+
+/// PickScore is logged in both its scalings, by a run and by its evaluations: as its program has it, and as papers quote it.
+#[test]
+fn a_run_tells_pick_score_raw_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    let text = format!(
+        "[[reward]]\nname = \"pick-score\"\npath = {:?}\ntokenizer = {:?}\n",
+        fixture("pickscore_micro").canonicalize().unwrap(),
+        fixture("clip_rewards/hf").canonicalize().unwrap()
+    );
+    std::fs::write(&file, text).unwrap();
+    let out = folder.path().join("out");
+    let small = [
+        "run.updates=1",
+        "eval.prompts=2",
+        "eval.steps=1",
+        "sampler.steps=1",
+        "batch.prompts=2",
+        "batch.images_per_prompt=2",
+        "batch.timesteps=1",
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"))
+        .arg("train")
+        .args([&"--config".as_ref(), &file.as_os_str(), &"--out".as_ref(), &out.as_os_str()])
+        .args(small.iter().flat_map(|setting| ["--set", setting]))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for prefix in ["reward", "eval.reward"] {
+        let [mean, raw] = ["mean", "raw.mean"].map(|unit| {
+            let name = format!("{prefix}.pick-score.{unit}");
+            lines.iter().find_map(|line| line[&name].as_f64()).unwrap_or_else(|| panic!("no {name}: {metrics}"))
+        });
+        assert!(mean != 0.0 && (raw - 26.0 * mean).abs() < 1e-9 * raw.abs(), "{prefix}: {mean} and {raw}");
+    }
 }

@@ -1,11 +1,12 @@
 //! `flowrl-dist serve-reward`.
 
 use super::choose_threads;
+use crate::comm::World;
 use crate::config;
+use crate::device::{self, DeviceChoice};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::observe::logging;
 use crate::reward::{Loader, RewardConfig, RewardKind, serve};
-use candle_core::Device;
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -24,6 +25,9 @@ pub struct Arguments {
     /// Address to listen at
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8000")]
     listen: String,
+    /// Where models of the CLIP family compute: auto takes the GPU where there is one that works
+    #[arg(long, value_enum, value_name = "auto|cpu|cuda", hide_possible_values = true, default_value = "auto")]
+    device: DeviceChoice,
     /// File with a token that every request must have; needed where other machines may ask
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -43,7 +47,9 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let token = arguments.token_file.as_deref().map(token).transpose()?;
     let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;
     let configs = configs(arguments)?;
-    let rewards = Loader::new(candle_core::utils::get_num_threads(), &Device::Cpu).build(&configs)?;
+    let without = ["--device cuda", "give --device cpu"];
+    let (device, why) = device::select_as(arguments.device, World::solo().place(), without)?;
+    let rewards = Loader::new(candle_core::utils::get_num_threads(), &device).build(&configs)?;
 
     let (stop, stopped) = oneshot::channel();
     let mut signals =
@@ -56,6 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         stop.send(()).ok();
     });
     let names: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
+    eprintln!("flowrl-dist: models compute on {why}");
     eprintln!("flowrl-dist: serving {} at http://{address}", names.join(", "));
     let result = serve::serve(&rewards, listener, token.as_deref(), stopped);
     handle.close();

@@ -40,9 +40,9 @@ impl Backbone {
     }
 
     /// Pictures or texts that go through a tower at once. On the CPU one: its products are large enough, and a score is
-    /// the same whatever comes with it.
+    /// the same whatever comes with it. A batch is filled up, so that a GPU's is one that divides the usual groups.
     fn batch(&self) -> usize {
-        if self.device.is_cpu() { 1 } else { 16 }
+        if self.device.is_cpu() { 1 } else { 8 }
     }
 
     /// Features of the pictures `[B, D]` on the CPU, of length 1.
@@ -56,17 +56,7 @@ impl Backbone {
 
     /// Features of the prompts `[B, D]` on the CPU, of length 1; equal texts are encoded once.
     fn text_features(&self, prompts: &[Prompt]) -> Result<Tensor> {
-        let mut places: HashMap<&str, u32> = HashMap::new();
-        let mut texts: Vec<&str> = Vec::new();
-        let rows: Vec<u32> = prompts
-            .iter()
-            .map(|prompt| {
-                *places.entry(&prompt.text).or_insert_with(|| {
-                    texts.push(&prompt.text);
-                    texts.len() as u32 - 1
-                })
-            })
-            .collect();
+        let (texts, rows) = distinct(prompts);
         let features = self.in_batches(texts.len(), |places| {
             let ids = places.iter().map(|&i| self.tokenizer.encode(texts[i])).collect::<Result<Vec<_>>>()?;
             self.clip.text_features(&ids)
@@ -90,6 +80,20 @@ impl Backbone {
     fn cosines(&self, pictures: &[RgbImage], prompts: &[Prompt], preprocess: Preprocess) -> Result<Vec<f64>> {
         cosines(&self.image_features(pictures, preprocess)?, &self.text_features(prompts)?)
     }
+}
+
+/// The texts of the prompts, each once, and which of them is each prompt's, `[B]`.
+fn distinct(prompts: &[Prompt]) -> (Vec<&str>, Vec<u32>) {
+    let mut places: HashMap<&str, u32> = HashMap::new();
+    let mut texts: Vec<&str> = Vec::new();
+    let mut rows = Vec::with_capacity(prompts.len());
+    for prompt in prompts {
+        rows.push(*places.entry(&prompt.text).or_insert_with(|| {
+            texts.push(&prompt.text);
+            texts.len() as u32 - 1
+        }));
+    }
+    (texts, rows)
 }
 
 /// Features `[B, D]` on the CPU, each row of length 1.
@@ -233,14 +237,34 @@ impl Reward for Aesthetic {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::PromptSet;
     use std::path::PathBuf;
+
+    fn fixture(name: &str) -> PathBuf {
+        std::env::var_os("FLOWRL_FIXTURES")
+            .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from)
+            .join(name)
+    }
+
+    /// A group's prompt goes through the tower of texts once, and its features are those that it has alone, to the bit.
+    #[test]
+    fn equal_prompts_are_encoded_once() -> Result<()> {
+        let texts = ["a cat", "a cat", "a dog", "a cat", "a dog"].map(String::from);
+        let prompts = texts.into_iter().collect::<PromptSet>().prompts;
+        assert_eq!(distinct(&prompts), (vec!["a cat", "a dog"], vec![0, 0, 1, 0, 1]));
+        let (model, tokenizer) = (fixture("pickscore_micro"), fixture("clip_rewards/hf"));
+        let backbone = Backbone::load(&model, Some(&tokenizer), &Device::Cpu)?;
+        let together = backbone.text_features(&prompts)?.to_vec2::<f32>()?;
+        for (prompt, features) in prompts.iter().zip(together) {
+            assert_eq!(backbone.text_features(std::slice::from_ref(prompt))?.to_vec2::<f32>()?, [features]);
+        }
+        Ok(())
+    }
 
     /// tests/fixtures/pickscore_micro: transformers' `CLIPModel`, scored as PickScore's program does.
     #[test]
     fn parity_of_pick_score_with_transformers() -> Result<()> {
-        let folder = std::env::var_os("FLOWRL_FIXTURES")
-            .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from)
-            .join("pickscore_micro");
+        let folder = fixture("pickscore_micro");
         let io = candle_core::safetensors::load(folder.join("io.safetensors"), &Device::Cpu)?;
         let clip = Clip::open(&folder, DType::F32, &Device::Cpu)?;
         let ids = io["in.input_ids"].to_dtype(DType::U32)?.to_vec2()?;

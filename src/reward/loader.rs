@@ -86,3 +86,35 @@ impl Loader {
 pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Reward>>> {
     Loader::new(threads, &Device::Cpu).build(configs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rewards_of_one_model_share_it() -> Result<()> {
+        let fixtures = std::env::var_os("FLOWRL_FIXTURES")
+            .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
+        let config = |name: RewardKind, model: &str| RewardConfig {
+            path: Some(fixtures.join(model)),
+            tokenizer: Some(fixtures.join("clip_rewards/hf")),
+            predictor: (name == RewardKind::Aesthetic).then(|| fixtures.join("clip_rewards/predictor.pth")),
+            ..RewardConfig::new(name)
+        };
+        let loader = Loader::new(1, &Device::Cpu);
+        let configs = [
+            config(RewardKind::ClipScore, "pickscore_micro"),
+            config(RewardKind::Aesthetic, "pickscore_micro"),
+            config(RewardKind::PickScore, "clip_rewards/../pickscore_micro"), // the same folder by another way
+        ];
+        let trained = loader.build(&configs)?;
+        let evaluated = loader.build(&configs[1..])?;
+        assert_eq!((loader.backbones.borrow().len(), trained.len() + evaluated.len()), (1, 5));
+        let (one, two) = (loader.backbone(&configs[0])?, loader.backbone(&configs[2])?);
+        assert!(Arc::ptr_eq(&one, &two));
+        assert_eq!(Arc::strong_count(&one), 5 + 2 + 1, "every reward holds the one that the loader has");
+        loader.build(&[config(RewardKind::Hps, "clip_rewards/open_clip/model.pt")])?;
+        assert_eq!(loader.backbones.borrow().len(), 2, "another model is another one");
+        Ok(())
+    }
+}

@@ -59,6 +59,10 @@ impl Trainer {
         }
         let all = self.world.host.all_gather(&Tensor::from_vec(rows, largest * width, &Device::Cpu)?)?;
         let all = all.to_vec1::<f64>()?;
+        if self.world.rank() == 0 {
+            let parts = all.chunks_exact(largest * width).zip(&sizes);
+            warn_of_others(parts.map(|(rank, &size)| rank.chunks_exact(width).take(size).any(|row| row[1] != 0.0)));
+        }
         let rows: Vec<&[f64]> = all
             .chunks_exact(largest * width)
             .zip(&sizes)
@@ -71,6 +75,16 @@ impl Trainer {
             rewards: scored.rewards.iter().enumerate().map(of_all).collect(),
             dropped: rows.iter().filter(|r| r[1] != 0.0).map(|r| r[0] as usize).collect(),
         })
+    }
+}
+
+/// A rank's warnings go to its own file: for the terminal, which is rank 0's, that there are some. Of each rank whether it
+/// has images without a score.
+fn warn_of_others(fails: impl Iterator<Item = bool>) {
+    let others: Vec<usize> = fails.enumerate().skip(1).filter_map(|(rank, fails)| fails.then_some(rank)).collect();
+    if let Some(first) = others.first() {
+        let count = others.len();
+        tracing::warn!("images of {count} other rank(s) have no score: logs/rank_{first:05}.log says why of the first");
     }
 }
 

@@ -6,6 +6,7 @@
 #[allow(dead_code)] // not everything is used here
 #[path = "../parity_mmdit/case.rs"]
 mod case;
+mod rewards;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use case::Case;

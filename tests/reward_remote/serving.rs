@@ -26,6 +26,9 @@ impl Serving {
             .unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let mut serving = Serving { child, stderr, address: String::new() };
+        if arguments.contains(&"cpu") {
+            serving.says("models compute on the CPU");
+        }
         let said = serving.says("serving jpeg-incompressibility at http://");
         serving.address = said.rsplit_once("http://").unwrap().1.trim().to_string();
         serving
@@ -91,7 +94,7 @@ fn only_who_has_the_token_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "sesame 1\n").unwrap();
-    let serving = Serving::start(&["--token-file", path(&file)]);
+    let serving = Serving::start(&["--token-file", path(&file), "--device", "cpu"]);
     let body = asking();
     for (given, status) in [
         ("", 401),

@@ -1,6 +1,6 @@
 //! One request to a reward server, tried as often as allowed.
 
-use super::wire::{Answer, Item, WireFormat};
+use super::wire::{Answer, Item, WireFormat, one_line};
 use crate::error::{Error, Result};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ureq::Agent;
@@ -80,7 +80,10 @@ impl Client {
         match served {
             Some(served) if !served.iter().any(|reward| reward == name) => {
                 let names: Vec<&str> = served.iter().filter_map(|reward| reward.as_str()).collect();
-                Err(self.error(format!("the server has no such reward, but {}; name one of them", names.join(", "))))
+                Err(self.error(format!(
+                    "the server has no such reward, but {}; name one of them",
+                    one_line(&names.join(", "))
+                )))
             }
             _ => Ok(()),
         }
@@ -151,8 +154,7 @@ fn body(
     let status = response.status();
     let read = response.body_mut().with_config().limit(limit).read_to_vec();
     if !status.is_success() {
-        let said = read.map(|body| String::from_utf8_lossy(&body[..body.len().min(200)]).trim().to_string());
-        let said = said.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+        let said = one_line(&String::from_utf8_lossy(&read.unwrap_or_default()));
         let remedy = match status.as_u16() {
             401 | 403 => "; set token_env to the variable that holds the server's token",
             404 => "; is its format another one?",

@@ -129,7 +129,7 @@ fn per_image(body: &Value, reward: &str, score: impl Fn(&Value) -> Value) -> Res
     };
     let word = |(i, result): (usize, &Value)| {
         if let Some(error) = errors.get(i).and_then(|errors| errors.get(reward)).filter(|error| !error.is_null()) {
-            return Ok(Err(error.as_str().map_or_else(|| shown(error), str::to_string)));
+            return Ok(Err(error.as_str().map_or_else(|| shown(error), one_line)));
         }
         match result.get(reward) {
             Some(value) => Ok(Ok(score(value))),
@@ -160,9 +160,18 @@ fn list<'a>(body: &'a Value, key: &str) -> Result<&'a Vec<Value>, String> {
 
 /// The beginning of a value, in one line.
 fn shown(value: &Value) -> String {
-    const MOST: usize = 120;
-    let text = value.to_string();
-    if text.chars().count() <= MOST { text } else { text.chars().take(MOST).chain("...".chars()).collect() }
+    one_line(&value.to_string())
+}
+
+/// Characters of a server's own words that are shown, at most.
+const MOST: usize = 120;
+
+/// The beginning of a server's own words, in one line and without what moves a terminal's cursor.
+pub(super) fn one_line(text: &str) -> String {
+    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let mut characters = words.flat_map(|word| std::iter::once(' ').chain(word.chars())).skip(1);
+    let start: String = characters.by_ref().take(MOST).collect();
+    if characters.next().is_none() { start } else { start + "..." }
 }
 
 #[cfg(test)]
@@ -219,11 +228,23 @@ mod tests {
         }
     }
 
-    /// Random bytes, and right answers with bytes changed, left out, doubled or cut off: never a panic, and what is
-    /// accepted is finite and of the right number.
+    #[test]
+    fn a_servers_words_are_one_short_line() {
+        let body =
+            json!({"results": [{}], "errors": [{"a": format!("no\r\n\tface\u{1b}[2J\u{2028}{}", "é".repeat(5000))}]});
+        let said = format!("no face [2J {}...", "é".repeat(MOST - "no face [2J ".len()));
+        for format in [WireFormat::Flowrl, WireFormat::Unirl] {
+            let answers = format.answers(body.to_string().as_bytes(), "a", 1);
+            assert_eq!(answers, Ok(vec![Answer::Failed(said.clone())]));
+        }
+        assert_eq!((one_line(" a\n b "), one_line(&"a".repeat(MOST))), ("a b".into(), "a".repeat(MOST)));
+    }
+
+    /// Random bytes, and right answers with bytes changed, left out, doubled or cut off: never a panic, what is accepted
+    /// is finite and of the right number, and what the server says of it is one short line.
     #[test]
     fn no_bytes_make_the_parser_fall() {
-        let mut accepted = 0;
+        let (mut accepted, mut said_much) = (0, 0);
         for round in 0..20_000u64 {
             let stream = Stream::new(7, Purpose::Pretrain, [round, 0, 0, 0]);
             let format = FORMATS[stream.below(0, 3)];
@@ -234,23 +255,44 @@ mod tests {
             for change in 0..stream.below(3, 6) as u32 {
                 let word = |part: u32, n: usize| stream.below(100 + 4 * change + part, n.max(1));
                 let at = word(1, bytes.len());
-                match word(0, 5) {
+                match word(0, 6) {
                     0 if !bytes.is_empty() => bytes[at] = word(2, 256) as u8,
                     1 if !bytes.is_empty() => drop(bytes.remove(at)),
                     2 => bytes.insert(at.min(bytes.len()), br#"{}[],:"0e-n"#[word(2, 11)]),
                     3 => bytes.truncate(at),
+                    4 => {
+                        let text = br"\n\u001b\u2028 no face \r\t".repeat(word(2, 40));
+                        bytes.splice(at.min(bytes.len())..at.min(bytes.len()), text);
+                    }
                     _ => {
                         let piece = bytes[at.min(bytes.len())..(at + word(2, 20)).min(bytes.len())].to_vec();
                         bytes.splice(at.min(bytes.len())..at.min(bytes.len()), piece);
                     }
                 }
             }
-            if let Ok(answers) = format.answers(&bytes, "a", 3) {
-                accepted += 1;
-                assert_eq!(answers.len(), 3);
-                assert!(answers.iter().all(|answer| !matches!(answer, Answer::Score(score) if !score.is_finite())));
+            let short = |text: &str, most: usize| {
+                let one = !text.contains(|c: char| c.is_control() || c == '\u{2028}');
+                assert!(one && text.chars().count() <= most, "{text}");
+            };
+            match format.answers(&bytes, "a", 3) {
+                Ok(answers) => {
+                    accepted += 1;
+                    assert_eq!(answers.len(), 3);
+                    for answer in answers {
+                        match answer {
+                            Answer::Score(score) => assert!(score.is_finite()),
+                            Answer::NotApplicable => (),
+                            Answer::Failed(message) => {
+                                said_much += usize::from(message.ends_with("..."));
+                                short(&message, MOST + 3);
+                            }
+                        }
+                    }
+                }
+                Err(message) => short(&message, 1000),
             }
         }
+        assert!(said_much > 20, "only {said_much} long messages: the test tries too little");
         assert!(accepted > 1000, "only {accepted} answers were still right: the test tries too little");
     }
 }

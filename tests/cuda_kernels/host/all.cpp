@@ -9,6 +9,7 @@ namespace elementwise {
 }
 namespace reduce {
 #include "reduce.cu"
+#undef LANES
 #undef KERNELS
 #undef THREADS
 }
