@@ -5,7 +5,7 @@
 #
 #   launch/iteration.sh FOLDER [medium | tiny] [ours] [peer] [table]
 #
-# medium (the default): 72 images of 512 x 512 on a GPU, with what 512 images would take; 5 GB in FOLDER until it is done.
+# medium (the default): 36 images of 512 x 512 on a GPU, with what 512 images would take; 5 GB in FOLDER until it is done.
 # tiny: 6 images of 64 x 64 on the CPU, to see that all of it runs; its figures mean nothing. The second of two iterations counts:
 # in the first the old policy is the policy, and nothing is warm. FLOWRL_BIN names the program, PYTHON a Python with PyTorch.
 set -euo pipefail
@@ -24,7 +24,7 @@ mkdir -p "$1"
 folder=$(cd -- "$1" && pwd)
 size=${2:-medium}
 case $size in
-    medium) device=cuda prompts=3 images=24 micro_batch=9 timesteps=9 resolution=512 t5_tokens=128 ;;
+    medium) device=cuda prompts=2 images=18 micro_batch=9 timesteps=9 resolution=512 t5_tokens=128 ;;
     tiny)
         device=cpu prompts=2 images=3 micro_batch=2 timesteps=2 resolution=64 t5_tokens=64
         export OMP_NUM_THREADS=1 # PyTorch's threads spin: beside other work they wait for each other for minutes
