@@ -11,11 +11,12 @@ const AMPERE: &str = "compute_80";
 const HOPPER: &str = "compute_90a";
 
 /// The kernels' sources in src/cuda/kernels.
-const KERNELS: [(&str, &str); 7] = [
+const KERNELS: [(&str, &str); 8] = [
     ("elementwise", AMPERE),
     ("reduce", AMPERE),
     ("norm", AMPERE),
     ("deviation", AMPERE),
+    ("picture", AMPERE),
     ("attention", AMPERE),
     ("attention_hopper", HOPPER),
     ("attention_any", AMPERE),

@@ -17,6 +17,7 @@ fn ptx(file: &str) -> Result<&'static str> {
         "elementwise" => include_str!(concat!(env!("OUT_DIR"), "/elementwise.ptx")),
         "reduce" => include_str!(concat!(env!("OUT_DIR"), "/reduce.ptx")),
         "norm" => include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")),
+        "picture" => include_str!(concat!(env!("OUT_DIR"), "/picture.ptx")),
         "deviation" => include_str!(concat!(env!("OUT_DIR"), "/deviation.ptx")),
         "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
         "attention_hopper" => include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx")),

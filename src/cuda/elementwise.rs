@@ -100,9 +100,14 @@ pub fn add<G: Gpu>(gpu: &G, a: &Array, b: &Array) -> Result<G::Memory> {
         bail!("add: {a:?} and {b:?} differ");
     }
     let (memory, out) = allocate(gpu, a.dtype, &a.shape)?;
-    let kernel = format!("add_{}", suffix(a.dtype, "add")?);
-    each(gpu, &kernel, a.len(), &[a.into(), b.into(), (&out).into(), a.len().into()])?;
+    add_into(gpu, a, b, &out)?;
     Ok(memory)
+}
+
+/// The same into an array.
+pub(super) fn add_into<G: Gpu>(gpu: &G, a: &Array, b: &Array, out: &Array) -> Result<()> {
+    let kernel = format!("add_{}", suffix(a.dtype, "add")?);
+    each(gpu, &kernel, a.len(), &[a.into(), b.into(), out.into(), a.len().into()])
 }
 
 /// A part of each sample: `length` bytes from `start` on of `all`, of which each sample has so many.

@@ -12,6 +12,7 @@ mod gpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod library;
 pub mod norm;
+pub mod picture;
 #[cfg(feature = "cuda")]
 pub(crate) mod product;
 pub mod reduce;

@@ -50,6 +50,8 @@ pub(crate) enum Then<'a> {
     Add,
     /// A bias `[n]` is added to each row.
     Bias(&'a Array),
+    /// A bias `[n]` is added to each row, and an array of y's shape.
+    BiasOnto(&'a Array, &'a Array),
     /// A bias is added and GELU taken, in bf16; what was before GELU goes to the array.
     BiasGelu(&'a Array, Option<&'a Array>),
 }
@@ -59,7 +61,7 @@ impl Then<'_> {
         use sys::cublasLtEpilogue_t as Epilogue;
         match self {
             Then::Store | Then::Add => Epilogue::CUBLASLT_EPILOGUE_DEFAULT,
-            Then::Bias(_) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
+            Then::Bias(_) | Then::BiasOnto(..) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
             Then::BiasGelu(_, None) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
             Then::BiasGelu(_, Some(_)) => Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
         }
@@ -80,6 +82,11 @@ pub(crate) fn multiply(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &
         Then::Bias(bias) => {
             multiply(gpu, factor, a, b, y, Then::Store)?;
             elementwise::add_bias(gpu, y, bias)
+        }
+        Then::BiasOnto(bias, other) => {
+            let (_memory, product) = allocate(gpu, y.dtype, &y.shape)?;
+            multiply(gpu, factor, a, b, &product, Then::Bias(bias))?;
+            elementwise::add_into(gpu, &product, other, y)
         }
         Then::BiasGelu(bias, before) => {
             let (_memory, own) = allocate(gpu, y.dtype, &y.shape)?;
@@ -112,7 +119,7 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
     operation.set(Of::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b.is_transposed))?;
     operation.set(Of::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a.is_transposed))?;
     operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE, then.epilogue())?;
-    if let Then::Bias(bias) | Then::BiasGelu(bias, _) = then {
+    if let Then::Bias(bias) | Then::BiasOnto(bias, _) | Then::BiasGelu(bias, _) = then {
         if bias.len() != n || bias.dtype != y.dtype {
             bail!("a bias {bias:?} does not fit {y:?}");
         }
@@ -122,13 +129,17 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
         operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before.pointer)?;
         operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, n as i64)?;
     }
+    let addend = if let Then::BiasOnto(_, other) = then { other } else { y };
+    if addend.len() != y.len() || addend.dtype != y.dtype {
+        bail!("{addend:?} cannot be added to {y:?}");
+    }
     let key = Key {
         dtype: y.dtype,
         sizes: [m, k, n],
         transposed: [a.is_transposed, b.is_transposed],
         epilogue: then.epilogue() as u32,
-        adds: matches!(then, Then::Add),
-        alignments: [b.array.pointer, a.array.pointer, y.pointer].map(alignment),
+        adds: matches!(then, Then::Add | Then::BiasOnto(..)),
+        alignments: [b.array.pointer, a.array.pointer, y.pointer | addend.pointer].map(alignment),
     };
     let Some(way) = blas.way(key, &operation, [&left, &right, &out])? else { return Ok(false) };
     let beta = f32::from(u8::from(key.adds));
@@ -144,7 +155,7 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
             left.0,
             a.array.pointer as *const c_void,
             right.0,
-            y.pointer as *const c_void,
+            addend.pointer as *const c_void,
             out.0,
             y.pointer as *mut c_void,
             out.0,

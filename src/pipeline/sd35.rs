@@ -106,7 +106,9 @@ fn folder(config: &ModelConfig) -> Result<&Path> {
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
     let path = folder(config)?;
     let transformer = Transformer::open(config.transformer().unwrap_or(path))?;
-    let vae = Vae::load(&path.join("vae"), DType::F32, device)?;
+    // A CPU computes in f32 and rounds: there bf16 would save nothing.
+    let pixels = if device.is_cuda() { config.dtype.dtype() } else { DType::F32 };
+    let vae = Vae::load(&path.join("vae"), pixels, device)?;
     let (channels, wanted) = (vae.config.latent_channels, transformer.config.in_channels);
     if channels != wanted {
         let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");

@@ -6,6 +6,7 @@ mod host;
 
 use candle_core::{DType, Device, Tensor, Var};
 use flowrl_dist::cuda::elementwise::{Span, copy_parts};
+use flowrl_dist::cuda::picture::{self, Neighbours};
 use flowrl_dist::cuda::reduce::{Summand, square_sums, sum_rows};
 use flowrl_dist::cuda::{Array, Gpu, attention, deviation, elementwise, norm};
 use flowrl_dist::model::ops;
@@ -217,6 +218,45 @@ fn attention_of_any_head_and_on_the_matrix_units() {
 fn attention_with_the_products_of_a_warpgroup() {
     let shapes = [[1, 5, 3, 64], [2, 64, 2, 64], [1, 129, 3, 64], [2, 150, 2, 64], [1, 400, 1, 64]];
     check_attention(&Host::hopper(), DType::BF16, &shapes);
+}
+
+/// Pictures whose pixels are no whole number of pieces, and far from zero.
+#[test]
+fn group_norms() {
+    for dtype in TYPES {
+        for (height, width, silu) in [(5, 7, false), (19, 14, true)] {
+            let host = Host::default();
+            let x = noise(0, &[2, height, width, 24], dtype).affine(0.5, 8.0).unwrap().to_dtype(dtype).unwrap();
+            let (x, weight, bias) = (x.to_dtype(DType::F32).unwrap(), noise(1, &[24], dtype), noise(2, &[24], dtype));
+            let expected = ops::group_norm(&x, &weight, &bias, 4, EPS, silu).unwrap();
+            let affine = (&host.put(&weight, dtype), &host.put(&bias, dtype));
+            let y = picture::group_norm(&host, &host.put(&x, dtype), affine, 4, EPS as f32, silu).unwrap();
+            let tolerance = if dtype == DType::BF16 { 6e-3 } else { 1e-5 };
+            close("group_norm", &y.read(dtype, x.dims()), &expected, tolerance);
+        }
+    }
+}
+
+/// On every walk, from any pixel on: a convolution whose weights pick one neighbour and one channel.
+#[test]
+fn neighbours_of_pixels() {
+    let dtype = DType::F32;
+    let (host, x) = (Host::default(), noise(0, &[2, 6, 5, 8], dtype));
+    let array = host.put(&x, dtype);
+    for (walk, kind, size) in [(0, ops::Walk::Same, 3), (1, ops::Walk::Half, 3), (2, ops::Walk::Double, 3)] {
+        // All neighbours as channels of their own.
+        let pick = Tensor::eye(size * size * 8, dtype, &Device::Cpu).unwrap().reshape((size, size, 8, ())).unwrap();
+        let bias = Tensor::zeros(size * size * 8, dtype, &Device::Cpu).unwrap();
+        let expected = ops::convolution(&x, &pick, &bias, kind, None).unwrap();
+        let (_, rows, columns, width) = expected.dims4().unwrap();
+        let (first, count) = (3, rows * columns - 3);
+        let memory = host.allocate(dtype, count * width).unwrap();
+        let out = host.array(&memory, dtype, &[count, width]).unwrap();
+        let of = Neighbours { sample: 1, size, walk, out_width: columns, first, count };
+        picture::gather(&host, &array, &out, of).unwrap();
+        let expected = expected.get(1).unwrap().reshape(((), width)).unwrap().narrow(0, first, count).unwrap();
+        close(&format!("gather {kind:?}"), &memory.read(dtype, &[count, width]), &expected, 0.0);
+    }
 }
 
 /// Of one deviation and of four, with pieces and without; one of them is zero everywhere.

@@ -23,7 +23,7 @@ pub enum Walk {
 
 impl Walk {
     /// Length of a side of the result.
-    fn result(self, side: usize) -> usize {
+    pub(super) fn result(self, side: usize) -> usize {
         match self {
             Walk::Same => side,
             Walk::Half => side / 2,

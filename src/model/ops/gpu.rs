@@ -4,13 +4,12 @@
 use super::Wanted;
 use super::activation::{Forward, Gated};
 use super::attention::Attention;
-use super::convolution::Walk;
 use super::deviation::Deviations;
 use super::linear::{Linear, with_last};
 use super::linear_gelu::LinearGelu;
 use super::low_rank::LowRank;
 use super::norm::{LayerNormModulate, RmsNorm};
-use super::op::{Differentiable, Kernel, refuse_tracked};
+use super::op::{Differentiable, Kernel};
 use super::residual::GatedResidual;
 use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::reduce::{Summand, sum_rows};
@@ -32,6 +31,7 @@ impl<'a> Input<'a> {
     }
 }
 
+pub(super) use super::gpu_picture::{convolution, group_norm};
 pub(super) use super::gpu_shape::{joined, part, rms_norm_joined};
 
 /// An operation on a GPU.
@@ -412,49 +412,4 @@ impl OnGpu<3> for LowRank {
             Ok([wanted[0].then(dx).transpose()?, wanted[1].then(da).transpose()?, wanted[2].then(db).transpose()?])
         })
     }
-}
-
-/// [`super::convolution`], by candle's, which gathers all neighbours at once and multiplies: nine times the picture.
-pub(super) fn convolution(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    walk: Walk,
-    residual: Option<&Tensor>,
-) -> Result<Tensor> {
-    refuse_tracked("convolution", &[x, weight, bias, residual.unwrap_or(x)])?;
-    let (_, height, width, _) = x.dims4()?;
-    let x = x.permute((0, 3, 1, 2))?.contiguous()?; // [B, C, H, W]
-    let weight = weight.permute((3, 2, 0, 1))?.contiguous()?; // [out, in, k, k]
-    let half = weight.dim(2)? / 2;
-    let y = match walk {
-        Walk::Same => x.conv2d(&weight, half, 1, 1, 1)?,
-        Walk::Half => x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?.conv2d(&weight, 0, 2, 1, 1)?,
-        Walk::Double => x.upsample_nearest2d(2 * height, 2 * width)?.conv2d(&weight, half, 1, 1, 1)?,
-    };
-    let y = y.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(bias)?;
-    match residual {
-        Some(residual) => y + residual,
-        None => Ok(y),
-    }
-}
-
-/// [`super::group_norm`], by candle's operations, in f32.
-pub(super) fn group_norm(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: usize,
-    eps: f64,
-    silu: bool,
-) -> Result<Tensor> {
-    refuse_tracked("group_norm", &[x, weight, bias])?;
-    let (batch, channels) = (x.dim(0)?, weight.elem_count());
-    let wide = x.to_dtype(DType::F32)?.reshape((batch, (), groups, channels / groups))?;
-    let centred = wide.broadcast_sub(&wide.mean_keepdim((1, 3))?)?;
-    let deviation = (centred.sqr()?.mean_keepdim((1, 3))? + eps)?.sqrt()?;
-    let y = centred.broadcast_div(&deviation)?.reshape(x.shape())?;
-    let y = y.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
-    let y = if silu { super::silu(&y)? } else { y };
-    y.to_dtype(x.dtype())
 }

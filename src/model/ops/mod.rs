@@ -14,6 +14,8 @@ mod float;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
+mod gpu_picture;
+#[cfg(feature = "cuda")]
 mod gpu_shape;
 mod group_norm;
 mod linear;

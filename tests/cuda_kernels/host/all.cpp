@@ -22,6 +22,11 @@ namespace deviation {
 #undef THREADS
 #undef MOST
 }
+namespace picture {
+#include "picture.cu"
+#undef KERNELS
+#undef THREADS
+}
 namespace attention {
 #include "attention.cu"
 #undef ROWS
@@ -46,6 +51,7 @@ using namespace elementwise;
 using namespace reduce;
 using namespace norm;
 using namespace deviation;
+using namespace picture;
 using namespace attention;
 using namespace attention_hopper;
 using namespace attention_any;
@@ -57,6 +63,7 @@ extern "C" int host_launch(const char *name, void **arguments, const unsigned *g
     BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
     BOTH(rms_norm_head) BOTH(rms_norm_head_backward) ONE(copy_rows)
+    ONE(gather) BOTH(channel_sums) BOTH(group_affine) BOTH(apply_affine)
     ONE(deviation_sums) ONE(deviation_backward)
     ONE(attention_delta) ONE(attention_forward) ONE(attention_backward_keys) ONE(attention_backward_queries)
     ONE(attention_hopper_forward) ONE(attention_hopper_backward_keys) ONE(attention_hopper_backward_queries)
