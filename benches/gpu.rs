@@ -74,6 +74,9 @@ struct Row {
     utilisation: Option<f64>,
 }
 
+/// x_t, t and the conditioning.
+type Inputs = (Tensor, Tensor, Vec<Tensor>);
+
 struct Bench {
     device: Device,
     context: Arc<CudaContext>,
@@ -152,7 +155,8 @@ impl Bench {
         let specs = model.specs();
         let params = ParamSet::build(&specs, |spec| self.parameter(spec, Trainable::Lora))?;
         let layout = Layout::new(&specs, Trainable::Lora);
-        (0..3).try_for_each(|_| self.training_step(&model, &params, &layout, 0))?;
+        let inputs = self.inputs(TRAINING)?;
+        (0..3).try_for_each(|_| self.training_step(&model, &params, &layout, &inputs, 0))?;
         Ok(self.device.synchronize()?)
     }
 
@@ -199,14 +203,15 @@ impl Bench {
             Some((STEPS * ROLLOUT) as f64 * forward),
             || (0..STEPS).try_for_each(|_| engine::velocity(&model, &params, &x, &t, &conditioning).map(drop)),
         )?);
+        let training = self.inputs(TRAINING)?;
         for each in [1, 0] {
             let way = if each == 1 { "each block again" } else { "keeping activations" };
             let name = format!("{kind}: forward, backward, batch {TRAINING}, {way}");
             rows.push(self.measure(name, (TRAINING as f64, "samples"), Some(TRAINING as f64 * step), || {
-                self.training_step(&model, &params, &layout, each)
+                self.training_step(&model, &params, &layout, &training, each)
             })?);
         }
-        drop((x, t, conditioning, params));
+        drop((x, t, conditioning, training, params));
         rows.push(self.optimizer(kind, &layout)?);
         Ok(())
     }
@@ -226,7 +231,7 @@ impl Bench {
     }
 
     /// x_t, t and the conditioning of `batch` samples.
-    fn inputs(&self, batch: usize) -> Result<(Tensor, Tensor, Vec<Tensor>)> {
+    fn inputs(&self, batch: usize) -> Result<Inputs> {
         let config = Config::sd35_medium();
         let x = self.normals(1, &[batch, config.in_channels, LATENT, LATENT])?.to_dtype(DType::F32)?;
         let text = self.normals(2, &[batch, TEXT, config.joint_attention_dim])?;
@@ -234,9 +239,15 @@ impl Bench {
         Ok((x, Tensor::full(0.5f32, batch, &self.device)?, vec![text, pooled]))
     }
 
-    fn training_step(&self, model: &Model, params: &ParamSet, layout: &Layout, each: usize) -> Result<()> {
-        let (x, t, conditioning) = self.inputs(TRAINING)?;
-        let (v, tape) = engine::forward(model, params, &x, &t, &conditioning, Checkpointing(each))?;
+    fn training_step(
+        &self,
+        model: &Model,
+        params: &ParamSet,
+        layout: &Layout,
+        (x, t, conditioning): &Inputs,
+        each: usize,
+    ) -> Result<()> {
+        let (v, tape) = engine::forward(model, params, x, t, conditioning, Checkpointing(each))?;
         let mut gradients = Gradients::zeros(layout, &Partition::new(layout, 1), &self.device)?;
         engine::backward(model, params, tape, &v, |stage, of| gradients.add(stage, of))?;
         gradients.check()

@@ -38,9 +38,14 @@ pub(super) fn activate<G: Gpu>(gpu: &G, name: &str, x: &Array, y: &Array) -> Res
 /// The gradient of x, given that of the activation.
 pub fn activation_backward<G: Gpu>(gpu: &G, name: &str, x: &Array, dy: &Array) -> Result<G::Memory> {
     let (memory, dx) = allocate(gpu, x.dtype, &x.shape)?;
-    let kernel = format!("{name}_backward_{}", suffix(x.dtype, name)?);
-    each(gpu, &kernel, x.len(), &[x.into(), dy.into(), (&dx).into(), x.len().into()])?;
+    activate_backward(gpu, name, x, dy, &dx)?;
     Ok(memory)
+}
+
+/// The same into dx.
+pub(super) fn activate_backward<G: Gpu>(gpu: &G, name: &str, x: &Array, dy: &Array, dx: &Array) -> Result<()> {
+    let kernel = format!("{name}_backward_{}", suffix(x.dtype, name)?);
+    each(gpu, &kernel, x.len(), &[x.into(), dy.into(), dx.into(), x.len().into()])
 }
 
 /// Adds a bias `[width]` to y `[.., width]`, in place.

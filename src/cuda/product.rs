@@ -54,6 +54,8 @@ pub(crate) enum Then<'a> {
     BiasOnto(&'a Array, &'a Array),
     /// A bias is added and GELU taken, in bf16; what was before GELU goes to the array.
     BiasGelu(&'a Array, Option<&'a Array>),
+    /// It is multiplied by the slope of GELU at the numbers of an array of y's shape.
+    GeluSlope(&'a Array),
 }
 
 impl Then<'_> {
@@ -64,6 +66,7 @@ impl Then<'_> {
             Then::Bias(_) | Then::BiasOnto(..) => Epilogue::CUBLASLT_EPILOGUE_BIAS,
             Then::BiasGelu(_, None) => Epilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
             Then::BiasGelu(_, Some(_)) => Epilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+            Then::GeluSlope(_) => Epilogue::CUBLASLT_EPILOGUE_DGELU,
         }
     }
 }
@@ -93,6 +96,11 @@ pub(crate) fn multiply(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &
             let before = before.unwrap_or(&own);
             multiply(gpu, factor, a, b, before, Then::Bias(bias))?;
             elementwise::activate(gpu, "gelu", before, y)
+        }
+        Then::GeluSlope(before) => {
+            let (_memory, product) = allocate(gpu, y.dtype, &y.shape)?;
+            multiply(gpu, factor, a, b, &product, Then::Store)?;
+            elementwise::activate_backward(gpu, "gelu", before, &product, y)
         }
     }
 }
@@ -125,7 +133,10 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
         }
         operation.set(Of::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.pointer)?;
     }
-    if let Then::BiasGelu(_, Some(before)) = then {
+    if let Then::BiasGelu(_, Some(before)) | Then::GeluSlope(before) = then {
+        if before.len() != y.len() || before.dtype != y.dtype {
+            bail!("{before:?} is not of the size of {y:?}");
+        }
         operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, before.pointer)?;
         operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, n as i64)?;
     }
@@ -236,7 +247,9 @@ impl Blas {
         };
         let way = match chosen {
             Ok(chosen) => Some(chosen.algo),
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => None,
+            Err(CublasError(
+                sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED | sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE,
+            )) => None,
             Err(e) => return Err(failed(e)),
         };
         ways.insert(key, way);

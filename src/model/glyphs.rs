@@ -199,11 +199,11 @@ impl Block {
         let k = ops::rms_norm(&by_head(self.key.forward(params, &h)?)?, params.get(self.key_norm)?, EPS)?;
         let v = by_head(self.value.forward(params, &h)?)?;
         let h = ops::reshape(&ops::attention(&q, &k, &v)?, (batch, tokens, width))?;
-        let x = self.out.onto(params, x, &chunks[2], &h, Wanted::Value)?;
+        let x = ops::gated_residual(x, &chunks[2], &self.out.forward(params, &h)?)?;
 
         let h = ops::layer_norm_modulate(&x, &chunks[3], &chunks[4], EPS)?;
-        let h = self.up.gelu(params, &h)?;
-        Ok(vec![self.down.onto(params, &x, &chunks[5], &h, wanted)?, modulation.clone()])
+        let x = self.up.feed_forward_onto(&self.down, params, (&x, &chunks[5]), &h, wanted)?;
+        Ok(vec![x, modulation.clone()])
     }
 }
 

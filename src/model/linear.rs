@@ -38,20 +38,22 @@ impl Linear {
         self.run(params, x, Wanted::Value)
     }
 
-    /// `x + gate * y` with x `[B, .., out]`, gate `[B, out]` and y this layer of h `[B, .., in]`: the end of a block. Where
-    /// only gradients are wanted y is not formed, unless the gate's gradient needs it.
-    pub fn onto(&self, params: &StageParams, x: &Tensor, gate: &Tensor, h: &Tensor, wanted: Wanted) -> Result<Tensor> {
+    /// `x + gate * y` with x `[B, .., out]`, gate `[B, out]` and y the layer `second` of GELU of this layer of h `[B, .., in]`:
+    /// the feed-forward end of a block. Where only gradients are wanted y is not formed, unless the gate's gradient needs it.
+    pub fn feed_forward_onto(
+        &self,
+        second: &Linear,
+        params: &StageParams,
+        (x, gate): (&Tensor, &Tensor),
+        h: &Tensor,
+        wanted: Wanted,
+    ) -> Result<Tensor> {
         let wanted = if gate.track_op() { Wanted::Value } else { wanted };
-        Ok(ops::gated_residual(x, gate, &self.run(params, h, wanted)?)?)
-    }
-
-    /// GELU of this layer of x `[.., in]`, `[.., out]`.
-    pub fn gelu(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = self.layer(params)?;
-        Ok(match self.factors(params) {
-            Some(_) => ops::gelu(&self.forward(params, x)?)?,
-            None => ops::linear_gelu(x, weight, bias)?,
-        })
+        let y = match (self.factors(params), second.factors(params)) {
+            (None, None) => ops::feed_forward(h, self.layer(params)?, second.layer(params)?, wanted)?,
+            _ => second.run(params, &ops::gelu(&self.forward(params, h)?)?, wanted)?,
+        };
+        Ok(ops::gated_residual(x, gate, &y)?)
     }
 
     fn run(&self, params: &StageParams, x: &Tensor, wanted: Wanted) -> Result<Tensor> {

@@ -17,7 +17,7 @@ use flowrl_dist::model::mmdit::{self, Config};
 use flowrl_dist::model::ops::Wanted;
 use flowrl_dist::model::{Model, ops};
 use flowrl_dist::optim::{OldPolicySchedule, OptimConfig, Sharded};
-use flowrl_dist::params::{Layout, ParamSet, Role, Trainable};
+use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Role, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::shard::{Gradients, Partition, Sharding};
 
@@ -261,7 +261,7 @@ fn time_features() -> Result<()> {
 #[test]
 fn optimizer() -> flowrl_dist::Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let model = small_model()?;
+    let model = small_model(None)?;
     let specs = model.specs();
     let layout = Layout::new(&specs, Trainable::Full);
     let run = |device: &Device| -> flowrl_dist::Result<Vec<Tensor>> {
@@ -288,7 +288,7 @@ fn optimizer() -> flowrl_dist::Result<()> {
 }
 
 /// Heads of 64 features, as the full model has, two of three blocks with a second attention.
-fn small_model() -> flowrl_dist::Result<Model> {
+fn small_model(lora: Option<&LoraConfig>) -> flowrl_dist::Result<Model> {
     let config = Config {
         num_layers: 3,
         num_attention_heads: 3,
@@ -299,25 +299,32 @@ fn small_model() -> flowrl_dist::Result<Model> {
         dual_attention_layers: vec![0, 1],
         ..Config::sd35_medium()
     };
-    mmdit::model(&config, (16, 24), None)
+    mmdit::model(&config, (16, 24), lora)
 }
 
 /// Velocity and flat gradient of a model at fixed inputs.
-fn velocity_and_gradient(model: &Model, device: &Device, dtype: DType) -> flowrl_dist::Result<(Tensor, Tensor)> {
+fn velocity_and_gradient(
+    model: &Model,
+    trainable: Trainable,
+    each: usize,
+    device: &Device,
+    dtype: DType,
+) -> flowrl_dist::Result<(Tensor, Tensor)> {
     let specs = model.specs();
-    let layout = Layout::new(&specs, Trainable::Full);
+    let layout = Layout::new(&specs, trainable);
+    let trained = if trainable == Trainable::Full { Role::Base } else { Role::Adapter };
     // Nothing is zero, as it is at the start of training.
     let params = ParamSet::build(&specs, |spec| {
         let tensor = spec.initial(3, &Device::Cpu)?;
         let tensor = (tensor + (noise(blake(&spec.name), &spec.shape, DType::F32)? * 0.02)?)?;
         let tensor = tensor.to_dtype(dtype)?.to_device(device)?;
-        Ok(if spec.role == Role::Base { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
+        Ok(if spec.role == trained { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     })?;
     let input = |id: u64, shape: &[usize]| noise(id, shape, DType::BF16)?.to_dtype(DType::F32)?.to_device(device);
     let (c, h, w) = model.latent;
     let (x, text, pooled) = (input(1, &[2, c, h, w])?, input(2, &[2, 7, 96])?, input(3, &[2, 64])?);
     let t = Tensor::new(&[0.3f32, 0.9], device)?;
-    let (v, tape) = engine::forward(model, &params, &x, &t, &[text, pooled], Checkpointing::EACH)?;
+    let (v, tape) = engine::forward(model, &params, &x, &t, &[text, pooled], Checkpointing(each))?;
     let mut gradients = Gradients::zeros(&layout, &Partition::new(&layout, 1), device)?;
     engine::backward(model, &params, tape, &input(4, &[2, c, h, w])?, |stage, of| gradients.add(stage, of))?;
     gradients.check()?;
@@ -335,16 +342,23 @@ fn distance(found: &Tensor, expected: &Tensor) -> Result<f64> {
     Ok(norm(&mut found.iter().zip(&expected).map(|(a, b)| a - b)) / norm(&mut expected.iter().copied()))
 }
 
+/// All of it trained, and adapters alone, with blocks that run again and with blocks that keep their graph.
 #[test]
 fn transformer() -> flowrl_dist::Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
-    let model = small_model()?;
-    let (v, gradient) = velocity_and_gradient(&model, &Device::Cpu, DType::F32)?;
-    for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 3e-2)] {
-        let (found_v, found) = velocity_and_gradient(&model, &gpu, dtype)?;
-        let errors = (distance(&found_v, &v)?, distance(&found, &gradient)?);
-        println!("transformer of {dtype:?}: velocity off by {:.1e}, gradient by {:.1e}", errors.0, errors.1);
-        assert!(errors.0 < tolerance && errors.1 < 2.0 * tolerance, "{dtype:?}: {errors:?}");
+    let lora = LoraConfig { targets: mmdit::LORA_TARGETS.map(String::from).to_vec(), ..LoraConfig::default() };
+    for trainable in [Trainable::Full, Trainable::Lora] {
+        let model = small_model((trainable == Trainable::Lora).then_some(&lora))?;
+        let run = |each, device: &Device, dtype| velocity_and_gradient(&model, trainable, each, device, dtype);
+        let (v, gradient) = run(1, &Device::Cpu, DType::F32)?;
+        for (dtype, tolerance) in [(DType::F32, 2e-5), (DType::BF16, 3e-2)] {
+            for each in [0, 1] {
+                let (found_v, found) = run(each, &gpu, dtype)?;
+                let errors = (distance(&found_v, &v)?, distance(&found, &gradient)?);
+                println!("transformer, {trainable:?} of {dtype:?}, {each}: off by {:.1e}, {:.1e}", errors.0, errors.1);
+                assert!(errors.0 < tolerance && errors.1 < 2.0 * tolerance, "{dtype:?}: {errors:?}");
+            }
+        }
     }
     Ok(())
 }

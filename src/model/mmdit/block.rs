@@ -98,6 +98,5 @@ impl Block {
 /// x `[B, T, D]` plus its feed-forward layer, which is modulated by shift, scale and gate, each `[B, D]`.
 fn fed_forward(mlp: Mlp, params: &StageParams, x: &Tensor, m: &[Tensor], wanted: Wanted) -> Result<Tensor> {
     let h = ops::layer_norm_modulate(x, &m[0], &m[1], EPS)?;
-    let h = mlp.first.gelu(params, &h)?;
-    mlp.second.onto(params, x, &m[2], &h, wanted)
+    mlp.first.feed_forward_onto(&mlp.second, params, (x, &m[2]), &h, wanted)
 }

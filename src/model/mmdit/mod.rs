@@ -86,7 +86,11 @@ impl Mlp {
 
 /// The modulation vectors of a stage: `count` of `[B, D]` from the conditioning vector `[B, D]` after its SiLU.
 fn modulations(linear: Linear, params: &StageParams, activated: &Tensor, count: usize) -> Result<Vec<Tensor>> {
-    Ok(linear.forward(params, activated)?.chunk(count, 1)?)
+    let all = linear.forward(params, activated)?; // [B, count D]
+    let (batch, width) = all.dims2()?;
+    // Each in one piece of memory, by one copy of all.
+    let all = all.reshape((batch, count, width / count))?.transpose(0, 1)?.contiguous()?;
+    Ok((0..count).map(|i| all.get(i)).collect::<candle_core::Result<_>>()?)
 }
 
 /// LayerNorm of x `[B, T, D]`, modulated by `[scale, shift]`, each `[B, D]`: the order of diffusers

@@ -10,9 +10,12 @@ mod activation;
 mod attention;
 mod convolution;
 mod deviation;
+mod feed_forward;
 mod float;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_feed_forward;
 #[cfg(feature = "cuda")]
 mod gpu_picture;
 #[cfg(feature = "cuda")]
@@ -33,6 +36,7 @@ pub use activation::{gelu, silu};
 pub use attention::attention;
 pub use convolution::{Walk, convolution};
 pub use deviation::deviations;
+pub use feed_forward::feed_forward;
 pub use group_norm::group_norm;
 pub use linear::{linear, linear_for};
 pub use linear_gelu::linear_gelu;
