@@ -17,6 +17,8 @@ mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_feed_forward;
 #[cfg(feature = "cuda")]
+mod gpu_linear;
+#[cfg(feature = "cuda")]
 mod gpu_picture;
 #[cfg(feature = "cuda")]
 mod gpu_shape;
