@@ -1,7 +1,7 @@
 //! Differentiable operations that candle lacks or differentiates slowly.
 //!
 //! candle's own fused softmax and norms have no backward and cut the gradient without an error, and its rules form
-//! the gradient of frozen operands too. Each operation here is one pass forward and one back, keeps nothing but its
+//! the gradient of frozen operands too. Each operation here is one pass forward and one back, keeps little but its
 //! inputs, and forms only the gradients that are asked for. Tests compare each with the composed form and with finite
 //! differences in f64. Only frozen parts of a model convolve and normalise by groups: these two have no derivative and
 //! refuse an input that wants one.
