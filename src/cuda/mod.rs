@@ -1,7 +1,7 @@
 //! Our kernels on NVIDIA GPUs: what candle has no kernel for, or none that differentiates.
 //!
 //! The sources in `kernels/` become PTX at build time. Each operation here lays out memory and launches, on anything that
-//! is a [`Gpu`]: a real one, or, in tests/cuda_kernels, the same sources compiled for the CPU.
+//! is a [`Gpu`]: a real one, or, in tests/cuda_kernels, the same sources compiled for the CPU. Matrix products are cuBLASLt's.
 
 pub mod attention;
 pub mod deviation;

@@ -127,6 +127,16 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
     operation.set(Of::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(b.is_transposed))?;
     operation.set(Of::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(a.is_transposed))?;
     operation.set(Of::CUBLASLT_MATMUL_DESC_EPILOGUE, then.epilogue())?;
+    // The library is told how the matrices are aligned, not how these are; a bias may lie anywhere in a flat vector.
+    let beside = match then {
+        Then::Store | Then::Add => [None, None],
+        Then::Bias(bias) | Then::BiasOnto(bias, _) => [Some(bias), None],
+        Then::BiasGelu(bias, before) => [Some(bias), before],
+        Then::GeluSlope(before) => [Some(before), None],
+    };
+    if beside.into_iter().flatten().any(|array| !array.pointer.is_multiple_of(16)) {
+        return Ok(false);
+    }
     if let Then::Bias(bias) | Then::BiasOnto(bias, _) | Then::BiasGelu(bias, _) = then {
         if bias.len() != n || bias.dtype != y.dtype {
             bail!("a bias {bias:?} does not fit {y:?}");

@@ -1,5 +1,5 @@
-//! The operations on a GPU: our kernels (crate::cuda), and candle's for matrix products. f32 or bf16 in memory, f32 in
-//! arithmetic.
+//! The operations on a GPU: our kernels (crate::cuda); what multiplies matrices stands in gpu_linear, gpu_feed_forward and
+//! gpu_picture. f32 or bf16 in memory, f32 in arithmetic.
 
 use super::activation::{Forward, Gated};
 use super::attention::Attention;
