@@ -57,7 +57,7 @@ fn compile_kernels(out: &Path) {
 /// What the program compares with the driver and the GPU that it finds.
 fn tell_versions() {
     println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
-    if let Ok(capability) = env::var("CUDA_COMPUTE_CAP") {
+    if let Some(capability) = env::var("CUDA_COMPUTE_CAP").ok().or_else(capability_here) {
         println!("cargo::rustc-env=FLOWRL_CUDA_CAPABILITY={}", capability.trim());
     }
     let told = Command::new(nvcc())
@@ -75,6 +75,13 @@ fn tell_versions() {
         panic!("nvcc --version names no release: {told}")
     };
     println!("cargo::rustc-env=FLOWRL_CUDA_VERSION={}", 1000 * major + 10 * minor);
+}
+
+/// That of the first GPU here, for which candle's build makes its kernels where it is not told: "90".
+fn capability_here() -> Option<String> {
+    let told = Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output().ok()?;
+    let told = String::from_utf8(told.stdout).ok()?.lines().next()?.replace('.', "");
+    told.trim().parse::<u32>().is_ok().then_some(told)
 }
 
 /// As candle's build finds it.

@@ -4,6 +4,7 @@ use crate::comm::Place;
 use crate::error::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// `parallel.device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -37,11 +38,15 @@ pub fn select_as(choice: DeviceChoice, place: &Place, [asked, remedy]: [&str; 2]
         DeviceChoice::Auto => match open(place)? {
             Ok((device, name)) => Ok((device, name)),
             Err(why) if cfg!(feature = "cuda") => Ok((Device::Cpu, format!("the CPU: {why}"))),
+            Err(why) if Path::new(NVIDIA).exists() => Ok((Device::Cpu, format!("the CPU: {why}"))),
             Err(_) => Ok((Device::Cpu, "the CPU".into())),
         },
         DeviceChoice::Cuda => open(place)?.map_err(|why| Error::Usage(format!("{asked}, but {why}; or {remedy}"))),
     }
 }
+
+/// There where a driver of NVIDIA's is loaded.
+const NVIDIA: &str = "/dev/nvidiactl";
 
 /// A device, or why there is none.
 type Found = std::result::Result<(Device, String), String>;
@@ -204,7 +209,10 @@ mod gpu {
             // SAFETY: all work goes to the one stream of this device; the collectives, which have another, order the two by
             // events of their own (comm/nccl) and keep memory alive until both are done with it.
             unsafe { gpu.disable_event_tracking() };
-            keep_memory(ordinal).map_err(|e| failed("keeps no memory", &e))?;
+            // Without pools memory is allocated and freed at once, which no setting changes.
+            if gpu.cuda_stream().context().has_async_alloc() {
+                keep_memory(ordinal).map_err(|e| failed("keeps no memory", &e))?;
+            }
         }
         Ok((device, format!("GPU {ordinal}, {name}")))
     }

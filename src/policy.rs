@@ -89,7 +89,7 @@ impl Policies {
                 let params = set.begin(stage)?.values()?;
                 for e in self.base.layout.stage(stage) {
                     let values = params.of(e)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-                    hasher.update(&values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>());
+                    hasher.update(bytemuck::cast_slice(&values));
                 }
             }
         }

@@ -68,10 +68,11 @@ impl Library {
 #[unsafe(no_mangle)]
 extern "C" fn flowrl_absent() -> ! {
     let missing = MISSING.lock().unwrap_or_else(PoisonError::into_inner);
+    let some = missing.iter().take(10).copied().collect::<Vec<_>>().join(" ");
     eprintln!(
-        "a function of CUDA was called that is not there: its library was not opened, or is too old and lacks it (missing: \
-         {})",
-        if missing.is_empty() { "none".into() } else { missing.join(" ") }
+        "a function of CUDA was called that is not there: its library was not opened, or is too old and lacks it ({} missing: \
+         {some} ...)",
+        missing.len(),
     );
     std::process::abort()
 }

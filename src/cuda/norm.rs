@@ -164,7 +164,7 @@ pub fn rms_norm_backward_from<G: Gpu>(
     // The sum wants dy in the order of x.
     let (_own, own) = allocate(gpu, dy.dtype, &x.shape)?;
     let bytes = |array: &Array| array.len() / array.samples().max(1) * array.dtype.size_in_bytes();
-    let start = first * bytes(x) / x.shape[1];
+    let start = first * bytes(x) / x.shape.get(1).copied().unwrap_or(1).max(1);
     let from = Span { start, length: bytes(x), all: bytes(dy) };
     copy_parts(gpu, x.samples(), (dy, from), (&own, Span { start: 0, length: bytes(x), all: bytes(x) }))?;
     Ok((memory, Some(sum_rows(gpu, Summand::Normalised(x, &own, &statistics), 1)?)))

@@ -164,8 +164,11 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
     };
     let Some(way) = blas.way(key, &operation, [&left, &right, &out])? else { return Ok(false) };
     let beta = f32::from(u8::from(key.adds));
-    let workspace = blas.workspace.device_ptr(&blas.stream).0;
-    // SAFETY: arrays hold as many numbers as their shapes say, which have been compared; the workspace belongs to this stream.
+    // One product may be several kernels with the workspace between them: no other thread's may come in between.
+    let workspace = blas.workspace.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = workspace.device_ptr(&blas.stream).0;
+    // SAFETY: arrays hold as many numbers as their shapes say, which have been compared; the workspace is this product's until
+    // all its kernels are on the stream, and theirs in the order of the stream.
     unsafe {
         result::matmul(
             blas.handle.0,
@@ -181,7 +184,7 @@ fn multiplied(gpu: &CudaDevice, factor: f32, a: Matrix, b: Matrix, y: &Array, th
             y.pointer as *mut c_void,
             out.0,
             &way,
-            workspace as *mut c_void,
+            place as *mut c_void,
             WORKSPACE,
             blas.stream.cu_stream().cast(),
         )
@@ -214,7 +217,7 @@ struct Key {
 struct Blas {
     handle: Handle,
     stream: Arc<CudaStream>,
-    workspace: CudaSlice<u8>,
+    workspace: Mutex<CudaSlice<u8>>,
     ways: Mutex<HashMap<Key, Option<sys::cublasLtMatmulAlgo_t>>>,
 }
 
@@ -230,7 +233,7 @@ impl Blas {
         Library::CublasLt.open().map_err(|e| Error::Msg(format!("{}: {e}", Library::CublasLt.file())).bt())?;
         let handle = Handle(result::create_handle().map_err(failed)?);
         // SAFETY: the library writes what it reads there.
-        let workspace = unsafe { stream.alloc::<u8>(WORKSPACE) }.w()?;
+        let workspace = Mutex::new(unsafe { stream.alloc::<u8>(WORKSPACE) }.w()?);
         let blas = Arc::new(Self { handle, stream, workspace, ways: Mutex::default() });
         all.push(blas.clone());
         Ok(blas)

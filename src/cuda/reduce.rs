@@ -4,9 +4,11 @@ use super::gpu::{Argument, Array, Gpu, Launch, allocate, ceil, suffix};
 use candle_core::{DType, Result, bail};
 
 const FILE: &str = "reduce";
-/// Columns of a block, and rows that it reads at once.
-const COLUMNS: usize = 32;
+/// Threads of a row of a block, at most, and rows that it reads at once.
+const MOST_THREADS: usize = 32;
 const LANES: usize = 8;
+/// Bytes that a thread reads at once, where rows and arrays are made of such.
+const PACK: usize = 16;
 /// Rows that are summed at once, at least, and into how many sums a sample is cut, at most.
 const PIECE: usize = 128;
 const MOST_PIECES: usize = 512;
@@ -25,12 +27,16 @@ pub enum Summand<'a> {
 
 /// Sums over the rows of each of `samples` equal parts: `[samples, width]`, of the type of the summands.
 pub fn sum_rows<G: Gpu>(gpu: &G, summand: Summand, samples: usize) -> Result<G::Memory> {
-    let (kernel, a, mut arguments) = match summand {
-        Summand::Plain(a) => ("sum", a, vec![a.into()]),
-        Summand::Product(a, b) => ("sum_product", a, vec![a.into(), b.into()]),
-        Summand::Normalised(a, b, statistics) => ("sum_normalised", a, vec![a.into(), b.into(), statistics.into()]),
+    let (kernel, a, b, mut arguments) = match summand {
+        Summand::Plain(a) => ("sum_plain", a, a, vec![a.into()]),
+        Summand::Product(a, b) => ("sum_product", a, b, vec![a.into(), b.into()]),
+        Summand::Normalised(a, b, statistics) => ("sum_normalised", a, b, vec![a.into(), b.into(), statistics.into()]),
     };
     let (suffix, width, rows) = (suffix(a.dtype, kernel)?, a.width(), a.rows() / samples.max(1));
+    let row = width * a.dtype.size_in_bytes();
+    let in_packs = [row, a.pointer as usize, b.pointer as usize].iter().all(|n| n.is_multiple_of(PACK));
+    let (kind, across) = if in_packs { ("packs_", row / PACK) } else { ("", width) };
+    let threads = across.clamp(1, MOST_THREADS);
     let piece = ceil(rows, MOST_PIECES).max(PIECE);
     let pieces = ceil(rows, piece);
     let (_partial, partial) = allocate(gpu, DType::F32, &[samples, pieces, width])?;
@@ -38,9 +44,9 @@ pub fn sum_rows<G: Gpu>(gpu: &G, summand: Summand, samples: usize) -> Result<G::
     arguments.extend([rows, width, piece].map(Argument::from));
     gpu.launch(&Launch {
         file: FILE,
-        kernel: &format!("{kernel}_{suffix}"),
-        grid: [ceil(width, COLUMNS), pieces, samples],
-        threads: [COLUMNS, LANES, 1],
+        kernel: &format!("{kernel}_{kind}{suffix}"),
+        grid: [ceil(across, threads), pieces, samples],
+        threads: [threads, LANES, 1],
         shared: 0,
         arguments: &arguments,
     })?;

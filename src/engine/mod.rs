@@ -27,8 +27,8 @@ impl Checkpointing {
     /// Each stage: the least memory.
     pub const EACH: Self = Self(1);
 
-    /// Whether a stage of a model of so many runs again. Not the last block nor the head after it: the backward pass begins
-    /// with them, and one block's graph is there at any time of it.
+    /// Whether stage `stage` of `stages` runs again in the backward pass. Never the last block or the head: the backward
+    /// pass starts with them, and it holds one block's graph at any time anyway.
     pub(crate) fn of(self, stage: usize, stages: usize) -> bool {
         self.0 > 0 && stage + 2 < stages && stage.is_multiple_of(self.0)
     }
@@ -37,7 +37,7 @@ impl Checkpointing {
 /// One pass through the model: by which weights, from which inputs.
 pub struct Pass<'a> {
     weights: &'a dyn Weights,
-    /// Those of the next stage.
+    /// Inputs of the next stage: at first the model's, then the outputs of the stage that ran.
     inputs: Vec<Tensor>,
 }
 
@@ -47,15 +47,17 @@ impl<'a> Pass<'a> {
         Self { weights, inputs: [x_t, t].into_iter().chain(conditioning).map(Tensor::detach).collect() }
     }
 
-    /// Runs a stage outside any graph.
-    fn run(&mut self, stage: &dyn Stage, params: Coming) -> Result<()> {
-        self.inputs = stage.forward(&params.values()?, &self.inputs)?;
-        Ok(())
+    /// Runs a stage outside any graph. The inputs are those it saw.
+    fn run(&mut self, stage: &dyn Stage, params: Coming) -> Result<Vec<Tensor>> {
+        let inputs: Vec<_> = self.inputs.iter().map(Tensor::detach).collect();
+        self.inputs = stage.forward(&params.values()?, &inputs)?;
+        Ok(inputs)
     }
 
     /// The last stage's output.
     fn velocity(mut self) -> Result<Tensor> {
-        self.inputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))
+        let velocity = self.inputs.pop().ok_or_else(|| Error::Failed("the model has no output".into()))?;
+        Ok(velocity.detach())
     }
 }
 
@@ -105,7 +107,7 @@ pub fn velocity(
 pub fn velocities(model: &Model, mut passes: Vec<Pass>) -> Result<Vec<Tensor>> {
     let weights: Vec<&dyn Weights> = passes.iter().map(|pass| pass.weights).collect();
     in_order(model, &weights, |stage, params| {
-        passes.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(&*model.stages[stage], params))
+        passes.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(&*model.stages[stage], params).map(drop))
     })?;
     passes.into_iter().map(Pass::velocity).collect()
 }
@@ -142,18 +144,19 @@ pub fn forward_beside(
             let (inputs, params) = (leaves(&first.inputs, &wanted)?, own.leaves()?);
             let (outputs, operations) = ops::recorded(|| stage.forward(&params, &inputs))?;
             wanted = outputs.iter().map(Tensor::track_op).collect();
-            first.inputs = outputs.iter().map(Tensor::detach).collect();
+            // A leaf is one of the next stage's graph as well, which then needs no copy of it.
+            let next = |output: &Tensor| if output.is_variable() { output.clone() } else { output.detach() };
+            first.inputs = outputs.iter().map(next).collect();
             tape.push(Recorded::Graph(Graph { inputs, params, outputs, operations }));
         } else {
-            let inputs = first.inputs.clone();
-            first.run(stage, own)?;
+            let inputs = first.run(stage, own)?;
             let through = |output: &Tensor| inputs.iter().position(|input| input.id() == output.id());
             let next = |output| through(output).map_or(reached, |input| wanted[input]);
             let next = first.inputs.iter().map(next).collect();
             let now = std::mem::replace(&mut wanted, next);
             tape.push(if reached { Recorded::Inputs(inputs, now) } else { Recorded::Constant });
         }
-        others.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(stage, params))
+        others.iter_mut().zip(params).try_for_each(|(pass, params)| pass.run(stage, params).map(drop))
     })?;
     let others = others.into_iter().map(Pass::velocity).collect::<Result<_>>()?;
     Ok((first.velocity()?, others, Tape(tape)))
@@ -222,7 +225,7 @@ pub fn backward(
 fn leaves(inputs: &[Tensor], wanted: &[bool]) -> Result<Vec<Tensor>> {
     let leaf = |(input, wanted): (&Tensor, &bool)| match wanted {
         true => Ok(Var::from_tensor(input)?.into_inner()),
-        false => Ok(input.clone()),
+        false => Ok(input.detach()),
     };
     inputs.iter().zip(wanted).map(leaf).collect()
 }

@@ -191,7 +191,7 @@ impl Block {
     fn run(&self, params: &StageParams, inputs: &[Tensor], wanted: Wanted) -> Result<Vec<Tensor>> {
         let [x, modulation] = pair(inputs)?;
         let (batch, tokens, width) = x.dims3()?;
-        let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(6, 1)?; // 6 x [B, D]
+        let chunks = ops::chunk(&self.modulation.forward(params, &ops::silu(modulation)?)?, 6)?; // 6 x [B, D]
         let by_head = |y: Tensor| ops::reshape(&y, (batch, tokens, self.heads, width / self.heads));
 
         let h = ops::layer_norm_modulate(x, &chunks[0], &chunks[1], EPS)?;
@@ -236,7 +236,7 @@ impl Stage for Head {
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let [x, modulation] = pair(inputs)?;
         let image = x.narrow(1, 0, self.config.image_tokens())?.contiguous()?;
-        let chunks = self.modulation.forward(params, &ops::silu(modulation)?)?.chunk(2, 1)?;
+        let chunks = ops::chunk(&self.modulation.forward(params, &ops::silu(modulation)?)?, 2)?;
         let h = ops::layer_norm_modulate(&image, &chunks[0], &chunks[1], EPS)?;
         let patches = self.out.forward(params, &h)?; // [B, image, 3 patch^2]
         Ok(vec![unpatchify(&patches, self.config.patch, self.config.picture)?.to_dtype(DType::F32)?])

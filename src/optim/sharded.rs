@@ -163,7 +163,9 @@ impl Sharded {
         for vector in self.replicated()? {
             let len = vector.elem_count();
             for start in (0..len).step_by(PIECE) {
-                let values = vector.narrow(0, start, PIECE.min(len - start))?.to_vec1::<f32>()?;
+                // Without a copy of its own the whole of what it is a view of would come from a GPU.
+                let piece = vector.narrow(0, start, PIECE.min(len - start))?.force_contiguous()?;
+                let values = piece.to_vec1::<f32>()?;
                 hasher.update(bytemuck::cast_slice(&values));
             }
         }

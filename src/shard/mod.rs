@@ -168,7 +168,8 @@ impl Partition {
 
     /// What part `index` holds, without padding, in the order of [`Partition::owned`].
     pub fn strip(&self, shard: &Tensor, index: usize) -> Result<Vec<f32>> {
-        let values = shard.to_vec1::<f32>()?;
+        // Without a copy of its own the whole of what it is a view of would come from a GPU.
+        let values = shard.force_contiguous()?.to_vec1::<f32>()?;
         let mut out = Vec::with_capacity(values.len());
         for (range, place) in (0..self.stages()).map(|stage| self.own(stage, index)) {
             out.extend_from_slice(&values[place..place + range.len()]);

@@ -1,4 +1,4 @@
-//! A GPU whose kernels run on the CPU: their own sources, compiled as C++ (host/cuda_bf16.h).
+//! A GPU whose kernels run on the CPU: their own sources, compiled as C++ (tests/emulator).
 
 use candle_core::{DType, Device, Result, Tensor};
 use flowrl_dist::cuda::{Argument, Array, Gpu, Launch};
@@ -111,7 +111,7 @@ impl Gpu for Host {
         let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the function has this type, and the kernel the arguments that crate::cuda gives it on any GPU.
         let known = unsafe { entry()(name.as_ptr(), arguments.as_mut_ptr(), grid.as_ptr(), threads.as_ptr()) };
-        assert_eq!(known, 0, "{} is not listed in host/all.cpp", launch.kernel);
+        assert_eq!(known, 0, "{} is not listed in tests/emulator/ours/kernels.cpp", launch.kernel);
         Ok(())
     }
 
@@ -136,12 +136,13 @@ fn entry() -> Entry {
     *ENTRY.get_or_init(|| {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
         let library = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("kernels-{}.so", std::process::id()));
-        let folders = ["tests/cuda_kernels/host", "src/cuda/kernels"].map(|folder| root.join(folder));
+        let folders = ["tests/emulator/ours", "src/cuda/kernels"].map(|folder| root.join(folder));
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let mut command = Command::new(&compiler);
         command.args(["-std=c++17", "-O1", "-shared", "-fPIC", "-o"]).arg(&library);
         command.args(folders.iter().map(|folder| format!("-I{}", folder.display())));
-        let output = command.arg(folders[0].join("all.cpp")).output().unwrap_or_else(|e| panic!("{compiler:?}: {e}"));
+        let output =
+            command.arg(folders[0].join("kernels.cpp")).output().unwrap_or_else(|e| panic!("{compiler:?}: {e}"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let path = CString::new(library.to_str().unwrap()).unwrap();
         // SAFETY: strings that end in zero; the library defines the function with this type.

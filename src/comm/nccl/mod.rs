@@ -108,7 +108,11 @@ impl Nccl {
         let ready = self.compute.record_event(None).map_err(failed("an event"))?;
         self.stream.wait(&ready).map_err(failed("NCCL's stream"))?;
         let begun = watch::collective(call.name());
-        self.handle.enqueue(call, send, receive, (self.rank, ranks), len, &self.stream)?;
+        if let Err(e) = self.handle.enqueue(call, send, receive, (self.rank, ranks), len, &self.stream) {
+            // NCCL may be at work on this memory: it is never given back. The job ends with the error.
+            std::mem::forget((buffer, scattered));
+            return Err(e);
+        }
         drop(begun);
         let done = Arc::new(self.stream.record_event(None).map_err(failed("an event"))?);
         self.monitor.look_after(call.name(), ready, done.clone())?;
@@ -222,8 +226,7 @@ impl InFlight {
     }
 
     /// Waits on the host.
-    fn synchronize(mut self) -> Result<()> {
-        self.result = None;
+    fn synchronize(self) -> Result<()> {
         self.done.synchronize().map_err(failed("a collective"))
     }
 }

@@ -54,8 +54,18 @@ __device__ __forceinline__ void gated_residual_backward(const T *gate, const T *
 }
 
 // destination += source, in f32.
-template <typename T> __device__ __forceinline__ void add_to(float *destination, const T *source, u64 n) {
-    EACH(i, n) destination[i] += widen(source[i]);
+template <typename T>
+__device__ __forceinline__ void add_to(float *__restrict__ destination, const T *__restrict__ source, u64 n) {
+    constexpr int SIZE = Pack<T>::SIZE, PARTS = SIZE / 4;
+    u64 whole = ((u64)destination | (u64)source) % 16 == 0 ? n / SIZE : 0;
+    EACH(i, whole) {
+        Pack<T> given = reinterpret_cast<const Pack<T> *>(source)[i];
+        Pack<float> sums[PARTS], *place = reinterpret_cast<Pack<float> *>(destination) + i * PARTS;
+        for (int part = 0; part < PARTS; part++) sums[part] = place[part];
+        for (int j = 0; j < SIZE; j++) sums[j / 4].at[j % 4] += widen(given.at[j]);
+        for (int part = 0; part < PARTS; part++) place[part] = sums[part];
+    }
+    for (u64 i = whole * SIZE + FIRST; i < n; i += STEP) destination[i] += widen(source[i]);
 }
 
 template <typename T> __device__ __forceinline__ void add(const T *a, const T *b, T *out, u64 n) {

@@ -86,11 +86,7 @@ impl Mlp {
 
 /// The modulation vectors of a stage: `count` of `[B, D]` from the conditioning vector `[B, D]` after its SiLU.
 fn modulations(linear: Linear, params: &StageParams, activated: &Tensor, count: usize) -> Result<Vec<Tensor>> {
-    let all = linear.forward(params, activated)?; // [B, count D]
-    let (batch, width) = all.dims2()?;
-    // Each in one piece of memory, by one copy of all.
-    let all = all.reshape((batch, count, width / count))?.transpose(0, 1)?.contiguous()?;
-    Ok((0..count).map(|i| all.get(i)).collect::<candle_core::Result<_>>()?)
+    Ok(ops::chunk(&linear.forward(params, activated)?, count)?)
 }
 
 /// LayerNorm of x `[B, T, D]`, modulated by `[scale, shift]`, each `[B, D]`: the order of diffusers

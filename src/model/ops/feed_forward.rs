@@ -1,5 +1,5 @@
-//! Two linear layers with GELU between them. On a GPU, where both are frozen, what is between them is kept once and the
-//! gradient goes back through GELU inside a product.
+//! Two linear layers with GELU between them. On a GPU what is between them is kept once, and the gradient goes back through
+//! GELU inside a product.
 
 use super::{Wanted, linear_for, linear_gelu};
 use candle_core::{Result, Tensor};
@@ -13,7 +13,7 @@ pub fn feed_forward(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let (Some(b1), Some(b2)) = (first.1, second.1)
-        && let Some(y) = super::gpu_feed_forward::feed_forward(x, [first.0, b1, second.0, b2], wanted)?
+        && let Some(y) = super::gpu_feed_forward::feed_forward([x, first.0, b1, second.0, b2], wanted)?
     {
         return Ok(y);
     }

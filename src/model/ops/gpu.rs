@@ -8,20 +8,18 @@ use super::norm::{LayerNormModulate, RmsNorm};
 use super::op::{Differentiable, Kernel};
 use super::residual::GatedResidual;
 use crate::cuda::{self, Array, Gpu, attention, deviation, elementwise, norm};
-use candle_core::backend::BackendStorage;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// A contiguous tensor on a GPU.
 pub(super) struct Input<'a> {
     storage: &'a CudaStorage,
-    layout: &'a Layout,
     pub(super) array: Array,
 }
 
 impl<'a> Input<'a> {
     pub(super) fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
-        Ok(Self { storage, layout, array: cuda::array(storage, layout)? })
+        Ok(Self { storage, array: cuda::array(storage, layout)? })
     }
 }
 
@@ -30,9 +28,11 @@ pub(super) use super::gpu_shape::{joined, part, rms_norm_joined};
 
 /// An operation on a GPU.
 pub(super) trait OnGpu<const N: usize> {
+    /// The input, if there is one, whose gradient is the result's as it is.
+    const THROUGH: Option<usize> = None;
     /// The result and its shape.
     fn forward(&self, gpu: &CudaDevice, inputs: [&Input; N]) -> Result<(CudaStorage, Vec<usize>)>;
-    /// Gradients of the inputs, those at least that are wanted.
+    /// Gradients of the other inputs, those at least that are wanted.
     fn backward(
         &self,
         gpu: &CudaDevice,
@@ -73,20 +73,23 @@ pub(super) fn gradients<const N: usize, K: Differentiable<N>>(
     kernel: &K,
     inputs: [&Tensor; N],
     output: &Tensor,
-    dy: &Tensor,
+    dy_as_it_is: &Tensor,
 ) -> Result<[Option<Tensor>; N]> {
-    let tensors: Vec<&Tensor> = inputs.iter().copied().chain([output, dy]).collect();
+    let tensors: Vec<&Tensor> = inputs.iter().copied().chain([output, dy_as_it_is]).collect();
     on_storage(&tensors, |parts| {
         let all = parts.iter().map(|&part| Input::new(part)).collect::<Result<Vec<_>>>()?;
         let wanted = inputs.map(Tensor::track_op);
         let gpu = &all[0].storage.device;
         let (output, dy) = (&all[N], &all[N + 1]);
         let gradients = OnGpu::backward(kernel, gpu, std::array::from_fn(|i| &all[i]), output, dy, wanted)?;
-        let mut number = 0;
-        Ok(gradients.map(|gradient| {
-            number += 1;
-            let gradient = gradient.filter(|_| wanted[number - 1])?;
-            Some(cuda::tensor(gradient, inputs[number - 1].shape()))
+        let mut gradients = gradients.into_iter();
+        Ok(std::array::from_fn(|i| {
+            let gradient = gradients.next().flatten();
+            match (wanted[i], K::THROUGH == Some(i)) {
+                (false, _) => None,
+                (true, true) => Some(dy_as_it_is.clone()),
+                (true, false) => Some(cuda::tensor(gradient?, inputs[i].shape())),
+            }
         }))
     })
 }
@@ -131,6 +134,8 @@ impl<G: Gated> OnGpu<1> for Forward<G> {
 }
 
 impl OnGpu<3> for GatedResidual {
+    const THROUGH: Option<usize> = Some(0);
+
     fn forward(&self, gpu: &CudaDevice, [x, gate, y]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
         Ok((elementwise::gated_residual(gpu, &x.array, &gate.array, &y.array)?, x.array.shape.clone()))
     }
@@ -143,8 +148,7 @@ impl OnGpu<3> for GatedResidual {
         wanted: [bool; 3],
     ) -> Result<[Option<CudaStorage>; 3]> {
         let (dgate, dy) = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array, wanted[1])?;
-        let dx = wanted[0].then(|| d.storage.try_clone(d.layout)).transpose()?;
-        Ok([dx, dgate, Some(dy)])
+        Ok([None, dgate, Some(dy)])
     }
 }
 

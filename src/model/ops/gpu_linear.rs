@@ -12,7 +12,7 @@ use candle_core::backend::BackendDevice;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, bail};
 
 /// `factor a b` as an array of `shape`.
-fn product(
+pub(super) fn product(
     gpu: &CudaDevice,
     factor: f64,
     a: Matrix,

@@ -46,7 +46,7 @@ pub use low_rank::low_rank;
 pub use norm::{layer_norm_modulate, rms_norm, rms_norm_joined};
 pub use residual::gated_residual;
 pub use seed::seed;
-pub use shape::{join, reshape, split};
+pub use shape::{chunk, join, reshape, split};
 pub use tape::{Tape, recorded};
 pub use time::time_features;
 

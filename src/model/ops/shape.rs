@@ -13,6 +13,22 @@ pub fn reshape(x: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     Ok(y)
 }
 
+/// x `[B, n D]` in n pieces `[B, D]`, each in one piece of memory, by one copy of all.
+pub fn chunk(x: &Tensor, n: usize) -> Result<Vec<Tensor>> {
+    let (batch, width) = x.dims2()?;
+    let all = x.reshape((batch, n, width / n))?.transpose(0, 1)?.contiguous()?;
+    let pieces = (0..n).map(|i| all.get(i)).collect::<Result<Vec<_>>>()?;
+    if x.track_op() {
+        tape::note(&[x], &pieces.iter().collect::<Vec<_>>(), move |given| {
+            let Some(one) = given.iter().flatten().next() else { return Ok(Vec::new()) };
+            let all: Vec<_> =
+                given.iter().map(|d| d.clone().map_or_else(|| one.zeros_like(), Ok)).collect::<Result<_>>()?;
+            Ok(vec![Some(Tensor::stack(&all, 1)?.reshape((batch, width))?)])
+        });
+    }
+    Ok(pieces)
+}
+
 /// Tokens of two streams, `[B, T, ..]` and `[B, L, ..]`, as those of one, `[B, T + L, ..]`.
 pub fn join(first: &Tensor, second: &Tensor) -> Result<Tensor> {
     let (at, rest) = (first.dim(1)?, second.dim(1)?);

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor, TensorId};
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// Gradients of an operation's inputs, in order, given those of its results; of those that are wanted at least.
+/// From the gradients of an operation's results to those of its inputs, in order; at least the wanted ones are there.
 type Back = Box<dyn FnOnce(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>>>;
 
 /// One operation.

@@ -287,7 +287,9 @@ fn winding(t: &[Tensor]) -> Result<Tensor> {
     let (left, _) = split(&again, 4)?;
     let own = attention(&left, &left, &left)?; // [3, 4, 2, 4]
     let all = join(&own, &first)?.transpose(1, 2)?.contiguous()?; // candle's, between ours
-    (silu(&reshape(&all, (3, 2, 24))?)? + gelu(&all.reshape((3, 2, 24))?)?)?.tanh()
+    let sum = (silu(&reshape(&all, (3, 2, 24))?)? + gelu(&all.reshape((3, 2, 24))?)?)?;
+    let pieces = chunk(&reshape(&sum, (3, 48))?, 4)?; // [3, 12], of which one is not used and one twice
+    ((&pieces[0] + (silu(&pieces[2])? * &pieces[3])?)? * &pieces[2])?.tanh()
 }
 
 #[test]

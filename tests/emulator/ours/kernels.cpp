@@ -1,4 +1,4 @@
-// All kernels in one library, callable by name, as the driver calls them.
+// All kernels of ours, by name.
 #include "common.cuh"
 #include "attention.cuh"
 #include "warpgroup.cuh"
@@ -10,6 +10,8 @@ namespace elementwise {
 namespace reduce {
 #include "reduce.cu"
 #undef LANES
+#undef MOST_THREADS
+#undef SUMS
 #undef KERNELS
 #undef THREADS
 }
@@ -43,10 +45,6 @@ namespace attention_any {
 #include "attention_any.cu"
 }
 
-#define ONE(kernel) \
-    if (!std::strcmp(name, #kernel)) return host::run(host::Entry<kernel>::call, arguments, grid, threads), 0;
-#define BOTH(kernel) ONE(kernel##_float) ONE(kernel##_bf16)
-
 using namespace elementwise;
 using namespace reduce;
 using namespace norm;
@@ -56,11 +54,14 @@ using namespace attention;
 using namespace attention_hopper;
 using namespace attention_any;
 
-// 0, or 1 for an unknown name.
-extern "C" int host_launch(const char *name, void **arguments, const unsigned *grid, const unsigned *threads) {
+#define ONE(kernel) {#kernel, host::Entry<kernel>::bind},
+#define BOTH(kernel) ONE(kernel##_float) ONE(kernel##_bf16)
+
+static host::Listed listed = {
     BOTH(gelu) BOTH(silu) BOTH(gelu_backward) BOTH(silu_backward) BOTH(bias) BOTH(gated_residual)
     BOTH(gated_residual_backward) BOTH(add_to) BOTH(add) ONE(adamw) ONE(lerp) ONE(time_features)
-    BOTH(sum) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums) ONE(square_sum)
+    BOTH(sum_plain) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums)
+    BOTH(sum_plain_packs) BOTH(sum_product_packs) BOTH(sum_normalised_packs) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
     BOTH(rms_norm_head) BOTH(rms_norm_head_backward) ONE(copy_rows)
     ONE(gather) BOTH(channel_sums) BOTH(group_affine) BOTH(apply_affine)
@@ -69,5 +70,12 @@ extern "C" int host_launch(const char *name, void **arguments, const unsigned *g
     ONE(attention_hopper_forward) ONE(attention_hopper_backward_keys) ONE(attention_hopper_backward_queries)
     BOTH(attention_any) BOTH(attention_any_delta) BOTH(attention_any_backward_keys) BOTH(attention_any_backward_queries)
     BOTH(attention_wide) BOTH(attention_wide_delta) BOTH(attention_wide_backward_keys) BOTH(attention_wide_backward_queries)
-    return 1;
+};
+
+// Runs a kernel for tests/cuda_kernels. 0, or 1 for an unknown name.
+extern "C" int host_launch(const char *name, void **arguments, const unsigned *grid, const unsigned *threads) {
+    const host::Kernel *kernel = host::find(name);
+    if (!kernel) return 1;
+    host::run(kernel->bind(arguments), grid, threads);
+    return 0;
 }
