@@ -3,6 +3,10 @@
 # their build script empty outputs. This proves types, and what the program does where it finds no GPU: not the kernels.
 #
 #   launch/check-cuda.sh [clippy|doc|test|... [arguments]]      a cargo command; default: check --all-targets
+#   launch/check-cuda.sh assemble                               our kernels of the last release build, by ptxas
+#
+# Where FLOWRL_NVCC names a real nvcc, a release build compiles our kernels and candle's with it, but for candle's quantised
+# and mixture-of-experts ones, which take minutes and which this program never calls.
 #
 # The empty outputs must never meet a real build, so they have a target folder of their own: target/check. It takes over
 # what target/release has of dependencies, as copies: nothing ever goes the other way.
@@ -16,6 +20,12 @@ write_stand_in() {
     cat >"$1/nvcc" <<'NVCC'
 #!/bin/sh
 # Stands in for nvcc where a build is only checked: empty outputs under the names that are asked for.
+if [ -n "${FLOWRL_NVCC:-}" ]; then
+    case " $* " in
+        *" --lib "* | *quantized.cu* | */moe/* | *mmvq_gguf.cu* | */mmq_gguf/*) ;;
+        *) exec "$FLOWRL_NVCC" "$@" ;;
+    esac
+fi
 out='' folder='' kind='' source=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -50,12 +60,36 @@ take_over_dependencies() {
     mv "$to.part" "$to"
 }
 
+# The newest PTX of ours, for the GPUs that it is made for.
+assemble() {
+    local folder ptx
+    folder=$(find "$CARGO_TARGET_DIR/release/build" -path '*flowrl-dist-*/out/attention.ptx' -size +0 -printf '%T@ %h\n' | sort -n | tail -n 1)
+    [[ -n $folder && -n ${FLOWRL_NVCC:-} ]] || {
+        echo 'check-cuda: there are no kernels that a real nvcc has compiled' >&2
+        exit 77
+    }
+    for ptx in "${folder#* }"/*.ptx; do
+        "$(dirname -- "$FLOWRL_NVCC")/ptxas" -v -arch "$(sed -n 's/^\.target \(sm_[0-9a-z]*\).*/\1/p' "$ptx")" -o /dev/null "$ptx" 2>&1 |
+            awk -v name="$(basename "$ptx")" '
+                /Used/ { kernels++ }
+                /spill stores/ && !/ 0 bytes spill stores/ { spills++ }
+                !/^ptxas info/ && !/bytes stack frame/ { print; odd = 1 }
+                END { printf "%s: %d kernels, %d of them spill registers\n", name, kernels, spills; exit odd || !kernels }'
+    done
+}
+
 (($# > 0)) || set -- check --all-targets
 command=$1
 shift
 
+if [[ $command == assemble ]]; then
+    assemble
+    exit
+fi
 if [[ " $* " == *' --release '* ]]; then
     take_over_dependencies
+else
+    unset FLOWRL_NVCC
 fi
 write_stand_in "$CARGO_TARGET_DIR/stand-in"
 unset NVCC
