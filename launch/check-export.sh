@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Compares with the real packages. diffusers and PEFT load each of our exports and give our velocities to 1e-4. torch,
 # transformers and open_clip make the scores of the CLIP family anew, which ours must equal. Our server reads texts that Pillow
-# drew no worse than rapidocr-onnxruntime does. DiffusionNFT's iteration in PyTorch (launch/peers) gives the recorded
-# values, and runs beside ours at a tiny size.
+# drew no worse than rapidocr-onnxruntime does, and a run asks the reward server in Python. DiffusionNFT's iteration in
+# PyTorch (launch/peers) gives the recorded values, and runs beside ours at a tiny size.
 #
 #   launch/check-export.sh [FOLDER]      FOLDER holds the Python environment; default: target/peers-venv
 #
@@ -53,11 +53,26 @@ launch/fetch-ocr.sh "$venv/ocr"
 printf '[[reward]]\nname = "ocr"\ndetector = "%s"\n' "$(realpath "$venv/ocr/ch_PP-OCRv4_det_infer.onnx")" >"$fixtures/ocr.toml"
 cargo build --release
 PYTHON=$venv/bin/python launch/iteration.sh target/tmp/iteration tiny
-target/release/flowrl-dist serve-reward --config "$fixtures/ocr.toml" --listen 127.0.0.1:0 2>"$fixtures/server.log" &
-server=$!
-trap 'kill "$server"' EXIT
-until url=$(grep --only-matching 'http://[0-9.:]*' "$fixtures/server.log"); do
-    kill -0 "$server" 2>/dev/null || { cat "$fixtures/server.log"; exit 1; }
-    sleep 0.2
-done
+
+server=''
+trap '[[ -z $server ]] || kill "$server"' EXIT
+
+# serve COMMAND...: starts a reward server at a port of its choice, which it tells on stderr; its address goes into `url`.
+serve() {
+    "$@" --listen 127.0.0.1:0 2>"$fixtures/server.log" &
+    server=$!
+    until url=$(grep --only-matching 'http://[0-9.:]*' "$fixtures/server.log"); do
+        kill -0 "$server" 2>/dev/null || { cat "$fixtures/server.log"; exit 1; }
+        sleep 0.2
+    done
+}
+
+serve target/release/flowrl-dist serve-reward --config "$fixtures/ocr.toml"
 "$venv/bin/python" tests/peers/check_ocr.py "$url"
+kill "$server"
+wait "$server" || true
+
+# A run that asks the server in Python.
+serve "$venv/bin/python" launch/peers/reward_server.py
+target/release/flowrl-dist --set "reward=[{name=\"remote\", reward=\"example\", url=\"$url\"}]" --set batch.prompts=2 \
+    --set batch.images_per_prompt=4 --set eval.prompts=4 --set run.updates=1 --resume never --out "$(mktemp -d "$fixtures/runXXX")"

@@ -12,7 +12,8 @@
 # environment, beside what launch/supervise.sh reads:
 #   FLOWRL_HOSTFILE      the hostfile
 #   FLOWRL_MPIRUN_FLAGS  further flags for mpirun: "--mca plm_rsh_agent rsh"
-# Exit codes: the program's; 75 as well where ranks were lost FLOWRL_TRIES times in a row.
+# Exit codes: the program's; 75 as well where ranks were lost FLOWRL_TRIES times in a row. The program's own options:
+# target/release/flowrl-dist --help
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,8 +23,10 @@ source "$root/launch/supervise.sh"
 ranks='' hostfile=${FLOWRL_HOSTFILE:-}
 while (($# > 0)); do
     case $1 in
-        -n) ranks=${2:-} && shift 2 ;;
-        --hostfile) hostfile=${2:-} && shift 2 ;;
+        -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+        -n | --hostfile) (($# > 1)) || refuse "$1 needs a value: launch/mpirun.sh [-n RANKS] [--hostfile FILE] ARGUMENTS" ;;&
+        -n) ranks=$2 && shift 2 ;;
+        --hostfile) hostfile=$2 && shift 2 ;;
         *) break ;;
     esac
 done
@@ -45,7 +48,7 @@ fi
 
 again_at_75=1
 code=0
-say "mpirun ${flags[*]} $program $*"
+say "mpirun ${flags[*]} ${command[*]} $*"
 supervise mpirun "${flags[@]}" "${rank[@]}" "$@" || code=$?
 case $code in
     0 | 1 | 2 | 101) exit "$code" ;;

@@ -10,6 +10,11 @@ set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then
+    sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+    exit
+fi
+
 # Cores this process may use, two threads of one core counted once, as MPI counts them.
 usable_cores() {
     local threads cores

@@ -2,33 +2,64 @@
 # Sourced by the batch scripts of this folder: runs the ranks of a job, and puts the job back into the queue where the program
 # saved and wants to be started again. The settings are those of launch/supervise.sh, and
 #
-#   FLOWRL_LAUNCHER  srun (--mpi=pmix, default where Slurm has it), mpirun, or srun-tcp: srun without PMIx, ranks that meet
-#                    over TCP, for GPUs
-#   FLOWRL_RESTARTS  how often the job may go back into the queue; default 100
+#   FLOWRL_LAUNCHER    srun (default where Slurm has PMIx), mpirun, or srun-tcp: srun without MPI, ranks that meet over TCP,
+#                      for GPUs
+#   FLOWRL_MPI         what the MPI that the program was built with wants as srun --mpi=: pmix (Open MPI; default), pmi2 (Intel
+#                      MPI, MPICH), cray_shasta (Cray MPICH); none is srun-tcp
+#   FLOWRL_SRUN_FLAGS  further flags for srun: "--container-image=flowrl.sqsh --container-mounts=/scratch"
+#   FLOWRL_RESTARTS    how often the job may go back into the queue; default 100
+#   FLOWRL_HOME        the project's folder, where it is not the one that the job was submitted from. The job then works in it:
+#                      paths in a configuration are relative to it, those after --config, --out and --resume still to the folder
+#                      that the job was submitted from.
 #
 # In the arguments %j, %A and %a are the job, the array and the run of the array: sbatch --array=1-4 slurm/train_glyphs.sh
 # --set run.seed=%a --out runs/seed-%a
 
 restarts=${SLURM_RESTART_COUNT:-0}
+submitted=$PWD
 # shellcheck disable=SC2034  # the log's lines have it
 life="job ${SLURM_JOB_ID:?this script is for sbatch}${restarts:+, start $((restarts + 1))}"
 # shellcheck source=launch/supervise.sh
 source "${home:?}/launch/supervise.sh"
 prepare "$home"
+# After that, since what it writes belongs to the folder that the job was submitted from.
+cd -- "${FLOWRL_HOME:-.}"
 
-# expand ARGUMENT...: into the array `arguments`.
+if [[ -z ${SLURM_NTASKS:-} && -n ${SLURM_NTASKS_PER_NODE:-} ]]; then
+    SLURM_NTASKS=$((SLURM_JOB_NUM_NODES * SLURM_NTASKS_PER_NODE))
+fi
+[[ -n ${SLURM_NTASKS:-} ]] || refuse "Slurm does not tell how many ranks there are: submit with --ntasks-per-node=N"
+
+# expand ARGUMENT...: into the array `arguments`, paths of the command line made absolute.
 expand() {
-    local argument
+    local argument option='' own=''
     arguments=()
     for argument in "$@"; do
+        # What tells the folders of an array's runs apart.
+        case $option=$argument in
+            *--out=*%[aj]* | *--set=run.out=*%[aj]* | *--config=*%[aj]*) own=yes ;;
+        esac
         argument=${argument//%A/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
         argument=${argument//%a/${SLURM_ARRAY_TASK_ID:-0}}
-        arguments+=("${argument//%j/$SLURM_JOB_ID}")
+        argument=${argument//%j/$SLURM_JOB_ID}
+        case $option in
+            --out | --config) argument=$(absolute "$argument") ;;
+            --resume) if [[ $argument != auto && $argument != never ]]; then argument=$(absolute "$argument"); fi ;;
+            *)
+                case $argument in
+                    --out=* | --config=*) argument=${argument%%=*}=$(absolute "${argument#*=}") ;;
+                esac
+                ;;
+        esac
+        arguments+=("$argument")
+        option=$argument
     done
-    if [[ -n ${SLURM_ARRAY_TASK_ID:-} && "$*" != *%[aj]* ]]; then
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} && -z $own ]]; then
         refuse "the runs of an array would write into one folder: pass --out with %a in it"
     fi
 }
+
+absolute() { if [[ $1 == /* || -z $1 ]]; then echo "$1"; else echo "$submitted/$1"; fi; }
 
 # with_default --OPTION VALUE ARGUMENT...: adds the option to `arguments`, unless it is given.
 with_default() {
@@ -43,6 +74,10 @@ with_default() {
 choose_launcher() {
     if [[ -n ${FLOWRL_LAUNCHER:-} ]]; then
         echo "$FLOWRL_LAUNCHER"
+    elif [[ ${FLOWRL_MPI:-} == none ]]; then
+        echo srun-tcp
+    elif [[ -n ${FLOWRL_MPI:-} ]]; then
+        echo srun
     elif srun --mpi=list 2>&1 | grep -q pmix; then
         echo srun
     elif command -v mpirun >/dev/null; then
@@ -68,10 +103,13 @@ ranks() {
     if [[ -n ${SLURM_JOB_GPUS:-${SLURM_GPUS_ON_NODE:-}} ]]; then
         flags+=(--gpu-bind=none)
     fi
+    local -a own
+    read -ra own <<<"${FLOWRL_SRUN_FLAGS:-}"
+    flags+=("${own[@]}")
     launcher=${launcher:-$(choose_launcher)}
-    say "$SLURM_NTASKS ranks on $SLURM_JOB_NODELIST by $launcher: $program $*"
+    say "$SLURM_NTASKS ranks on $SLURM_JOB_NODELIST by $launcher: ${command[*]} $*"
     case $launcher in
-        srun) supervise srun --mpi=pmix "${flags[@]}" "${rank[@]}" "$@" ;;
+        srun) supervise srun --mpi="${FLOWRL_MPI:-pmix}" "${flags[@]}" "${rank[@]}" "$@" ;;
         mpirun)
             mpirun_flags
             supervise mpirun -n "$SLURM_NTASKS" "${flags[@]}" "${rank[@]}" "$@"

@@ -4,7 +4,8 @@
 #   sbatch slurm/smoke.sh                                                   the embedded task on CPUs
 #   sbatch --gpus-per-node=2 slurm/smoke.sh --config configs/sd35/pickscore-flow-awr.toml
 #
-# The arguments are the program's. Submit it from the project's folder, or name that folder in FLOWRL_HOME.
+# The arguments are the program's. Submit it from the project's folder, or name that folder in FLOWRL_HOME (slurm/job.sh).
+# It writes runs/smoke-JOB. Variables for modules, network, containers and launchers: docs/CLUSTER.md.
 #SBATCH --job-name=flowrl-smoke
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2
@@ -21,7 +22,7 @@ home=${FLOWRL_HOME:-${SLURM_SUBMIT_DIR:-.}}
 # shellcheck source=slurm/job.sh
 source "$home/slurm/job.sh"
 
-out=runs/smoke-$SLURM_JOB_ID
+out=${submitted:?}/runs/smoke-$SLURM_JOB_ID
 with_default --config "$home/configs/glyphs/flow-awr.toml" "$@"
 if [[ $# == 0 ]]; then
     arguments+=(--set batch.prompts=4 --set batch.images_per_prompt=4 --set batch.micro_batch=4 --set eval.prompts=4)
@@ -45,7 +46,7 @@ check() {
 updates_logged() { grep -q "^{\"update\":$1,.*\"iteration\"" "$out/metrics.jsonl"; }
 # The next two are called by check.
 # shellcheck disable=SC2317
-inspect() { "$program" inspect "$out/checkpoints/update_$(printf %08d "$1")"; }
+inspect() { "${command[@]}" inspect "$out/checkpoints/update_$(printf %08d "$1")"; }
 # shellcheck disable=SC2317
 saved_by_signal() { compgen -G "$out/checkpoints/update_*" && ! updates_logged 1000; }
 

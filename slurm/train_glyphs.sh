@@ -5,7 +5,8 @@
 #   sbatch --nodes=4 slurm/train_glyphs.sh --config configs/glyphs/advantage-flow.toml --out runs/a
 #   sbatch --array=1-3 slurm/train_glyphs.sh --set run.seed=%a --out runs/seed-%a
 #
-# The arguments are the program's. Submit it from the project's folder, or name that folder in FLOWRL_HOME.
+# The arguments are the program's. Submit it from the project's folder, or name that folder in FLOWRL_HOME (slurm/job.sh).
+# Variables for modules, network, containers and launchers: docs/CLUSTER.md.
 #SBATCH --job-name=flowrl-glyphs
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2
