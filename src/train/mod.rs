@@ -2,8 +2,10 @@
 
 mod clock;
 mod gather;
+mod lock;
 mod points;
 mod preflight;
+mod resume;
 mod run;
 mod saving;
 mod stages;
