@@ -4,45 +4,16 @@ use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
 use crate::error::Result;
-use crate::flow::{SamplerConfig, Solver};
+use crate::flow::SamplerConfig;
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
+use crate::plan::share;
 use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
 use std::ops::Range;
-
-/// `[eval]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EvalConfig {
-    /// The solver; its grid has the shift of `[sampler]`.
-    pub solver: Solver,
-    /// Solver steps.
-    pub steps: usize,
-    /// Prompts, from the start of the evaluation set; 0 for all.
-    pub prompts: usize,
-    /// Images of each prompt.
-    pub images_per_prompt: usize,
-    /// Classifier-free guidance; 1 for none.
-    pub guidance: f64,
-}
-
-impl EvalConfig {
-    /// The sampler of an evaluation: what `[eval]` leaves open is that of the rollouts.
-    pub fn sampler(&self, rollouts: &SamplerConfig) -> SamplerConfig {
-        SamplerConfig { solver: self.solver, steps: self.steps, guidance: self.guidance, ..rollouts.clone() }
-    }
-}
-
-impl Default for EvalConfig {
-    fn default() -> Self {
-        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
-    }
-}
 
 /// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
 pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
@@ -198,25 +169,4 @@ pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mu
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// The part of `0..count` that a rank does: contiguous, sizes differing by one at most.
-pub fn share(count: usize, rank: usize, world_size: usize) -> std::ops::Range<usize> {
-    rank * count / world_size..(rank + 1) * count / world_size
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_cover_everything_once_and_evenly() {
-        for (count, world_size) in [(10, 4), (3, 8), (512, 8), (0, 3)] {
-            let shares: Vec<_> = (0..world_size).map(|r| share(count, r, world_size)).collect();
-            assert!(shares.windows(2).all(|w| w[0].end == w[1].start));
-            assert_eq!((shares[0].start, shares[world_size - 1].end), (0, count));
-            let sizes = shares.iter().map(|s| s.len());
-            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
-        }
-    }
 }

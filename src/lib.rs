@@ -4,7 +4,7 @@
 //! rewards and compute the same group-relative advantages, then they reduce the gradient of an advantage-weighted
 //! rectification loss over a sharded optimizer. One iteration, top to bottom, is [`train::Trainer::iteration`].
 //!
-//! # The way of the data
+//! # Data flow
 //! ```text
 //! prompts -> conditioning -> x0 -> images -> rewards -> advantages -> (x_t, t, target) -> velocity -> loss -> gradients -> shards
 //!   data       model        flow    model    reward     advantage        objective          model            engine       optim
@@ -23,7 +23,7 @@
 //! | D | model width |
 //! | T | solver steps of a rollout |
 //! | R | ranks (world size) |
-//! | S | length of one rank's shard of the flat trainable parameters, ceil(length / R) |
+//! | S | length of one rank's shard: the sum over stages of ceil(stage's trainable parameters / parts), parts = R, or 1 with `shard = "none"` |
 //!
 //! `t` is always in [0, 1] and 1 is noise: `x_t = (1 - t) x0 + t eps`, velocity `u = eps - x0`,
 //! `x0` estimate `x_t - t v`. An *iteration* is one rollout round, an *update* one optimizer step.
@@ -49,6 +49,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+mod files;
 pub mod flow;
 pub mod forecast;
 pub mod interrupt;

@@ -1,5 +1,5 @@
-//! The three sets of parameters of a run, by their four names: `policy` is trained, `old` samples and anchors,
-//! `reference` is the base model; the EMA lives in the optimizer's shard and is brought here when it is evaluated.
+//! The parameter sets of a run: `policy` is trained, `old` samples and anchors, `reference` is the base model. A fourth, the
+//! EMA, lives in the optimizer's shard and is gathered only to be evaluated.
 
 use crate::comm::{Communicator, World};
 use crate::error::Result;

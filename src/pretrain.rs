@@ -3,24 +3,27 @@
 //! Rectified-flow regression (Liu et al., arXiv 2209.03003): `|v(x_t, t, c) - (eps - x0)|^2`. It stops once the model is
 //! readable but far from good, so that reinforcement learning has something to improve.
 
-use crate::comm::World;
+use crate::comm::{Communicator, World};
 use crate::data::render::{HEIGHT, Style, WIDTH, render};
 use crate::data::{PromptSet, glyphs::GlyphPrompt};
 use crate::engine::{self, Checkpointing};
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, share};
+use crate::evaluate::Evaluation;
+use crate::files;
 use crate::flow::{SamplerConfig, interpolate};
+use crate::model::Model;
 use crate::observe::{Metrics, Progress};
-use crate::optim::{OptimConfig, Sharded};
-use crate::params::{Layout, ParamSet, Trainable};
+use crate::optim::{OptimConfig, Sharded, StepReport};
+use crate::params::{Entry, Layout, ParamSet, Trainable, Values as _};
 use crate::pipeline::{self, ModelConfig, Pipeline};
+use crate::plan::share;
 use crate::reward::{Overlap, Rewards};
 use crate::rng::{Purpose, Stream};
 use crate::rollout::micro_batches;
 use crate::shard::{Gradients, Reduction, Sharding};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The configuration of `flowrl-dist pretrain`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,34 +115,30 @@ pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progr
         Some(_) => Pipeline::load(&model, config.seed, &Device::Cpu)?,
         None => pipeline::random(config.seed, &Device::Cpu)?,
     };
-    let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
-    let mut state = Sharded::new(&*pipeline.base, &layout, Sharding::Optimizer, &*world.device)?;
-    let mut params = pipeline.params()?.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
+    let mut training = Regression::new(&pipeline, Sharding::Optimizer, &*world.device)?;
     let prompts = PromptSet::train(&config.data)?.prompts;
     let chosen = Stream::new(config.seed, Purpose::Pretrain, [u64::MAX, 0, 0, 0]).permutation(prompts.len());
     let looked_at: Vec<_> = chosen.iter().take(config.eval_prompts).map(|&i| prompts[i].clone()).collect();
 
     for step in 1..=config.steps {
         let mut metrics = Metrics::default();
-        let mut gradients = Gradients::zeros(&layout, state.partition(), &pipeline.device)?;
         let mine = share(config.batch, world.rank(), world.world_size());
-        for batch in micro_batches(mine.len(), config.micro_batch, 0) {
-            let points: Vec<Point> =
+        let examples = micro_batches(mine.len(), config.micro_batch, 0).map(|batch| {
+            let points =
                 batch.places().map(|i| Point::draw(config, &prompts, step, mine.start + i)).collect::<Result<_>>()?;
-            let loss = accumulate(&pipeline, &params, &points, batch.len, config.batch, &mut gradients)?;
-            metrics.add_mean("loss", loss, batch.len as f64);
-        }
+            examples(&pipeline, points, batch.len)
+        });
         let lr = config.optim.lr * (step as f64 / config.warmup.max(1) as f64).min(1.0);
-        let gradient = Reduction::new(gradients, state.partition(), &*world.device).finish()?; // [S]
-        let report = state.step(&gradient, &config.optim, lr, &*world.device)?;
-        state.update_ema_fixed(config.ema.min((1.0 + step as f64) / (10.0 + step as f64)))?;
-        params = params.with_flat(&layout, &state.gather_policy(&*world.device)?)?;
+        let (loss, report) = training.step(examples, config.batch, &config.optim, lr, &*world.device)?;
+        training.state.update_ema(config.ema)?;
+        metrics.add_mean("loss", loss / mine.len() as f64, mine.len() as f64);
         metrics.set("grad_norm", report.norm);
         metrics.reduce(&*world.host)?;
         progress.update(step, &metrics);
 
         if step % config.eval_every == 0 || step == config.steps {
-            let averaged = params.with_flat(&layout, &state.gather_ema(&*world.device)?)?;
+            let ema = training.state.gather_ema(&*world.device)?;
+            let averaged = training.params.with_flat(&training.layout, &ema)?;
             let evaluation = Evaluation {
                 prompts: &looked_at,
                 images_per_prompt: 1,
@@ -151,7 +150,7 @@ pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progr
             let (metrics, _) = evaluation.run(&pipeline, &averaged, rewards, world)?;
             progress.evaluation(step, &metrics);
             if metrics.reward().is_some_and(|(_, mean)| mean >= config.stop_at_reward) || step == config.steps {
-                return write(config, world, &pipeline, &layout, &averaged, step);
+                return write(config, world, &training.layout, &averaged, step);
             }
         }
     }
@@ -188,35 +187,99 @@ impl Point {
     }
 }
 
-/// Adds the gradient of the mean loss over `global` examples for the first `count` points; returns their mean loss.
-fn accumulate(
-    pipeline: &Pipeline,
-    params: &ParamSet,
-    points: &[Point],
-    count: usize,
-    global: usize,
-    gradients: &mut Gradients,
-) -> Result<f64> {
+/// A micro-batch of training examples.
+pub struct Examples {
+    /// Data `[B, C, H, W]`.
+    pub x0: Tensor,
+    /// Noise `[B, C, H, W]`.
+    pub eps: Tensor,
+    /// Times `[B]`.
+    pub t: Tensor,
+    /// What the model is told, each `[B, ...]`.
+    pub conditioning: Vec<Tensor>,
+    /// Examples that count; those after them are padding.
+    pub count: usize,
+}
+
+/// A model whose parameters are all trained by rectified-flow regression.
+pub struct Regression<'a> {
+    model: &'a Model,
+    layout: Layout,
+    state: Sharded,
+    /// The parameters after the last step.
+    params: ParamSet,
+}
+
+impl<'a> Regression<'a> {
+    /// Starts from the pipeline's base weights.
+    pub fn new(pipeline: &'a Pipeline, sharding: Sharding, comm: &dyn Communicator) -> Result<Self> {
+        let layout = Layout::new(&pipeline.model.specs(), Trainable::Full);
+        let state = Sharded::new(&*pipeline.base, &layout, sharding, comm)?;
+        let params = pipeline.params()?.with_flat(&layout, &state.gather_policy(comm)?)?;
+        Ok(Self { model: &pipeline.model, layout, state, params })
+    }
+
+    /// The parameters after the last step.
+    pub fn params(&self) -> &ParamSet {
+        &self.params
+    }
+
+    /// One AdamW step on the mean loss over `global` examples, of which `batches` are this rank's. Returns the sum of these
+    /// examples' losses, each a mean over dimensions. Collective.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], and what making an example fails with.
+    pub fn step(
+        &mut self,
+        batches: impl IntoIterator<Item = Result<Examples>>,
+        global: usize,
+        config: &OptimConfig,
+        lr: f64,
+        comm: &dyn Communicator,
+    ) -> Result<(f64, StepReport)> {
+        let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &self.params.device())?;
+        let mut loss = 0.0;
+        for examples in batches {
+            loss += self.accumulate(&examples?, global, &mut gradients)?;
+        }
+        let gradient = Reduction::new(gradients, self.state.partition(), comm).finish()?; // [S]
+        let report = self.state.step(&gradient, config, lr, comm)?;
+        self.params = self.params.with_flat(&self.layout, &self.state.gather_policy(comm)?)?;
+        Ok((loss, report))
+    }
+
+    /// Adds the gradient of the mean loss over `global` examples; returns the sum of these examples' losses.
+    fn accumulate(&self, examples: &Examples, global: usize, gradients: &mut Gradients) -> Result<f64> {
+        let Examples { x0, eps, t, conditioning, count } = examples;
+        let x_t = interpolate(x0, eps, t)?;
+        let (v, tape) = engine::forward(self.model, &self.params, &x_t, t, conditioning, Checkpointing(0))?;
+        let difference = (v - (eps - x0)?)?; // [B, C, H, W]
+        // The padding at the end counts for nothing.
+        let size = x0.dim(0)?;
+        let weights: Vec<f32> = (0..size).map(|i| if i < *count { 1.0 } else { 0.0 }).collect();
+        let weights = Tensor::from_vec(weights, (size, 1, 1, 1), x0.device())?;
+        let difference = difference.broadcast_mul(&weights)?;
+        let dims = (x0.elem_count() / size) as f64;
+        let dv = (&difference * (2.0 / (dims * global as f64)))?;
+        engine::backward(self.model, &self.params, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
+        Ok(f64::from(difference.sqr()?.sum_all()?.to_scalar::<f32>()?) / dims)
+    }
+}
+
+/// The first `count` points as examples, the others as padding.
+fn examples(pipeline: &Pipeline, points: Vec<Point>, count: usize) -> Result<Examples> {
     let stack = |f: fn(&Point) -> &Vec<f32>| -> Result<Tensor> {
         let values: Vec<f32> = points.iter().flat_map(f).copied().collect();
         Ok(Tensor::from_vec(values, (points.len(), 3, HEIGHT, WIDTH), &pipeline.device)?)
     };
-    let x0 = pipeline::encode_pictures(&stack(|p| &p.picture)?)?;
-    let eps = stack(|p| &p.noise)?;
-    let t = Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?;
     let prompts: Vec<_> = points.iter().map(|p| p.prompt.clone()).collect();
-    let conditioning = without_text(pipeline, pipeline.encode(&prompts)?, points)?;
-    let x_t = interpolate(&x0, &eps, &t)?;
-    let (v, tape) = engine::forward(&pipeline.model, params, &x_t, &t, &conditioning, Checkpointing(0))?;
-    let difference = (v - (eps - x0)?)?; // [B, C, H, W]
-    // The padding at the end counts for nothing.
-    let weights: Vec<f32> = (0..points.len()).map(|i| if i < count { 1.0 } else { 0.0 }).collect();
-    let weights = Tensor::from_vec(weights, (points.len(), 1, 1, 1), &pipeline.device)?;
-    let difference = difference.broadcast_mul(&weights)?;
-    let dims = (3 * HEIGHT * WIDTH) as f64;
-    let dv = (&difference * (2.0 / (dims * global as f64)))?;
-    engine::backward(&pipeline.model, params, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
-    Ok(f64::from(difference.sqr()?.sum_all()?.to_scalar::<f32>()?) / (dims * count as f64))
+    Ok(Examples {
+        x0: pipeline::encode_pictures(&stack(|p| &p.picture)?)?,
+        eps: stack(|p| &p.noise)?,
+        t: Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?,
+        conditioning: without_text(pipeline, pipeline.encode(&prompts)?, &points)?,
+        count,
+    })
 }
 
 /// The conditioning with that of an empty text where the text is not told.
@@ -232,39 +295,57 @@ fn without_text(pipeline: &Pipeline, conditioning: Vec<Tensor>, points: &[Point]
     conditioning.into_iter().zip(negative).map(chosen).collect()
 }
 
-fn write(
-    config: &PretrainConfig,
-    world: &World,
-    pipeline: &Pipeline,
-    layout: &Layout,
-    params: &ParamSet,
-    step: u64,
-) -> Result<String> {
-    let specs = pipeline.model.specs();
-    let mut tensors = Vec::new();
-    for e in &layout.entries {
-        let (_, tensor) = params
-            .stage(e.stage)
-            .iter()
-            .find(|(slot, _)| *slot == e.slot)
-            .ok_or_else(|| Error::Failed(format!("{} is absent", specs[e.stage][e.slot].name)))?;
-        tensors.push((e.name.clone(), tensor.detach().to_dtype(candle_core::DType::F16)?));
-    }
+fn write(config: &PretrainConfig, world: &World, layout: &Layout, params: &ParamSet, step: u64) -> Result<String> {
+    let tensor = |e: &Entry| -> Result<_> {
+        let tensor = params.stage(e.stage).of(e)?.detach();
+        Ok((e.name.clone(), tensor.to_dtype(candle_core::DType::F16)?))
+    };
+    let tensors = layout.entries.iter().map(tensor).collect::<Result<Vec<_>>>()?;
     let made = format!("flowrl-dist pretrain, seed {}, {step} updates of {} pictures", config.seed, config.batch);
     let metadata = [("made_by".to_owned(), made)].into();
     let bytes = safetensors::serialize(tensors, Some(metadata))
         .map_err(|e| Error::Failed(format!("the weights cannot be encoded: {e}")))?;
-    let digest = blake3::hash(&bytes).to_hex().to_string();
     if world.rank() == 0 {
-        write_file(&config.out, &bytes)?;
+        files::write(&config.out, &bytes)?;
     }
     world.host.barrier()?;
-    Ok(digest)
+    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::ThreadGroup;
+    use crate::observe::Terminal;
+    use crate::reward::{RewardConfig, RewardKind, build};
+
+    /// Two updates on four pictures. A rank's micro-batches are added up in the order of the pictures, as the ranks' sums are:
+    /// the same bits.
+    #[test]
+    fn the_weights_do_not_depend_on_the_number_of_ranks() -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let digest = |ranks: usize| -> Result<String> {
+            let config = PretrainConfig {
+                steps: 2,
+                batch: 4,
+                micro_batch: 2,
+                warmup: 1,
+                dropout: 0.5,
+                eval_prompts: 2,
+                sampler: SamplerConfig { steps: 2, ..SamplerConfig::default() },
+                out: folder.path().join(format!("{ranks}/base.safetensors")),
+                ..PretrainConfig::default()
+            };
+            let digests = ThreadGroup::run(ranks, |world| {
+                let rewards = build(&[RewardConfig::new(RewardKind::Ocr)], 1)?.into();
+                pretrain(&config, &world, &rewards, &mut Progress::new(config.steps, false, &Terminal::default()))
+            })?;
+            assert!(digests.iter().all(|digest| *digest == digests[0]));
+            let bytes = std::fs::read(&config.out).unwrap();
+            assert_eq!(blake3::hash(&bytes).to_hex().as_str(), digests[0]);
+            Ok(digests[0].clone())
+        };
+        assert_eq!(digest(1)?, digest(2)?);
+        Ok(())
     }
-    std::fs::write(path, bytes).map_err(Error::io(path))
 }

@@ -187,17 +187,21 @@ fn groups_in_the_place_of_the_law_have_their_known_bias() -> flowrl_dist::Result
     Ok(())
 }
 
-/// E_q R - E_old R = Cov(A, R) / (gamma + mean A) for the tilt q = (gamma + A) / (gamma + mean A) times the old law, and
-/// AdvantageFlow's minimiser is q's velocity: (E[A u] + gamma v_old) / (E[A] + gamma) under the posterior.
+/// AdvantageFlow's minimiser is the velocity of the tilt q = (gamma + A) / (gamma + mean A) times the old law:
+/// (E[A u] + gamma v_old) / (E[A] + gamma) under the posterior, whatever the advantage.
 #[test]
-fn advantage_flow_improves_the_reward_by_the_covariance() -> Result<()> {
-    let places: Vec<f64> = (0..=36_000).map(|i| -9.0 + i as f64 * 5e-4).collect();
-    let mean = |f: &dyn Fn(f64) -> f64| places.iter().map(|&x| f(x) * density(x) * 5e-4).sum::<f64>();
-    let (gamma, reward) = (1.1, OLD.moments().0);
-    let mean_a = mean(&linear);
-    assert!((mean_a - 0.0083725).abs() < 1e-6);
-    let improved = mean(&|x| x * (gamma + linear(x))) / (gamma + mean_a) - reward;
-    let covariance = mean(&|x| (linear(x) - mean_a) * (x - reward)) / (gamma + mean_a);
-    assert!((improved - covariance).abs() < 1e-9 && improved > 0.0);
+fn advantage_flow_has_the_velocity_of_the_tilted_law_as_its_minimiser() -> Result<()> {
+    const GAMMA: f64 = 1.1;
+    let objective = objective(Method::AdvantageFlow, Some(Gamma::Constant(GAMMA)));
+    for advantage in [linear, exponential, |x0: f64| 0.9 * x0.sin()] {
+        for [t, x_t, ..] in GOLDEN {
+            let (places, weights) = posterior(t, x_t);
+            let mean = |f: &dyn Fn(f64) -> f64| places.iter().zip(&weights).map(|(&x0, w)| w * f(x0)).sum::<f64>();
+            let advantage_of_u = mean(&|x0| advantage(x0) * (x_t - x0) / t);
+            let expected = (advantage_of_u + GAMMA * OLD.velocity(t, x_t)) / (mean(&advantage) + GAMMA);
+            let got = minimiser(&objective, advantage, t, x_t)?;
+            assert!((got - expected).abs() < 1e-6, "t {t}, x_t {x_t}: {got}, not {expected}");
+        }
+    }
     Ok(())
 }

@@ -28,7 +28,7 @@ fn whole() -> Result<()> {
     let world = World::from_environment(Backend::Auto, DEADLINE)?;
     conformance(&*world.host)?;
     conformance(&*world.device)?;
-    assert_eq!((world.local_rank(), world.ranks_on_host()), (world.rank(), world.world_size()));
+    assert_eq!((world.place().local_rank, world.place().ranks_on_host), (world.rank(), world.world_size()));
     if world.rank() == 0 {
         println!("WORLD {}", world.describe());
     }

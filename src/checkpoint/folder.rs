@@ -7,6 +7,7 @@
 use super::error;
 use super::manifest::{COMPLETE, MANIFEST};
 use crate::error::{Error, Result};
+use crate::files;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -145,9 +146,7 @@ pub fn prune(root: &Path, keep_last: usize, best: Option<u64>) -> Result<Vec<Pat
 
 /// Writes the name of the best checkpoint into `root`, for people and scripts; the run itself does not read it.
 pub fn set_best(root: &Path, update: u64) -> Result<()> {
-    let (path, temporary) = (root.join(BEST), root.join(format!("{WRITING}{BEST}")));
-    fs::write(&temporary, format!("{}\n", folder_name(update))).map_err(Error::io(&temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io(&path))
+    files::write(&root.join(BEST), format!("{}\n", folder_name(update)))
 }
 
 /// Removes from `root` what killed saves and deletions left behind. Called by rank 0, while no save is under way.

@@ -65,12 +65,13 @@ impl Reader {
         &self.manifest.state
     }
 
-    /// Whether this checkpoint can be resumed by the run `wanted`; returns warnings about what may differ and does.
+    /// Whether this checkpoint can be resumed by the run `wanted`; returns warnings about what may differ and does. `changes`
+    /// tells what of the configuration has changed, key by key, as far as that is known.
     ///
     /// # Errors
     /// Another base model or other trainable parameters.
-    pub fn check_identity(&self, wanted: &Identity) -> Result<Vec<String>> {
-        const REMEDY: &str = "use the configuration it was trained with, another checkpoint, or --resume never";
+    pub fn check_identity(&self, wanted: &Identity, changes: &[String]) -> Result<Vec<String>> {
+        const REMEDY: &str = "use the configuration it was trained with, another checkpoint, or another --out";
         let held = &self.manifest.identity;
         if held.base_digest != wanted.base_digest {
             let (a, b) = (&held.base_digest, &wanted.base_digest);
@@ -88,8 +89,11 @@ impl Reader {
         let mut warnings = Vec::new();
         let path = self.path.display();
         if held.config_digest != wanted.config_digest {
-            let (a, b) = (&held.config_digest, &wanted.config_digest);
-            warnings.push(format!("checkpoint {path}: the configuration has changed since (digest {a}, now {b})"));
+            let what = match changes {
+                [] => format!(" (digest {}, now {})", held.config_digest, wanted.config_digest),
+                changes => format!(": {}", changes.join(", ")),
+            };
+            warnings.push(format!("checkpoint {path}: the configuration has changed since{what}"));
         }
         if held.seed != wanted.seed {
             let (a, b) = (held.seed, wanted.seed);

@@ -8,7 +8,7 @@ use super::folder::{folder_name, writing_name};
 use super::manifest::{Identity, ShardEntry, TrainState};
 use super::writer::{begin, commit, write_shard};
 use super::{Shard, error};
-use crate::comm::{Communicator, ReduceOp, exchange};
+use crate::comm::{Communicator, ReduceOp, exchange, hostname};
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
 use serde::{Serialize, de::DeserializeOwned};
@@ -105,7 +105,7 @@ impl Saver {
 
 /// Every rank's value; or on every rank the same error, which names the first rank that failed and its cause.
 fn agree<T: Serialize + DeserializeOwned>(comm: &dyn Communicator, path: &Path, mine: Result<T>) -> Result<Vec<T>> {
-    let mine = mine.map_err(|e| format!("on {}: {e}", gethostname::gethostname().to_string_lossy()));
+    let mine = mine.map_err(|e| format!("on {}: {e}", hostname()));
     let all: Vec<std::result::Result<T, String>> = exchange(comm, &mine)?; // [R]
     let failed = all.iter().filter(|result| result.is_err()).count();
     let others = if failed > 1 { format!(" (and {} more ranks)", failed - 1) } else { String::new() };

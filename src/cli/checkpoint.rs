@@ -89,7 +89,7 @@ impl Opened {
             total: layout.total,
             seed: self.config.run.seed,
         };
-        for warning in reader.check_identity(&identity)? {
+        for warning in reader.check_identity(&identity, &[])? {
             tracing::warn!("{warning}");
         }
         let whole = 0..layout.total;

@@ -37,9 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         Some(source) => PromptSet::eval(source)?,
         None => config.eval_prompts()?,
     };
-    if config.eval.prompts > 0 {
-        prompts.prompts.truncate(config.eval.prompts);
-    }
+    prompts.prompts.truncate(config.eval.count(prompts.len()));
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         logging::init(world.rank(), None, "info")?;
         let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), world)?;

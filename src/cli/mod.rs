@@ -15,7 +15,7 @@ mod serve_reward;
 mod train;
 
 use crate::comm::{Backend, World};
-use crate::error::{EXIT_DONE, EXIT_RESTART, EXIT_USAGE, Result};
+use crate::error::{EXIT_DONE, EXIT_USAGE, Result};
 use clap::{Parser, Subcommand};
 use std::time::Duration;
 
@@ -98,7 +98,7 @@ pub fn run() -> i32 {
     match result {
         Ok(code) => code,
         Err(e) => {
-            // What is wrong on every rank is said once: rank 0's end ends the others before they speak.
+            // An error that every rank hits is printed once: rank 0 exits first, which ends the others before they print.
             if crate::comm::launched_rank() > 0 {
                 std::thread::sleep(Duration::from_secs(2));
             }
@@ -140,6 +140,3 @@ fn print(text: &str) {
     use std::io::Write;
     writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
 }
-
-/// The exit code of a saved but unfinished run.
-const UNFINISHED: i32 = EXIT_RESTART;

@@ -16,7 +16,7 @@ pub struct Arguments {
     /// Configuration file (TOML); without it the embedded glyphs task
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Overrides one key, as often as wanted
+    /// Overrides one key; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Ranks of the run
@@ -25,7 +25,8 @@ pub struct Arguments {
     /// Ranks of a node, to tell its links apart; without it as many as the machine has devices
     #[arg(long, value_name = "RANKS")]
     ranks_per_node: Option<usize>,
-    /// Machine file (TOML), such as configs/machines/h100x8.toml: predicts the times, too
+    /// Machine file (TOML), such as configs/machines/h100x8.toml: predicts the times, too, and refuses what does not
+    /// fit into the devices' memory
     #[arg(long, value_name = "FILE")]
     machine: Option<PathBuf>,
     /// Print JSON

@@ -15,7 +15,7 @@ pub struct Arguments {
     /// Configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Overrides one key, as often as wanted: --set optim.lr=1e-3
+    /// Overrides one key; may be repeated: --set optim.lr=1e-3
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }

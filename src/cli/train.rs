@@ -1,10 +1,10 @@
 //! `flowrl-dist [train]`.
 
-use super::{UNFINISHED, on_ranks, print};
+use super::{on_ranks, print};
 use crate::checkpoint::Resume;
 use crate::comm::launched_ranks;
-use crate::config::RunConfig;
-use crate::error::{EXIT_DONE, Error, Result};
+use crate::config::{RunConfig, file_in_the_way};
+use crate::error::{EXIT_DONE, EXIT_RESTART, Error, Result};
 use crate::train::{Outcome, train};
 use std::path::PathBuf;
 
@@ -14,13 +14,15 @@ pub struct Arguments {
     /// Configuration file (TOML); without it the embedded glyphs task
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Overrides one key, as often as wanted: --set optim.lr=1e-4
+    /// Overrides one key; may be repeated: --set optim.lr=1e-4
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Run folder; overrides run.out
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// auto: on from the newest checkpoint of the run folder, if there is one; never; or a checkpoint
+    /// auto: continue from the newest checkpoint of the run folder, if any; never: start anew; or a checkpoint to continue
+    /// from. Where the configuration is another than before, a warning names the keys; another base model, other trained
+    /// parameters or a changed stage that has begun are refused
     #[arg(long, value_name = "auto|never|CHECKPOINT", default_value = "auto")]
     resume: String,
 }
@@ -30,8 +32,9 @@ impl Arguments {
     pub fn config(&self) -> Result<RunConfig> {
         let mut config = RunConfig::load(self.config.as_deref(), &self.set)?;
         if let Some(out) = &self.out {
-            if out.is_file() {
-                return Err(Error::Usage(format!("--out {}: is a file; name a folder", out.display())));
+            if let Some(file) = file_in_the_way(out) {
+                let (out, file) = (out.display(), file.display());
+                return Err(Error::Usage(format!("--out {out}: {file} is a file; name a folder")));
             }
             config.run.out = out.clone();
         }
@@ -60,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
                 if first {
                     eprintln!("flowrl-dist: {line}");
                 }
-                Ok(UNFINISHED)
+                Ok(EXIT_RESTART)
             }
         }
     })

@@ -1,4 +1,4 @@
-//! What a rank sends.
+//! What a rank sends, in bytes and in calls.
 
 use super::{Call, Communicator, Pending};
 use crate::error::Result;
@@ -6,17 +6,25 @@ use candle_core::Tensor;
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// A communicator that counts the bytes this rank sends in its collectives, by the ring algorithms, which are the least
+/// What a rank has sent so far.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    pub bytes: Cell<u64>,
+    /// Collectives, barriers left out.
+    pub calls: Cell<u64>,
+}
+
+/// A communicator that counts the calls and the bytes this rank sends in its collectives, by the ring algorithms, which are the least
 /// possible: `(R - 1) S` elements for an all-gather or a reduce-scatter of shards of S, twice that, with
 /// `S = ceil(N / R)`, for an all-reduce of N, and N for a broadcast. Transports may send more.
 pub(super) struct Counted {
     inner: Rc<dyn Communicator>,
-    bytes: Rc<Cell<u64>>,
+    sent: Rc<Sent>,
 }
 
 impl Counted {
-    pub fn new(inner: Rc<dyn Communicator>, bytes: Rc<Cell<u64>>) -> Self {
-        Self { inner, bytes }
+    pub fn new(inner: Rc<dyn Communicator>, sent: Rc<Sent>) -> Self {
+        Self { inner, sent }
     }
 
     fn count(&self, call: Call, tensor: &Tensor) {
@@ -28,7 +36,8 @@ impl Counted {
             Call::AllGather => peers * elements,
             Call::ReduceScatter(_) => peers * (elements / (peers + 1)),
         };
-        self.bytes.set(self.bytes.get() + (sent * tensor.dtype().size_in_bytes()) as u64);
+        self.sent.bytes.set(self.sent.bytes.get() + (sent * tensor.dtype().size_in_bytes()) as u64);
+        self.sent.calls.set(self.sent.calls.get() + u64::from(call != Call::Barrier && peers > 0));
     }
 }
 
@@ -70,7 +79,9 @@ mod tests {
             world.device.all_reduce(&six, ReduceOp::Sum)?;
             all.push(world.sent());
             world.host.all_gather(&six)?;
+            world.device.barrier()?;
             all.push(world.sent());
+            assert_eq!(world.calls(), 3);
             Ok(all)
         });
         let expected = [0, 3 * 6 * 4, 72 + 3 * 2 * 2, 84 + 2 * 3 * 2 * 4, 132];

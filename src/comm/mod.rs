@@ -33,6 +33,7 @@ pub use self::nccl::{ID_BYTES as NCCL_ID_BYTES, Membership as NcclMembership, Nc
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;
+pub(crate) use self::world::hostname;
 pub use self::world::{Backend, Place, World};
 
 use crate::error::Result;

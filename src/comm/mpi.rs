@@ -39,7 +39,7 @@ impl Session {
     /// code 101), and so does a collective that lasts longer than `deadline` (exit code 75); the end of MPI, when the
     /// session is dropped, counts as a collective.
     pub fn begin(deadline: Duration) -> Result<(Self, Mpi)> {
-        let host = gethostname::gethostname().to_string_lossy().into_owned();
+        let host = super::hostname();
         watch::name_self(None, &host);
         watch::arm(deadline, abort)?;
         let starting = watch::collective("init");

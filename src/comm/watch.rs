@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Rank 0 waits this long between its word and the end of the job, so that all late ranks get to speak; each further
-/// rank one more time, so that one ends the job: when several do so at once, Open MPI 4.1's mpirun may crash at its end.
+/// Rank 0 waits this long between printing its message and ending the job, so that other late ranks can print theirs; each
+/// further rank waits once more, so that only one ends the job: Open MPI 4.1's mpirun may crash when several do at once.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// No rank waits more often than this.
@@ -47,7 +47,7 @@ fn scene() -> MutexGuard<'static, Scene> {
     SCENE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Names what the run does now ("rollout", "update", ...), for the message that tells where it died.
+/// Names what the run does now ("sample", "train", ...), for the message that tells where it died.
 pub fn phase(name: &'static str) {
     scene().phase = name;
 }
@@ -125,7 +125,7 @@ pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> 
     if ARMED.load(Ordering::SeqCst) {
         return Ok(());
     }
-    name_self(Some(rank), &gethostname::gethostname().to_string_lossy());
+    name_self(Some(rank), &super::hostname());
     arm(deadline, abort)
 }
 

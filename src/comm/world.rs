@@ -1,14 +1,13 @@
 //! The ranks of this run and the two planes they talk over.
 
 use super::bootstrap::Meeting;
-use super::counted::Counted;
+use super::counted::{Counted, Sent};
 use super::launcher::{self, Build, Transport};
 use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{Error, Result};
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::Tensor;
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ pub struct World {
     pub host: Rc<dyn Communicator>,
     place: Place,
     transport: String,
-    sent: Rc<Cell<u64>>,
+    sent: Rc<Sent>,
     /// What must outlive the planes: dropped last, because declared last.
     _session: Option<Rc<dyn std::any::Any>>,
 }
@@ -56,7 +55,7 @@ pub struct World {
 impl World {
     /// The device plane is counted.
     fn new(device: Rc<dyn Communicator>, host: Rc<dyn Communicator>, place: Place, transport: String) -> Self {
-        let sent = Rc::new(Cell::new(0));
+        let sent = Rc::new(Sent::default());
         let device = Rc::new(Counted::new(device, sent.clone()));
         Self { device, host, place, transport, sent, _session: None }
     }
@@ -119,10 +118,15 @@ impl World {
                 crate::device::how_to_share()
             )));
         }
-        if crate::device::may_be_shared() && std::env::var_os(HOST_ID).is_none() {
-            // NCCL refuses two ranks of one host on one GPU; with names of their own they are on different hosts.
-            // SAFETY: NCCL, the only code that reads this outside the standard library, is not open yet.
-            unsafe { std::env::set_var(HOST_ID, format!("rank{}", self.rank())) };
+        // NCCL refuses two ranks of one host on one GPU; with names of their own they are on different hosts.
+        if let Some((first, second)) = twice(gpus)
+            && std::env::var_os(HOST_ID).is_none()
+        {
+            return Err(Error::Usage(format!(
+                "ranks {first} and {second} on {} share a GPU, and {HOST_ID} is not set: start each rank with a value of its \
+                 own, such as its number",
+                gpus[first].0
+            )));
         }
         let mine = if self.rank() == 0 { Nccl::new_id()?.to_vec() } else { vec![0; ID_BYTES] };
         let id = self.host.broadcast(&Tensor::from_vec(mine, ID_BYTES, &Device::Cpu)?, 0)?.to_vec1::<u8>()?;
@@ -159,17 +163,12 @@ impl World {
 
     /// Bytes that this rank has sent on the device plane, counted as the least that its collectives can do with.
     pub fn sent(&self) -> u64 {
-        self.sent.get()
+        self.sent.bytes.get()
     }
 
-    /// This rank among those of its host, `0..ranks_on_host`.
-    pub fn local_rank(&self) -> usize {
-        self.place.local_rank
-    }
-
-    /// Number of ranks on this host.
-    pub fn ranks_on_host(&self) -> usize {
-        self.place.ranks_on_host
+    /// Collectives that this rank has called on the device plane.
+    pub fn calls(&self) -> u64 {
+        self.sent.calls.get()
     }
 
     /// The name of this host.
@@ -249,7 +248,8 @@ fn end_all_ranks(code: i32) -> ! {
     tcp::abort(code)
 }
 
-fn hostname() -> String {
+/// The name of this host.
+pub(crate) fn hostname() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }
 

@@ -1,6 +1,7 @@
 //! The configuration of a run: the parts that the modules own, read from TOML and the command line, checked before
 //! anything else is touched.
 
+mod changes;
 mod load;
 mod stages;
 mod validate;
@@ -12,9 +13,8 @@ use crate::data::{Format, PromptSet, Split};
 use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
-use crate::evaluate::EvalConfig;
 use crate::flow::{SamplerConfig, Solver};
-use crate::objective::{AdvantageConfig, Method, MethodConfig};
+use crate::objective::{AdvantageConfig, Method, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
@@ -134,11 +134,11 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
-    /// P.
+    /// Prompts per iteration (P).
     pub prompts: usize,
-    /// K.
+    /// Images per prompt (K).
     pub images_per_prompt: usize,
-    /// B.
+    /// Samples that go through the model at once (B).
     pub micro_batch: usize,
     /// Optimizer updates an iteration.
     pub updates_per_iteration: usize,
@@ -151,6 +151,40 @@ pub struct BatchConfig {
 impl Default for BatchConfig {
     fn default() -> Self {
         Self { prompts: 48, images_per_prompt: 24, micro_batch: 8, updates_per_iteration: 1, timesteps: None }
+    }
+}
+
+/// `[eval]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// The solver; its grid has the shift of `[sampler]`.
+    pub solver: Solver,
+    /// Solver steps.
+    pub steps: usize,
+    /// Prompts, from the start of the evaluation set; 0 for all.
+    pub prompts: usize,
+    /// Images of each prompt.
+    pub images_per_prompt: usize,
+    /// Classifier-free guidance; 1 for none.
+    pub guidance: f64,
+}
+
+impl EvalConfig {
+    /// The sampler of an evaluation: what `[eval]` leaves open is that of the rollouts.
+    pub fn sampler(&self, rollouts: &SamplerConfig) -> SamplerConfig {
+        SamplerConfig { solver: self.solver, steps: self.steps, guidance: self.guidance, ..rollouts.clone() }
+    }
+
+    /// Prompts of an evaluation on a set that holds so many.
+    pub fn count(&self, held: usize) -> usize {
+        if self.prompts == 0 { held } else { self.prompts.min(held) }
+    }
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
     }
 }
 
@@ -175,7 +209,7 @@ impl Default for OldPolicyConfig {
     }
 }
 
-/// Whatever is no schedule is told which ones there are.
+/// Any other value is an error that lists the schedules.
 fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OldPolicySchedule, D::Error> {
     let kind = u8::deserialize(deserializer).ok().and_then(|kind| OldPolicySchedule::try_from(kind).ok());
     kind.ok_or_else(|| D::Error::custom("must be 0 (on policy), 1 (linear) or 2 (delayed)"))
@@ -297,6 +331,22 @@ impl RunConfig {
         OldPolicyDecay { rate: rate.unwrap_or(published.rate), most: most.unwrap_or(published.most), ..published }
     }
 
+    /// Whether the old policy is set to the policy after every iteration, however that is configured.
+    pub fn is_on_policy(&self) -> bool {
+        self.old_policy_decay().is_zero()
+    }
+
+    /// Whether the old policy is another than the policy in update `update` of an iteration: on policy too, after the
+    /// iteration's first update has moved the policy.
+    pub fn old_policy_lags(&self, update: usize) -> bool {
+        update > 0 || !self.is_on_policy()
+    }
+
+    /// What an update minimises.
+    pub fn objective(&self) -> Objective {
+        Objective::new(&self.method, &self.advantage.resolve(&self.method))
+    }
+
     /// The configuration as TOML, with every default spelled out.
     pub fn to_toml(&self) -> Result<String, Error> {
         toml::to_string(self).map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
@@ -305,17 +355,28 @@ impl RunConfig {
     /// Digest of everything that decides what an update does: not where it is written, how long the run is or how
     /// often it is looked at.
     pub fn digest(&self) -> Result<String, Error> {
+        Ok(crate::checkpoint::digest(self.deciding().to_toml()?.as_bytes()))
+    }
+
+    /// Defaults in the place of what does not decide what an update does.
+    fn deciding(&self) -> Self {
         let mut same = self.clone();
         same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
         same.eval = EvalConfig::default();
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
         same.reward.iter_mut().for_each(RewardConfig::forget_server);
-        Ok(crate::checkpoint::digest(same.to_toml()?.as_bytes()))
+        same
     }
 }
 
-/// The same for any other configuration (`pretrain`), whose own `check` says key, value and remedy.
+/// The file that stands where a folder, or a folder that it lies in, should be.
+pub(crate) fn file_in_the_way(folder: &Path) -> Option<&Path> {
+    folder.ancestors().find(|path| path.is_file())
+}
+
+/// Reads any other configuration (pretraining, a machine file, served rewards); `check` returns one line: key, value,
+/// remedy.
 pub fn read<T: DeserializeOwned>(
     file: &Path,
     set: &[String],

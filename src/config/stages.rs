@@ -84,13 +84,6 @@ impl RunConfig {
         stages
     }
 
-    /// The stage in force when an iteration begins after `update` updates.
-    pub fn stage_at(&self, update: u64) -> RunStage {
-        let mut stages = self.stages();
-        let begun = stages.iter().filter(|stage| stage.at_update <= update).count();
-        stages.swap_remove(begun - 1) // the first begins at 0
-    }
-
     /// The prompts that are trained on, a set for each stage; stages with the same prompts share one.
     pub fn train_prompts(&self) -> Result<Vec<Arc<PromptSet>>, Error> {
         let mut sets: Vec<Arc<PromptSet>> = Vec::new();
@@ -124,24 +117,20 @@ mod tests {
             "[{at_update=3, weights={ocr=0.0}}, {at_update=5, train=\"glyphs-4\"}, \
              {at_update=9, weights={colour=-1.0, ocr=2.0}}, {at_update=10, train=\"glyphs\"}]",
         );
-        let at = |update| config.stage_at(update);
+        let stages = config.stages();
         let expected = [
-            (0, 0, (1.0, 0.5), "glyphs", 0),
-            (3, 1, (0.0, 0.5), "glyphs", 0),
-            (5, 2, (0.0, 0.5), "glyphs-4", 2),
-            (9, 3, (2.0, -1.0), "glyphs-4", 2),
-            (10, 4, (2.0, -1.0), "glyphs", 4),
+            (0, (1.0, 0.5), "glyphs", 0),
+            (3, (0.0, 0.5), "glyphs", 0),
+            (5, (0.0, 0.5), "glyphs-4", 2),
+            (9, (2.0, -1.0), "glyphs-4", 2),
+            (10, (2.0, -1.0), "glyphs", 4),
         ];
-        for (i, (begin, number, of, train, prompts_of)) in expected.into_iter().enumerate() {
-            let end = expected.get(i + 1).map_or(1000, |next| next.0);
-            for update in begin..end {
-                let stage = at(update);
-                assert_eq!((stage.number, stage.at_update, stage.prompts_of), (number, begin, prompts_of));
-                assert_eq!((weights(&stage), stage.train.as_str()), (of, train), "update {update}");
-            }
+        assert_eq!(stages.len(), expected.len());
+        for (number, (stage, (at_update, of, train, prompts_of))) in stages.iter().zip(expected).enumerate() {
+            assert_eq!((stage.number, stage.at_update, stage.prompts_of), (number, at_update, prompts_of));
+            assert_eq!((weights(stage), stage.train.as_str()), (of, train), "stage {number}");
         }
-        assert_eq!(config.stages(), expected.map(|(update, ..)| at(update)));
-        assert_eq!(at(3).to_string(), "stage 1 from update 3 on: colour 0.5, ocr 0; glyphs");
+        assert_eq!(stages[1].to_string(), "stage 1 from update 3 on: colour 0.5, ocr 0; glyphs");
     }
 
     #[test]
@@ -159,13 +148,11 @@ mod tests {
         let first = |stage: usize, updates| config.stages()[stage].first_iteration(updates);
         assert_eq!([first(0, 2), first(1, 2), first(2, 2)], [0, 2, 2]);
         assert_eq!([first(1, 1), first(2, 1)], [3, 4]);
-        // Iterations of two updates begin after 0, 2 and 4.
-        assert_eq!([0, 2, 4].map(|update| config.stage_at(update).number), [0, 0, 2]);
     }
 
     #[test]
     fn a_reward_that_was_added_and_only_watched_changes_nothing() {
-        let one = config("[{at_update=3, weights={ocr=0.0}}]").stage_at(3);
+        let one = config("[{at_update=3, weights={ocr=0.0}}]").stages().remove(1);
         let mut other = one.clone();
         other.weights.insert("hps".into(), 0.0);
         assert!(one.is_same(&other) && other.is_same(&one));

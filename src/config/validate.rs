@@ -5,7 +5,7 @@ use crate::data::glyphs::GlyphPrompt;
 use crate::data::{Prompt, PromptSet, Split};
 use crate::error::Error;
 use crate::flow::Solver;
-use crate::objective::{Form, Gamma, Method, Objective};
+use crate::objective::{Form, Gamma, Method};
 use crate::params::Trainable;
 use crate::pipeline::{Kind, ModelConfig};
 use crate::reward::{RewardConfig, RewardKind};
@@ -38,8 +38,12 @@ fn run(config: &RunConfig) -> Check {
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }
-    if r.out.is_file() {
-        return Err(format!("run.out = {:?}: is a file; name a folder, such as \"runs/first\"", r.out));
+    if let Some(file) = super::file_in_the_way(&r.out) {
+        return Err(format!(
+            "run.out = {:?}: {} is a file; name a folder, such as \"runs/first\"",
+            r.out,
+            file.display()
+        ));
     }
     within("parallel.deadline_s", config.parallel.deadline_s, 1, MOST)?;
     let level = &config.log.level;
@@ -155,7 +159,7 @@ fn curvature(config: &RunConfig) -> Check {
 /// What the objective needs of the rollouts, the rollouts must have.
 fn trajectory(config: &RunConfig) -> Check {
     let (m, b, sampler) = (&config.method, &config.batch, &config.sampler);
-    let needs = Objective::new(m, &config.advantage.resolve(m)).needs();
+    let needs = config.objective().needs();
     if needs.trajectory && sampler.solver != Solver::Sde {
         return Err(format!(
             "method.name = {}: trains on the steps of stochastic rollouts, and sampler.solver = {}; set sampler.solver = \

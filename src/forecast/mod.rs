@@ -2,10 +2,12 @@
 
 mod calibrate;
 mod machine;
+mod memory;
 mod work;
 
 pub use calibrate::calibrate;
 pub use machine::{Compute, Machine, Network};
+pub use memory::Memory;
 pub use work::{Links, Work};
 
 use crate::config::RunConfig;
@@ -21,6 +23,8 @@ pub struct Forecast {
     pub machine: String,
     /// R, and on how many nodes.
     pub ranks: (usize, usize),
+    /// What a rank holds, and its device's memory.
+    pub memory: Memory,
     /// Rollouts.
     pub sample: f64,
     /// Decoding.
@@ -43,11 +47,15 @@ pub struct Forecast {
 
 impl Forecast {
     /// Of a run on `plan.ranks` ranks, `per_node` on a node.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] where what a rank holds does not fit into its device.
     pub fn new(config: &RunConfig, plan: &Plan, machine: &Machine, per_node: usize) -> Result<Self> {
         let work = Work::new(config, plan)?;
         let on_node = per_node.min(plan.ranks);
         // Ranks beyond a node's devices take turns.
         let share = (machine.devices as f64 / on_node as f64).min(1.0);
+        let memory = Memory::new(plan, machine, share)?;
         let (compute, network) = (&machine.compute, &machine.network);
         let one = on_node == plan.ranks;
         let bandwidth = 1e9 * if one { network.intra_gb_s } else { network.intra_gb_s.min(network.inter_gb_s) };
@@ -63,6 +71,7 @@ impl Forecast {
         Ok(Self {
             machine: machine.name.clone(),
             ranks: (plan.ranks, plan.ranks.div_ceil(on_node)),
+            memory,
             sample,
             decode,
             reward,
@@ -81,6 +90,7 @@ impl fmt::Display for Forecast {
         let (ranks, nodes) = self.ranks;
         let rows = [
             ("machine", format!("{ranks} ranks on {nodes} x {}", self.machine)),
+            ("memory of a device", self.memory.to_string()),
             (
                 "an iteration",
                 format!(

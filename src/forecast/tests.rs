@@ -17,10 +17,16 @@ fn machine() -> Machine {
     }
 }
 
-fn forecast(set: &[&str], ranks: usize, per_node: usize) -> Forecast {
+fn planned(set: &[&str], ranks: usize) -> (RunConfig, Plan) {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
     let config = RunConfig::load(None, &set).unwrap();
-    Forecast::new(&config, &config.plan(ranks).unwrap(), &machine(), per_node).unwrap()
+    let plan = config.plan(ranks).unwrap();
+    (config, plan)
+}
+
+fn forecast(set: &[&str], ranks: usize, per_node: usize) -> Forecast {
+    let (config, plan) = planned(set, ranks);
+    Forecast::new(&config, &plan, &machine(), per_node).unwrap()
 }
 
 const SMALL: [&str; 8] = [
@@ -70,6 +76,39 @@ fn ranks_share_the_images_and_take_turns_on_too_few_devices() {
     assert_eq!(apart.sample * 4.0, alone.sample);
     assert_eq!(apart.ranks, (4, 2));
     assert!(apart.communicate > 3.9 * four.communicate, "the slower link between nodes counts");
+}
+
+/// Each call goes through a tree of the ranks and back: what many small ones cost where bytes cost nothing.
+#[test]
+fn every_collective_waits_for_the_network() {
+    let mut machine = machine();
+    (machine.network.intra_gb_s, machine.network.latency_us) = (1e12, 1e6);
+    for set in [&["parallel.shard=none"][..], &["parallel.shard=full", "model.trainable=lora"]] {
+        let (config, plan) = planned(&[&SMALL[..], set].concat(), 4);
+        let forecast = Forecast::new(&config, &plan, &machine, 4).unwrap();
+        let calls = plan.iteration_sent().calls;
+        assert!(calls >= config.model.build().unwrap().stages.len(), "{calls}");
+        assert!((forecast.communicate / (4.0 * calls as f64) - 1.0).abs() < 1e-9, "{set:?}: {}", forecast.communicate);
+        let alone = Forecast::new(&config, &config.plan(1).unwrap(), &machine, 4).unwrap();
+        assert_eq!(alone.communicate, 0.0);
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_what_hardly_fits_is_told() {
+    let (config, plan) = planned(&SMALL, 4);
+    let held = plan.held() as f64 / f64::from(1 << 30);
+    let with = |factor: f64, per_node| {
+        let machine = Machine { memory_gib: factor * held, ..machine() };
+        Forecast::new(&config, &plan, &machine, per_node).map(|forecast| forecast.to_string())
+    };
+    assert!(with(2.0, 2).unwrap().contains(" GiB (50 %), and activations\n"), "{}", with(2.0, 2).unwrap());
+    assert!(with(1.05, 2).unwrap().contains("(95 %), and activations: warning: little is left for them\n"));
+    let refused = with(0.9, 2).unwrap_err();
+    assert!(matches!(refused, crate::Error::Usage(_)), "{refused}");
+    assert!(refused.to_string().contains("(111 %), and activations: does not fit; use more ranks"), "{refused}");
+    // Four ranks of a node share its two devices.
+    assert!(with(1.5, 4).is_err() && with(2.5, 4).is_ok());
 }
 
 /// A ring over the ranks in their order leaves each node once.

@@ -3,8 +3,6 @@
 use crate::config::RunConfig;
 use crate::error::Result;
 use crate::flow::Solver;
-use crate::objective::Objective;
-use crate::optim::OldPolicySchedule;
 use crate::params::Trainable;
 use crate::plan::Plan;
 use serde::Serialize;
@@ -21,7 +19,7 @@ pub struct Work {
     pub images: f64,
     /// Bytes that a rank sends.
     pub sent: f64,
-    /// Collectives.
+    /// Collectives that carry parameters or gradients.
     pub calls: f64,
     /// Bytes of optimizer state that are read and written.
     pub optimizer: f64,
@@ -49,14 +47,15 @@ impl Work {
         let guided = |guidance: f64| if guidance == 1.0 { 1.0 } else { 2.0 };
         let images = plan.images_per_rank.1;
         let sample = padded(images) * plan.solver_steps as f64 * guided(config.sampler.guidance) * forward;
-        let points = plan.points.iter().map(|points| padded(points * images / plan.images)).sum::<f64>();
-        let updates = plan.updates_per_iteration as f64;
+        let points = plan.points.iter().map(|points| padded(points * images / plan.images));
+        let train = points.enumerate().map(|(update, points)| points * passes(config, plan, update) * forward).sum();
+        let (updates, sent) = (plan.updates_per_iteration as f64, plan.iteration_sent());
         Ok(Self {
             sample,
-            train: points * passes(config, plan) * forward,
+            train,
             images: images as f64,
-            sent: (plan.rollout_bytes + plan.update_bytes.iter().sum::<usize>() + plan.old_policy_bytes) as f64,
-            calls: if plan.ranks > 1 { 3.0 * updates + 2.0 } else { 0.0 },
+            sent: sent.bytes as f64,
+            calls: sent.calls as f64,
             // Master, two moments, gradient and EMA each update; master and old policy each iteration.
             optimizer: 4.0 * plan.shard as f64 * (8.0 * updates + 3.0),
         })
@@ -105,16 +104,15 @@ fn adapters(config: &RunConfig, plan: &Plan) -> Result<f64> {
 /// [`ops::Wanted`]: crate::model::ops::Wanted
 const LAST_LAYER: f64 = 0.25;
 
-/// Forward passes' worth of work at one training point.
-fn passes(config: &RunConfig, plan: &Plan) -> f64 {
-    let needs = Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs();
+/// Forward passes' worth of work at one training point of this update of an iteration.
+fn passes(config: &RunConfig, plan: &Plan, update: usize) -> f64 {
+    let needs = config.objective().needs();
     let (backward, again) = match config.model.trainable {
         Trainable::Full => (2.0, 1.0), // gradients of activations and of weights
         Trainable::Lora => (1.0, 1.0 - LAST_LAYER),
     };
     let again = again * plan.blocks_again;
-    let on_policy = config.old_policy.schedule == OldPolicySchedule::OnPolicy;
-    let old = if needs.old && !on_policy { 1.0 } else { 0.0 };
+    let old = if needs.old && config.old_policy_lags(update) { 1.0 } else { 0.0 };
     let reference = if needs.reference { 1.0 } else { 0.0 };
     let lanes = 1.0 + old + reference;
     // Rollout steps are trained with the guidance that they were sampled with.

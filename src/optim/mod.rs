@@ -6,6 +6,6 @@ mod schedule;
 mod sharded;
 
 pub use config::{NotFinite, OptimConfig};
-pub use schedule::{OldPolicyDecay, OldPolicySchedule, ema_decay};
+pub use schedule::{OldPolicyDecay, OldPolicySchedule};
 pub(crate) use sharded::VECTORS;
 pub use sharded::{Sharded, StepReport};

@@ -43,6 +43,11 @@ impl OldPolicyDecay {
     pub fn eta(self, update: u64) -> f64 {
         (self.rate * update.saturating_sub(self.delay) as f64).min(self.most)
     }
+
+    /// Whether eta is 0 at every update.
+    pub fn is_zero(&self) -> bool {
+        self.rate == 0.0 || self.most == 0.0
+    }
 }
 
 impl TryFrom<u8> for OldPolicySchedule {

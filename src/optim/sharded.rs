@@ -1,7 +1,8 @@
 //! The optimizer's state of one rank: its shard of the flat parameters.
 
 use super::adamw::{AdamW, Lerp, square_sum};
-use super::{OldPolicyDecay, OptimConfig, ema_decay};
+use super::schedule::ema_decay;
+use super::{OldPolicyDecay, OptimConfig};
 use crate::checkpoint::Shard;
 use crate::comm::{Communicator, ReduceOp};
 use crate::error::{Error, Result};
@@ -33,8 +34,6 @@ pub struct Sharded {
 pub struct StepReport {
     /// Global norm of the gradient before clipping.
     pub norm: f64,
-    /// The factor that clipping applied.
-    pub scale: f64,
 }
 
 /// Names of the vectors in a checkpoint, in AdamW's order, then the slow copies.
@@ -97,17 +96,12 @@ impl Sharded {
         let scale = (config.clip / (norm + 1e-6)).min(1.0);
         self.update += 1;
         self.adamw.step(gradient, scale, lr, self.update, config)?;
-        Ok(StepReport { norm, scale })
+        Ok(StepReport { norm })
     }
 
     /// The EMA follows the master parameters: after every update.
     pub fn update_ema(&mut self, largest_decay: f64) -> Result<()> {
         Ok(self.ema.inplace_op2(&self.adamw.part(0)?, &Lerp(ema_decay(self.update, largest_decay)))?)
-    }
-
-    /// The EMA follows the master parameters with a fixed decay.
-    pub fn update_ema_fixed(&mut self, decay: f64) -> Result<()> {
-        Ok(self.ema.inplace_op2(&self.adamw.part(0)?, &Lerp(decay))?)
     }
 
     /// The old policy follows the master parameters: after every iteration.

@@ -5,7 +5,7 @@ use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-/// Values of parameters that can be had in part: tensors in memory, or files, of which nothing else is read.
+/// A source of parameter values that can be read in part: tensors in memory, or files of which only the part is read.
 pub trait Values: Send + Sync {
     /// Elements `range` of a parameter, `[range.len()]`.
     ///

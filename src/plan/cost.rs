@@ -2,10 +2,11 @@
 
 use crate::config::RunConfig;
 use crate::model::Model;
-use crate::objective::Objective;
 use crate::params::{Layout, Trainable};
 use crate::shard::{Partition, Sharding};
 use serde::Serialize;
+use std::iter::Sum;
+use std::ops::{Add, Mul};
 
 /// Memory of one kind on each rank.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -23,8 +24,38 @@ pub struct Sent {
     pub collective: &'static str,
     /// What goes through it.
     pub what: &'static str,
-    /// How much of it, by the ring algorithm.
+    /// How much of it, and in how many calls.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// What a rank sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Bytes, by the ring algorithm.
     pub bytes: usize,
+    /// Collectives, each of which costs the network's latency.
+    pub calls: usize,
+}
+
+impl Add for Traffic {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, calls: self.calls + other.calls }
+    }
+}
+
+impl Mul<Traffic> for usize {
+    type Output = Traffic;
+    fn mul(self, traffic: Traffic) -> Traffic {
+        Traffic { bytes: self * traffic.bytes, calls: self * traffic.calls }
+    }
+}
+
+impl Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Add::add)
+    }
 }
 
 /// Bytes of master parameters, moments, gradients and slow copies, an element.
@@ -44,8 +75,9 @@ pub(super) struct Cost<'a> {
     /// The trained parameters and the others in R parts.
     trained: Partition,
     frozen: Partition,
-    /// Sets that differ in their trained parameters and are gathered for a training point: policy, old, base model.
+    /// Whether the objective needs the old policy's velocities.
     old: bool,
+    /// Whether it needs the base model's, with trained parameters of its own.
     reference: bool,
 }
 
@@ -53,7 +85,7 @@ impl<'a> Cost<'a> {
     pub fn new(config: &'a RunConfig, model: &Model, ranks: usize) -> Self {
         let (specs, trainable) = (model.specs(), config.model.trainable);
         let layout = Layout::new(&specs, trainable);
-        let needs = Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs();
+        let needs = config.objective().needs();
         Self {
             config,
             ranks,
@@ -104,13 +136,20 @@ impl<'a> Cost<'a> {
             .filter(|&stage| !self.runs_again(stage))
             .map(|stage| self.whole(stage, 1))
             .sum::<usize>();
-        let sets = 1 + usize::from(self.old) + usize::from(self.reference);
+        let updates = 0..self.config.batch.updates_per_iteration;
+        let sets = 1 + updates.map(|update| self.others(update)).max().unwrap_or(0);
         let pair = |stage: usize| {
             let two = |sets| self.whole(stage, sets) + if stage == 0 { 0 } else { self.whole(stage - 1, sets) };
             let leaves = part(&self.trained, stage) * self.ranks;
             two(sets).max(two(1) + leaves)
         };
         (0..self.stages).map(pair).max().unwrap_or(0) + kept
+    }
+
+    /// Sets beside the policy that are gathered for a training point of this update of an iteration, because their trained
+    /// parameters are others: old policy and base model.
+    fn others(&self, update: usize) -> usize {
+        usize::from(self.old && self.config.old_policy_lags(update)) + usize::from(self.reference)
     }
 
     /// Whether a stage that gradients reach is run again in the backward pass.
@@ -130,58 +169,58 @@ impl<'a> Cost<'a> {
         self.ranks * (part(&self.frozen, stage) + sets * part(&self.trained, stage))
     }
 
-    /// Bytes that a rank sends to gather parts of these elements in the model's type.
-    fn gather(&self, part: usize) -> usize {
-        (self.ranks - 1) * part * self.width
+    /// A gather of these stages of a partition, in the model's type: one call for each that has elements.
+    fn gather(&self, partition: &Partition, stages: impl Iterator<Item = usize>) -> Traffic {
+        self.each(partition, stages, (self.ranks - 1) * self.width)
     }
 
-    /// Bytes that a rank sends to bring all trained parameters here, where only they are shared out.
-    pub fn gather_set(&self) -> usize {
+    /// A call for each of these stages that has elements, which sends so many bytes for each element of a part.
+    fn each(&self, partition: &Partition, stages: impl Iterator<Item = usize>, width: usize) -> Traffic {
+        let parts = stages.map(|stage| part(partition, stage)).filter(|&part| part > 0 && self.ranks > 1);
+        parts.map(|part| Traffic { bytes: part * width, calls: 1 }).sum()
+    }
+
+    /// To bring all trained parameters here, where only they are shared out.
+    pub fn gather_set(&self) -> Traffic {
         match self.config.parallel.shard {
-            Sharding::Optimizer => self.gather(self.trained.shard_len()),
-            Sharding::None | Sharding::Full => 0,
+            Sharding::Optimizer => self.gather(&self.trained, 0..self.stages),
+            Sharding::None | Sharding::Full => Traffic::default(),
         }
     }
 
-    /// Bytes for running the model once, nothing kept.
-    pub fn velocity(&self) -> usize {
+    /// For running the model once, nothing kept.
+    pub fn velocity(&self) -> Traffic {
         match self.config.parallel.shard {
-            Sharding::None | Sharding::Optimizer => 0,
-            Sharding::Full => self.gather(self.frozen.shard_len() + self.trained.shard_len()),
+            Sharding::None | Sharding::Optimizer => Traffic::default(),
+            Sharding::Full => self.gather(&self.frozen, 0..self.stages) + self.gather(&self.trained, 0..self.stages),
         }
     }
 
-    /// Bytes for the old policy's velocities beside the policy's.
-    pub fn old_velocity(&self) -> usize {
-        match self.config.parallel.shard {
-            Sharding::Full if self.old => self.gather(self.trained.shard_len()),
-            _ => 0,
-        }
-    }
-
-    /// Bytes for the training of one micro-batch: forward with the sets that the objective needs, backward with the policy.
-    fn training(&self) -> usize {
+    /// For the training of one micro-batch of an update: forward with the sets that the objective needs, backward with the policy.
+    fn training(&self, update: usize) -> Traffic {
         if self.config.parallel.shard != Sharding::Full {
-            return 0;
+            return Traffic::default();
         }
-        let again = (self.first..self.stages).filter(|&stage| self.runs_again(stage));
-        let again = again.map(|stage| part(&self.frozen, stage) + part(&self.trained, stage)).sum();
-        let reference = if self.reference { self.trained.shard_len() } else { 0 };
-        self.velocity() + self.old_velocity() + self.gather(reference) + self.gather(again)
+        let again = || (self.first..self.stages).filter(|&stage| self.runs_again(stage));
+        self.velocity()
+            + self.others(update) * self.gather(&self.trained, 0..self.stages)
+            + self.gather(&self.frozen, again())
+            + self.gather(&self.trained, again())
     }
 
-    /// What is sent for an update of so many micro-batches: weights for its passes, gradients, each stage once, and their
+    /// What is sent for this update of an iteration, of so many micro-batches: weights for its passes, gradients, each stage once, and their
     /// norm, and the new parameters.
-    pub fn update(&self, micro_batches: usize) -> Vec<Sent> {
-        let sent = |collective, what, bytes| Sent { collective, what, bytes };
-        let once = (self.ranks - 1) * self.trained.shard_len() * F32;
-        let scattered = sent("reduce-scatter", "gradients", once);
-        let norm = sent("all-reduce", "the gradients' norm", 2 * (self.ranks - 1) * size_of::<f64>());
+    pub fn update(&self, update: usize, micro_batches: usize) -> Vec<Sent> {
+        let sent = |collective, what, traffic| Sent { collective, what, traffic };
+        let gradients = |width| self.each(&self.trained, 0..self.stages, (self.ranks - 1) * width);
+        let scattered = sent("reduce-scatter", "gradients", gradients(F32));
+        let norm = Traffic { bytes: 2 * (self.ranks - 1) * size_of::<f64>(), calls: usize::from(self.ranks > 1) };
+        let norm = sent("all-reduce", "the gradients' norm", norm);
         match self.config.parallel.shard {
-            Sharding::None => vec![sent("all-reduce", "gradients", 2 * once)],
+            Sharding::None => vec![sent("all-reduce", "gradients", gradients(2 * F32))],
             Sharding::Optimizer => vec![scattered, norm, sent("all-gather", "new parameters", self.gather_set())],
             Sharding::Full => {
-                let weights = micro_batches * self.training();
+                let weights = micro_batches * self.training(update);
                 vec![sent("all-gather", "weights, forward and backward", weights), scattered, norm]
             }
         }

@@ -1,6 +1,6 @@
 //! A plan as a person reads it.
 
-use super::Plan;
+use super::{Plan, Traffic};
 use std::fmt;
 
 impl fmt::Display for Plan {
@@ -32,23 +32,26 @@ impl fmt::Display for Plan {
         ];
         let parameters =
             ("parameters", format!("{} ({} trained, {} a shard)", self.parameters, self.trainable, self.shard));
-        let updates = self.update_bytes.iter().map(|&bytes| mib(bytes)).collect::<Vec<_>>().join(", ");
+        let updates = self.updates_sent().map(|sent| mib(sent.bytes)).collect::<Vec<_>>().join(", ");
         let unaccumulated = mib(self.unaccumulated_bytes);
         let update = format!("{updates} (with an all-reduce a backward pass: {unaccumulated})");
-        let sent = self.update_sent.iter();
-        let sent = sent.map(|s| ("", format!("{:>12} {} of {}", mib(s.bytes), s.collective, s.what)));
-        let (rollouts, old) = (mib(self.rollout_bytes), mib(self.old_policy_bytes));
+        let sent = self.update_sent.iter().take(1).flatten();
+        let sent = sent.map(|s| {
+            let Traffic { bytes, calls } = s.traffic;
+            let plural = if calls == 1 { "" } else { "s" };
+            ("", format!("{:>12} {} of {} ({calls} call{plural})", mib(bytes), s.collective, s.what))
+        });
+        let (rollouts, old) = (mib(self.rollout_sent.bytes), mib(self.old_policy_sent.bytes));
         let seldom = [
             ("and an iteration", format!("{rollouts} for rollouts, {old} for the old policy")),
-            ("and an evaluation", mib(self.eval_bytes)),
+            ("and an evaluation", mib(self.eval_sent.bytes)),
         ];
-        let held: usize = self.memory.iter().map(|item| item.bytes).sum();
         let items = self.memory.iter().map(|item| ("", format!("{:>12} {}", mib(item.bytes), item.name)));
         // What a run without [[stage]] has is told already.
         let stages = self.stages.iter().filter(|_| self.stages.len() > 1).map(|stage| ("", stage.to_string()));
         let rows = geometry.into_iter().chain(stages).chain([parameters]);
         let rows = rows.chain([("sent a rank and update", update)]).chain(sent).chain(seldom);
-        let rows = rows.chain([("memory a rank", format!("{} and activations:", mib(held)))]).chain(items);
+        let rows = rows.chain([("memory a rank", format!("{} and activations:", mib(self.held())))]).chain(items);
         for (name, value) in rows {
             writeln!(f, "{name:>24}  {value}")?;
         }

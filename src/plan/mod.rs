@@ -1,39 +1,39 @@
-//! Every derived count of a run: nothing else divides.
+//! Every derived count of a run; no other module works out shares or micro-batches.
 
 mod cost;
 mod display;
 mod stages;
 
-pub use cost::{Item, Sent};
+pub use cost::{Item, Sent, Traffic};
 pub use stages::PlannedStage;
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::evaluate::share;
 use crate::params::{Layout, Role};
 use cost::Cost;
 use serde::Serialize;
+use std::ops::Range;
 
 /// The geometry of a run on R ranks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// R.
+    /// Ranks (R).
     pub ranks: usize,
-    /// P.
+    /// Prompts per iteration (P).
     pub prompts: usize,
-    /// K.
+    /// Images per prompt (K).
     pub images_per_prompt: usize,
-    /// N = P K.
+    /// Images per iteration (N = P K).
     pub images: usize,
     /// Smallest and largest number of images a rank samples.
     pub images_per_rank: (usize, usize),
     /// Groups that a rank has images of, least and most.
     pub groups_per_rank: (usize, usize),
-    /// B.
+    /// Samples that go through the model at once (B).
     pub micro_batch: usize,
     /// Micro-batches of the busiest rank's rollout.
     pub rollout_micro_batches: usize,
-    /// Solver steps T of a rollout.
+    /// Solver steps of a rollout (T).
     pub solver_steps: usize,
     /// Timesteps an image is trained at.
     pub timesteps: usize,
@@ -51,27 +51,24 @@ pub struct Plan {
     pub parameters: usize,
     /// Trainable parameters.
     pub trainable: usize,
-    /// S.
+    /// Elements of a rank's shard of the trainable parameters (S).
     pub shard: usize,
     /// What each rank holds beside activations.
     pub memory: Vec<Item>,
-    /// Bytes that a rank sends for an iteration's rollouts: the model's weights, where they are shared out.
-    pub rollout_bytes: usize,
+    /// What a rank sends for an iteration's rollouts: the model's weights, where they are shared out.
+    pub rollout_sent: Traffic,
     /// Micro-batches of each update of an iteration on the busiest rank; where weights are shared out, on every rank.
     pub training_micro_batches: Vec<usize>,
     /// Share of the model's blocks that run again in the backward pass.
     pub blocks_again: f64,
-    /// Bytes that a rank sends for each update of an iteration: weights for forward and backward passes; the sum of
-    /// gradients over ranks and its norm; the new parameters.
-    pub update_bytes: Vec<usize>,
-    /// Those of the first update, by collective.
-    pub update_sent: Vec<Sent>,
-    /// Of these, what is not sent while the old policy is the policy.
-    pub old_velocity_bytes: Vec<usize>,
-    /// Bytes that a rank sends for an iteration beside its updates: all-gather of the old policy.
-    pub old_policy_bytes: usize,
-    /// Bytes that a rank sends for an evaluation: the EMA, or the weights in parts.
-    pub eval_bytes: usize,
+    /// What a rank sends for each update of an iteration, by collective: weights for forward and backward passes; the sum of
+    /// gradients over ranks and its norm; the new parameters. In iterations that begin with an old policy equal to the policy,
+    /// the first of a run at least, the first update sends less: nothing for the old policy's velocities.
+    pub update_sent: Vec<Vec<Sent>>,
+    /// What a rank sends for an iteration beside its updates: all-gather of the old policy.
+    pub old_policy_sent: Traffic,
+    /// What a rank sends for an evaluation: the EMA, or the weights in parts.
+    pub eval_sent: Traffic,
     /// Bytes that data-parallel training with one all-reduce a backward pass would send instead.
     pub unaccumulated_bytes: usize,
 }
@@ -116,9 +113,7 @@ impl Plan {
             .map(|u| busiest_images(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
             .map(|points| points.div_ceil(b.micro_batch))
             .collect();
-        let sent: Vec<Vec<Sent>> = training_micro_batches.iter().map(|&n| cost.update(n)).collect();
-        let evaluated = config.eval_prompts()?.len();
-        let evaluated = if config.eval.prompts == 0 { evaluated } else { evaluated.min(config.eval.prompts) };
+        let evaluated = config.eval.count(config.eval_prompts()?.len());
         let eval_micro_batches = (evaluated * config.eval.images_per_prompt).div_ceil(ranks).div_ceil(b.micro_batch);
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
@@ -141,17 +136,37 @@ impl Plan {
             trainable: Layout::new(&specs, config.model.trainable).total,
             shard: cost.shard(),
             memory: cost.memory(),
-            rollout_bytes: rollout_micro_batches * config.sampler.steps * cost.velocity(),
-            update_bytes: sent.iter().map(|update| update.iter().map(|sent| sent.bytes).sum()).collect(),
-            update_sent: sent.into_iter().next().unwrap_or_default(),
-            old_velocity_bytes: training_micro_batches.iter().map(|n| n * cost.old_velocity()).collect(),
+            rollout_sent: rollout_micro_batches * (config.sampler.steps * cost.velocity()),
+            update_sent: training_micro_batches.iter().enumerate().map(|(update, &n)| cost.update(update, n)).collect(),
             training_micro_batches,
             blocks_again: cost.blocks_again(),
-            old_policy_bytes: cost.gather_set(),
-            eval_bytes: cost.gather_set() + eval_micro_batches * config.eval.steps * cost.velocity(),
+            old_policy_sent: cost.gather_set(),
+            eval_sent: cost.gather_set() + eval_micro_batches * (config.eval.steps * cost.velocity()),
             unaccumulated_bytes: cost.all_reduce() * backward_passes.div_ceil(b.updates_per_iteration),
         })
     }
+}
+
+impl Plan {
+    /// What a rank sends for each update of an iteration.
+    pub fn updates_sent(&self) -> impl Iterator<Item = Traffic> {
+        self.update_sent.iter().map(|update| update.iter().map(|sent| sent.traffic).sum())
+    }
+
+    /// What a rank sends in an iteration.
+    pub fn iteration_sent(&self) -> Traffic {
+        self.rollout_sent + self.updates_sent().sum() + self.old_policy_sent
+    }
+
+    /// Bytes that a rank holds beside activations.
+    pub fn held(&self) -> usize {
+        self.memory.iter().map(|item| item.bytes).sum()
+    }
+}
+
+/// The part of `0..count` that a rank does: contiguous, sizes differing by one at most.
+pub fn share(count: usize, rank: usize, world_size: usize) -> Range<usize> {
+    rank * count / world_size..(rank + 1) * count / world_size
 }
 
 /// Images of a group of `images` that update `update` of `updates` trains on.
@@ -196,7 +211,10 @@ mod tests {
             plan.shard * 4 >= plan.trainable && (plan.shard - 8) * 4 < plan.trainable,
             "one element a stage at most"
         );
-        assert_eq!(plan.update_bytes, [2 * 3 * plan.shard * 4 + 2 * 3 * 8; 2]);
+        let updates: Vec<Traffic> = plan.updates_sent().collect();
+        // Gradients and new parameters stage by stage, and the norm.
+        let calls = 2 * config.model.build().expect("a model").stages.len() + 1;
+        assert_eq!(updates, [Traffic { bytes: 2 * 3 * plan.shard * 4 + 2 * 3 * 8, calls }; 2]);
     }
 
     #[test]
@@ -233,14 +251,43 @@ mod tests {
     #[test]
     fn shared_weights_are_held_in_parts_and_sent_when_they_are_used() {
         let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, &[100]).expect("a plan");
-        let held = |plan: &Plan| plan.memory.iter().map(|item| item.bytes).sum::<usize>();
         for trainable in ["model.trainable=full", "model.trainable=lora"] {
             let [none, full] = ["none", "full"].map(|shard| plan(&[trainable, &format!("parallel.shard={shard}")], 4));
-            assert!(held(&full) < held(&none));
-            assert_eq!((none.rollout_bytes, none.old_velocity_bytes[0]), (0, 0));
-            assert!(full.rollout_bytes > 0 && full.old_policy_bytes == 0 && full.old_velocity_bytes[0] > 0);
+            assert!(full.held() < none.held());
+            assert_eq!(none.rollout_sent, Traffic::default());
+            assert!(full.rollout_sent.bytes > 0 && full.old_policy_sent == Traffic::default());
             let half = plan(&[trainable, "parallel.shard=full", "model.dtype=bf16"], 4);
-            assert_eq!((half.rollout_bytes * 2, half.memory[0].bytes * 2), (full.rollout_bytes, full.memory[0].bytes));
+            assert_eq!(half.rollout_sent.bytes * 2, full.rollout_sent.bytes);
+            assert_eq!(
+                (half.rollout_sent.calls, half.memory[0].bytes * 2),
+                (full.rollout_sent.calls, full.memory[0].bytes)
+            );
+        }
+    }
+
+    /// Whatever makes eta 0 for good: then the old policy is the policy, and nothing is sent for velocities of its own.
+    #[test]
+    fn on_policy_nothing_is_sent_for_the_old_policys_velocities() {
+        let sent = |more: &str| -> Vec<Traffic> {
+            let set = ["parallel.shard=full", "batch.updates_per_iteration=2", more];
+            Plan::new(&config(&set), 4, &[100]).expect("a plan").updates_sent().collect()
+        };
+        let lagging = sent("old_policy.schedule=1");
+        for setting in ["old_policy.schedule=0", "old_policy.rate=0.0", "old_policy.most=0.0"] {
+            let on_policy = sent(setting);
+            assert!(on_policy[0].bytes < lagging[0].bytes && on_policy[0].calls < lagging[0].calls, "{setting}");
+            assert_eq!(on_policy[1], lagging[1], "{setting}: the first update moves the policy away");
+        }
+    }
+
+    #[test]
+    fn shares_cover_everything_once_and_evenly() {
+        for (count, world_size) in [(10, 4), (3, 8), (512, 8), (0, 3)] {
+            let shares: Vec<_> = (0..world_size).map(|r| share(count, r, world_size)).collect();
+            assert!(shares.windows(2).all(|w| w[0].end == w[1].start));
+            assert_eq!((shares[0].start, shares[world_size - 1].end), (0, count));
+            let sizes = shares.iter().map(|s| s.len());
+            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
         }
     }
 

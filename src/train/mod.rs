@@ -2,8 +2,10 @@
 
 mod clock;
 mod gather;
+mod lock;
 mod points;
 mod preflight;
+mod resume;
 mod run;
 mod saving;
 mod stages;
@@ -16,13 +18,14 @@ use crate::data::Prompt;
 use crate::device;
 use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
-use crate::evaluate::{describe_scalings, share};
+use crate::evaluate::describe_scalings;
 use crate::flow::guide;
 use crate::objective::{Frozen, Objective, Point, Terms};
 use crate::observe::Metrics;
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
+use crate::plan::share;
 use crate::policy::Policies;
 use crate::reward::{Rewards, Scoring};
 use crate::rng::Purpose;
@@ -200,7 +203,7 @@ impl Trainer {
     }
 
     /// The part of the N images that this rank does.
-    fn share(&self) -> std::ops::Range<usize> {
+    fn share(&self) -> Range<usize> {
         let batch = &self.config.batch;
         share(batch.prompts * batch.images_per_prompt, self.world.rank(), self.world.world_size())
     }

@@ -3,7 +3,7 @@
 use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, interpolate};
-use crate::objective::{Objective, Point, Target};
+use crate::objective::{Point, Target};
 use crate::pipeline::Pipeline;
 use crate::plan::{busiest_images, images_of_update};
 use crate::rng::{Purpose, Stream};
@@ -57,7 +57,7 @@ impl Points {
             updates: config.batch.updates_per_iteration,
             timesteps: config.timesteps(),
             sampler: config.sampler.clone(),
-            reverse: Objective::new(&config.method, &config.advantage.resolve(&config.method)).needs().trajectory,
+            reverse: config.objective().needs().trajectory,
         }
     }
 

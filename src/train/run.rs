@@ -1,10 +1,11 @@
 //! The run around the iterations: start or resume, evaluate, save, log, leave when asked.
 
-use super::Trainer;
+use super::lock::RunLock;
 use super::points::Points;
 use super::preflight::preflight;
-use super::saving::{Best, Scored};
+use super::saving::{Best, Scored, UNEVALUATED};
 use super::stages::Stages;
+use super::{Trainer, resume};
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
@@ -12,8 +13,8 @@ use crate::data::PromptSet;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated};
+use crate::files;
 use crate::interrupt::Interrupt;
-use crate::objective::Objective;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
@@ -21,7 +22,7 @@ use crate::pipeline::Pipeline;
 use crate::policy::Policies;
 use crate::reward::{self, Rewards};
 use crate::shard::Weights;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How a run ended.
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 pub enum Outcome {
     /// All updates are done; one line that says what came of it and where to look (rank 0's words).
     Done(String),
-    /// A signal asked to leave: a checkpoint is there, the program wants to be started again.
+    /// A signal asked the run to stop. A checkpoint was saved; the same command continues.
     Interrupted(String),
 }
 
@@ -37,32 +38,13 @@ pub enum Outcome {
 pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outcome> {
     let interrupt = Interrupt::install()?;
     let mut run = Run::start(config, resume, world)?;
-    if run.trainer.state.update == 0 {
-        run.evaluate().map_err(|e| run.ended_by(e))?;
-    }
-    while !run.done() {
-        run.iteration().map_err(|e| run.ended_by(e))?;
-        let leaving = interrupt.agreed(world)?;
-        run.look_after_saving()?;
-        if leaving {
-            run.save()?; // before anything that takes long: what asked to leave may not wait
-            run.saved_at_last()?;
-        }
-        if run.due(config.run.eval_every) {
-            run.evaluate().map_err(|e| run.ended_by(e))?;
-        }
-        if !leaving && run.due(config.run.checkpoint_every) {
-            run.save()?;
-        }
-        if leaving && !run.done() {
-            let signal = interrupt.requested().unwrap_or("a signal on another rank");
-            let update = run.trainer.state.update;
-            let out = config.run.out.display();
-            return Ok(Outcome::Interrupted(format!(
-                "{signal}: saved update {update} of {} in {out}; the same command continues",
-                config.run.updates
-            )));
-        }
+    if run.until_done(&|world| interrupt.agreed(world))? {
+        let signal = interrupt.requested().unwrap_or("a signal on another rank");
+        let (update, out) = (run.trainer.state.update, config.run.out.display());
+        return Ok(Outcome::Interrupted(format!(
+            "{signal}: saved update {update} of {} in {out}; the same command continues",
+            config.run.updates
+        )));
     }
     run.finish()
 }
@@ -83,16 +65,20 @@ pub(super) struct Run<'a> {
     before: u64,
     /// Iterations in a row without an update.
     fruitless: u64,
+    /// Whether the evaluation that is due at this update is not done yet.
+    pub(super) unevaluated: bool,
     log: Option<MetricsLog>,
     pub(super) progress: Progress,
     begun: Instant,
+    /// On rank 0.
+    lock: Option<RunLock>,
 }
 
 impl<'a> Run<'a> {
     fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
         let out = &config.run.out;
         let warnings = preflight(config, world)?;
-        let chosen = choose_checkpoint(config, resume, world)?;
+        let (lock, chosen) = resume::begin(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
@@ -101,7 +87,7 @@ impl<'a> Run<'a> {
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         let drawn = stages.texts(&plan.stages, plan.prompts);
-        let looked_at = evaluated_prompts(config, &eval_prompts).max(COMPARED);
+        let looked_at = config.eval.count(eval_prompts.len()).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
@@ -116,14 +102,15 @@ impl<'a> Run<'a> {
             total: layout.total,
             seed: config.run.seed,
         };
-        let (mut iteration, mut best, mut skipped) = (0, Best::default(), 0);
+        let (mut iteration, mut best, mut skipped, mut unevaluated) = (0, Best::default(), 0, true);
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
-            for warning in reader.check_identity(&identity)? {
+            for warning in reader.check_identity(&identity, &resume::changes(config, path))? {
                 tracing::warn!("{warning}");
             }
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
+            unevaluated = reader.state().extra[UNEVALUATED].as_bool().unwrap_or(reader.state().update == 0);
             stages.restore(reader.state()).map_err(|message| Error::Checkpoint { path: path.clone(), message })?;
             state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
@@ -132,9 +119,9 @@ impl<'a> Run<'a> {
         let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
-        if first {
-            let path = out.join("config.toml");
-            std::fs::write(&path, config.to_toml()?).map_err(Error::io(&path))?;
+        // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
+        if first && (chosen.is_none() || update < config.run.updates) {
+            files::write(&out.join("config.toml"), config.to_toml()?)?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
         progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
@@ -157,7 +144,7 @@ impl<'a> Run<'a> {
             pipeline,
             stages,
             rewards: loader.build(&config.reward)?.into(),
-            objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
+            objective: config.objective(),
             points: Points::new(config),
             layout,
             state,
@@ -181,10 +168,47 @@ impl<'a> Run<'a> {
             iteration,
             before: update,
             fruitless: 0,
+            unevaluated,
             log,
             progress,
             begun,
+            lock,
         })
+    }
+
+    /// Trains, evaluates and saves until all updates are taken, or until the ranks are `asked` to leave, which all are told
+    /// alike; then saves at once, without an evaluation, and returns true.
+    fn until_done(&mut self, asked: &dyn Fn(&World) -> Result<bool>) -> Result<bool> {
+        if self.unevaluated {
+            self.evaluate().map_err(|e| self.ended_by(e))?;
+            if self.iteration > 0 {
+                self.save()?; // of the same update: now with its evaluation
+            }
+        }
+        let mut leaving = asked(self.world())?;
+        while !leaving && !self.done() {
+            self.iteration().map_err(|e| self.ended_by(e))?;
+            self.look_after_saving()?;
+            self.unevaluated = self.due(self.config.run.eval_every);
+            leaving = asked(self.world())?;
+            if !leaving && self.unevaluated {
+                self.evaluate().map_err(|e| self.ended_by(e))?;
+                leaving = asked(self.world())?;
+            }
+            if !leaving && self.due(self.config.run.checkpoint_every) {
+                self.save()?;
+            }
+        }
+        if leaving {
+            self.save()?;
+            self.saved_at_last()?;
+        }
+        Ok(leaving)
+    }
+
+    /// Fails on rank 0, which ends all ranks, where another run has taken over the folder.
+    pub(super) fn check_lock(&self) -> Result<()> {
+        self.lock.as_ref().map_or(Ok(()), RunLock::check)
     }
 
     fn iteration(&mut self) -> Result<()> {
@@ -209,6 +233,7 @@ impl<'a> Run<'a> {
         if self.iteration.is_multiple_of(every) {
             self.trainer.check_replicas()?;
         }
+        self.check_lock()?;
         for (i, metrics) in updates.iter().enumerate() {
             let update = self.before + 1 + i as u64;
             if let Some(log) = &mut self.log {
@@ -248,12 +273,13 @@ impl<'a> Run<'a> {
         let since = Instant::now();
         let sent = self.world().sent();
         let ema = self.trainer.policies.with(self.trainer.state.ema())?;
-        let count = evaluated_prompts(self.config, &self.eval_prompts);
+        let count = self.config.eval.count(self.eval_prompts.len());
         let (mut metrics, gallery) = self.sampled(&*ema, count, &self.eval_rewards)?;
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
         self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
+        self.unevaluated = false;
         let enlarged = self.enlarged();
         if let Some(log) = &mut self.log {
             log.write(update, &metrics)?;
@@ -315,14 +341,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Prompts of an evaluation, from the start of their set.
-fn evaluated_prompts(config: &RunConfig, prompts: &PromptSet) -> usize {
-    match config.eval.prompts {
-        0 => prompts.len(),
-        n => n.min(prompts.len()),
-    }
-}
-
 /// The run ends after as many iterations in a row without an update.
 const MOST_FRUITLESS: u64 = 10;
 
@@ -332,44 +350,6 @@ const WIDTH: usize = 144;
 
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;
-
-/// The checkpoint to continue from: found by rank 0, told to all.
-fn choose_checkpoint(config: &RunConfig, resume: &Resume, world: &World) -> Result<Option<PathBuf>> {
-    let root = checkpoint::root(&config.run.out);
-    let found =
-        if world.rank() == 0 { look(&root, resume).map_err(|e| (e.exit_code(), e.to_string())) } else { Ok(None) };
-    match exchange(&*world.host, &found)?.swap_remove(0) {
-        Ok(path) => Ok(path),
-        Err((crate::error::EXIT_USAGE, message)) => Err(Error::Usage(message)),
-        Err((_, message)) => Err(Error::Failed(message)),
-    }
-}
-
-fn look(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
-    if root.exists() {
-        checkpoint::clear_unfinished(root)?;
-    }
-    let found = checkpoint::find(resume, root)?;
-    let newest = checkpoint::newest(root)?;
-    let update = |path: &Path| checkpoint::open(path).map(|r| r.state().update);
-    match (&found, newest) {
-        // Later saves would stand beside checkpoints of another history, and `auto` would take the wrong one.
-        (None, Some(newest)) => Err(Error::Usage(format!(
-            "--resume never: {} holds a run already, at update {}; pass another --out or delete it",
-            root.display(),
-            newest.update
-        ))),
-        (Some(path), Some(newest)) if newest.path != *path && newest.update > update(path)? => {
-            Err(Error::Usage(format!(
-                "--resume {}: {} holds a later checkpoint, of update {}; pass another --out or delete the later ones",
-                path.display(),
-                root.display(),
-                newest.update
-            )))
-        }
-        _ => Ok(found),
-    }
-}
 
 fn nanoseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)

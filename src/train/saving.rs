@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+/// The entry of a checkpoint that tells whether the evaluation that was due at its update is still to be done.
+pub(super) const UNEVALUATED: &str = "unevaluated";
+
 /// An evaluation, by its main reward.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct Scored {
@@ -43,12 +46,18 @@ impl Best {
 impl Run<'_> {
     /// Begins a checkpoint of this update; training goes on while it is written.
     pub(super) fn save(&mut self) -> Result<()> {
+        self.check_lock()?;
         self.await_saved()?;
         phase("checkpoint");
         self.progress.aside("checkpoint");
         let update = self.trainer.state.update;
         let Trainer { skipped, stages, .. } = &self.trainer;
-        let extra = json!({ "best": self.best.with(update), "skipped": skipped, STAGES: stages.begun() });
+        let extra = json!({
+            "best": self.best.with(update),
+            "skipped": skipped,
+            STAGES: stages.begun(),
+            UNEVALUATED: self.unevaluated,
+        });
         let state = TrainState { update, iteration: self.iteration, extra };
         let shard = self.trainer.state.snapshot()?;
         let begun = self.saver.begin(&state, shard, &*self.trainer.world.host);
@@ -67,8 +76,8 @@ impl Run<'_> {
         self.tolerate(saved)
     }
 
-    /// What ends the run, if all ranks are there to hear of it: after the checkpoint that is being written; and where it is
-    /// no fault of the run's own, after one of where it stands.
+    /// Prepares to end the run with an error that all ranks share: waits for the save in progress and, after a failed reward,
+    /// which is no fault of the run's, saves the present state as well.
     pub(super) fn ended_by(&mut self, error: Error) -> Error {
         let saved = match error {
             Error::NotFinite(_) => self.await_saved(),

@@ -76,7 +76,7 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<
         world: world.clone(),
         stages: Stages::new(&config)?,
         rewards: Arc::new([Box::new(Faulty(fault.clone())) as _]),
-        objective: Objective::new(&config.method, &config.advantage.resolve(&config.method)),
+        objective: config.objective(),
         points: Points::new(&config),
         config,
         pipeline,
@@ -256,8 +256,36 @@ fn a_model_in_bf16_takes_the_updates_of_f32() -> Result<()> {
         };
         let (wide, narrow) = (update("f32")?, update("bf16")?);
         let distance = distance(&narrow, &wide);
-        eprintln!("{settings:?}: {distance}");
-        assert!(distance > 0.0 && distance < 0.5, "{settings:?}: {distance}");
+        // 0.247 with all parameters trained, 0.254 with adapters.
+        assert!((0.22..0.28).contains(&distance), "{settings:?}: {distance}");
+    }
+    Ok(())
+}
+
+/// Calls and bytes, of every way of sharing and with every set of parameters that an objective may ask for.
+#[test]
+fn what_ranks_send_is_what_the_plan_says() -> Result<()> {
+    const TWICE: &str = "batch.updates_per_iteration=2";
+    for shard in ["none", "optimizer", "full"] {
+        for settings in [
+            &["model.trainable=full"][..],
+            &["model.trainable=lora", TWICE],
+            &["method.name=diffusion-nft", "parallel.checkpoint_activations=2", TWICE],
+            &["method.name=diffusion-nft", "old_policy.rate=0.0", TWICE],
+        ] {
+            ThreadGroup::run(2, |world| {
+                let shard = format!("parallel.shard={shard}");
+                let (mut trainer, _) = trainer(&world, &[settings, &[shard.as_str()]].concat())?;
+                let plan = trainer.config.plan(2)?.iteration_sent();
+                // In the first iteration the old policy is the policy, whatever the plan.
+                trainer.iteration(0, &mut |_| ())?;
+                let before = (world.calls(), world.sent());
+                trainer.iteration(1, &mut |_| ())?;
+                let sent = (world.calls() - before.0, world.sent() - before.1);
+                assert_eq!(sent, (plan.calls as u64, plan.bytes as u64), "{shard} {settings:?}");
+                Ok(())
+            })?;
+        }
     }
     Ok(())
 }

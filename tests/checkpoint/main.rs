@@ -196,23 +196,26 @@ fn another_model_is_refused_and_another_config_only_warned_about() {
     let dir = tempfile::tempdir().unwrap();
     let reader = open(&saved(dir.path(), 5, 2, TOTAL)).unwrap();
     let ours = identity(TOTAL);
-    assert_eq!(reader.check_identity(&ours).unwrap(), Vec::<String>::new());
+    assert_eq!(reader.check_identity(&ours, &[]).unwrap(), Vec::<String>::new());
 
     let mut other = ours.clone();
     other.base_digest = digest(b"other base");
-    let error = reader.check_identity(&other).unwrap_err().to_string();
+    let error = reader.check_identity(&other, &[]).unwrap_err().to_string();
     assert!(error.contains(&ours.base_digest) && error.contains(&other.base_digest), "{error}");
 
     let mut other = ours.clone();
     other.layout_digest = digest(b"other layout");
-    let error = reader.check_identity(&other).unwrap_err().to_string();
+    let error = reader.check_identity(&other, &[]).unwrap_err().to_string();
     assert!(error.contains(&ours.layout_digest) && error.contains(&other.layout_digest), "{error}");
 
     let mut other = ours.clone();
     (other.config_digest, other.seed) = (digest(b"other config"), 43);
-    let warnings = reader.check_identity(&other).unwrap();
+    let warnings = reader.check_identity(&other, &[]).unwrap();
     assert_eq!(warnings.len(), 2);
     assert!(warnings[0].contains(&other.config_digest) && warnings[1].contains("43"), "{warnings:?}");
+    let changes = ["optim.lr 0.1 -> 0.2", "batch.prompts 1 -> 2"].map(String::from);
+    let warnings = reader.check_identity(&other, &changes).unwrap();
+    assert!(warnings[0].ends_with("changed since: optim.lr 0.1 -> 0.2, batch.prompts 1 -> 2"), "{warnings:?}");
 }
 
 #[test]

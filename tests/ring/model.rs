@@ -4,14 +4,13 @@ use crate::law::{SEED, draw};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::comm::Solo;
-use flowrl_dist::engine::{self, Checkpointing};
-use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::{Linear, Model, Stage, TimeEmbedding, ops};
-use flowrl_dist::optim::{OptimConfig, Sharded};
+use flowrl_dist::optim::OptimConfig;
 use flowrl_dist::params::{Init, Layout, ParamSet, Spec, SpecList, StageParams, Trainable};
 use flowrl_dist::pipeline::{Pipeline, Task};
+use flowrl_dist::pretrain::{Examples, Regression};
 use flowrl_dist::rng::{Purpose, Stream};
-use flowrl_dist::shard::{Gradients, Reduction, Sharding};
+use flowrl_dist::shard::Sharding;
 
 const WIDTH: usize = 96;
 
@@ -80,32 +79,21 @@ pub fn pretrained() -> Result<Pipeline> {
     const BATCH: usize = 256;
     let model = model();
     let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
-    let mut pipeline = Pipeline {
-        model,
-        base: Box::new(base.clone()),
-        base_digest: "ring".into(),
-        device: Device::Cpu,
-        task: Task::Glyphs,
-    };
-    let layout = layout(&pipeline);
-    let mut state = Sharded::new(&base, &layout, Sharding::None, &Solo)?;
+    let mut pipeline =
+        Pipeline { model, base: Box::new(base), base_digest: "ring".into(), device: Device::Cpu, task: Task::Glyphs };
+    let mut training = Regression::new(&pipeline, Sharding::None, &Solo)?;
     let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
     for step in 0..STEPS {
-        let policy = base.with_flat(&layout, &state.gather_policy(&Solo)?)?;
         let stream = |index| Stream::new(SEED, Purpose::Pretrain, [step, 1, 0, index]);
         let x0 = draw(step, BATCH)?;
         let eps = Tensor::from_vec(stream(0).normals(2 * BATCH), x0.shape(), &Device::Cpu)?;
         let t =
             Tensor::from_vec((0..BATCH as u32).map(|i| stream(1).uniform(i) as f32).collect(), BATCH, &Device::Cpu)?;
-        let (v, tape) =
-            engine::forward(&pipeline.model, &policy, &interpolate(&x0, &eps, &t)?, &t, &[], Checkpointing(0))?;
-        let gradient = ((v - (eps - x0)?)? * (1.0 / BATCH as f64))?; // of sum (v - u)^2 / (2 BATCH)
-        let mut gradients = Gradients::zeros(&layout, state.partition(), &Device::Cpu)?;
-        engine::backward(&pipeline.model, &policy, tape, &gradient, |stage, of| gradients.add(stage, of))?;
-        let gradient = Reduction::new(gradients, state.partition(), &Solo).finish()?;
+        let examples = Examples { x0, eps, t, conditioning: Vec::new(), count: BATCH };
         let lr = 3e-3 * (1.0 - step as f64 / STEPS as f64);
-        state.step(&gradient, &config, lr, &Solo)?;
+        training.step([Ok(examples)], BATCH, &config, lr, &Solo)?;
     }
-    pipeline.base = Box::new(base.with_flat(&layout, &state.gather_policy(&Solo)?)?);
+    let trained = training.params().clone();
+    pipeline.base = Box::new(trained);
     Ok(pipeline)
 }

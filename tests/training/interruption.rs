@@ -1,8 +1,8 @@
 //! Signals and kills in the middle of a run.
 
 use crate::common::{Job, Output};
-use crate::runs::{TIMEOUT, Training, UPDATES, alone, unbroken};
-use flowrl_dist::error::EXIT_RESTART;
+use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, unbroken};
+use flowrl_dist::error::{EXIT_RESTART, EXIT_USAGE};
 use std::time::{Duration, Instant};
 
 /// A signal after the first update makes the run save and leave; started again it ends as the unbroken one.
@@ -32,6 +32,50 @@ fn a_signal_to_mpirun_makes_all_ranks_save_and_leave() {
 #[test]
 fn a_signal_makes_a_single_rank_save_and_leave() {
     signalled(1, "TERM");
+}
+
+/// A signal that comes during a long evaluation is looked at after it, before anything is trained.
+#[test]
+fn a_signal_in_an_evaluation_is_looked_at_after_it() {
+    let _alone = alone();
+    let training = Training::new(&["run.eval_every=1", "eval.prompts=32"]);
+    let mut job = Job::start(&mut training.command(2, UPDATES));
+    job.until("the first update", TIMEOUT, || training.logged(1));
+    std::thread::sleep(Duration::from_millis(200));
+    job.signal("USR1");
+    let output = job.finish(TIMEOUT);
+    assert_eq!(output.code(), EXIT_RESTART, "{output}");
+    assert_eq!(training.saved(), Some(1), "{output}");
+    training.run(2, 2);
+    assert_eq!(evaluations(&training.record()), [0, 1, 2], "each once");
+}
+
+/// The updates that were evaluated.
+fn evaluations(record: &Record) -> Vec<u64> {
+    let lines = record.metrics.iter().filter(|line| line["eval.images"].is_number());
+    lines.map(|line| line["update"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn a_second_run_in_the_same_folder_is_refused_and_the_first_is_not_disturbed() {
+    let _alone = alone();
+    let training = Training::new(&["run.checkpoint_every=1", "run.eval_every=0"]);
+    let mut first = Job::start(&mut training.command(2, 1000 * UPDATES));
+    first.until("the first checkpoint", TIMEOUT, || training.saved() >= Some(1));
+    let holder: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(training.path(".running")).unwrap()).unwrap();
+    let second = Job::start(&mut training.command(1, UPDATES)).finish(TIMEOUT);
+    assert_eq!(second.code(), EXIT_USAGE, "{second}");
+    let who = format!("process {} on {}", holder["pid"], holder["host"].as_str().unwrap());
+    assert!(second.stderr.contains(&format!("{who} is training in it; end that run")), "{second}");
+    first.signal("USR1");
+    let first = first.finish(TIMEOUT);
+    assert_eq!(first.code(), EXIT_RESTART, "{first}");
+    assert!(!first.stderr.contains("not saved"), "{first}");
+    assert!(!training.path(".running").exists());
+    let Record { metrics, state: (update, _), .. } = training.record();
+    let updates: Vec<u64> = metrics.iter().filter_map(|line| line["iteration"].as_u64()).collect();
+    assert_eq!(updates, (0..update).collect::<Vec<_>>());
 }
 
 /// Kills one rank as soon as `ready`; the other ends long before the deadline of ten minutes.

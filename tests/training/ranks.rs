@@ -50,26 +50,30 @@ fn any_number_of_ranks_is_the_same_run() {
     }
 }
 
-/// The bytes that a rank sends are those that `plan` predicts: without the old policy's velocities where it is the policy.
+/// The bytes that a rank sends are those that `plan` predicts: where the old policy is the policy, those of a run on policy.
 fn assert_planned(record: &Record, ranks: usize, settings: &[&str]) {
     let plan = Training::new(settings).plan(ranks);
+    let on_policy = Training::new(&[settings, &["old_policy.rate=0.0"]].concat()).plan(ranks);
+    let bytes = |plan: &Value, update: usize| -> u64 {
+        let sent = plan["update_sent"][update].as_array().unwrap();
+        sent.iter().map(|sent| sent["bytes"].as_u64().unwrap()).sum()
+    };
     let updates = record.metrics.iter().filter(|line| line["iteration"].is_number());
     assert!(updates.clone().count() as u64 == UPDATES);
     let (mut before, mut index, mut old_is_policy) = (0.0, 0, true);
     for line in updates {
         let iteration = line["iteration"].as_f64().unwrap();
         index = if iteration == before { index } else { 0 };
-        let left_out = if old_is_policy { plan["old_velocity_bytes"][index].as_u64().unwrap() } else { 0 };
-        let expected = plan["update_bytes"][index].as_u64().unwrap() - left_out;
+        let expected = bytes(if old_is_policy { &on_policy } else { &plan }, index);
         assert_eq!(line["sent.update"].as_u64(), Some(expected), "{ranks} ranks, {line}");
-        assert_eq!(line["sent.rollout"], plan["rollout_bytes"], "{ranks} ranks");
-        assert_eq!(line["sent.old_policy"], plan["old_policy_bytes"], "{ranks} ranks");
+        assert_eq!(line["sent.rollout"], plan["rollout_sent"]["bytes"], "{ranks} ranks");
+        assert_eq!(line["sent.old_policy"], plan["old_policy_sent"]["bytes"], "{ranks} ranks");
         (before, index) = (iteration, index + 1);
-        let last = index == plan["update_bytes"].as_array().unwrap().len();
+        let last = index == plan["update_sent"].as_array().unwrap().len();
         old_is_policy = last && line["old_policy.eta"] == 0.0;
     }
     for line in record.metrics.iter().filter(|line| line["eval.images"].is_number()) {
-        assert_eq!(line["sent.eval"], plan["eval_bytes"], "{ranks} ranks");
+        assert_eq!(line["sent.eval"], plan["eval_sent"]["bytes"], "{ranks} ranks");
     }
 }
 

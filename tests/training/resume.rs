@@ -54,3 +54,22 @@ fn so_does_a_run_that_shares_out_something_else_in_each_life() {
         training.record().assert_close(&unbroken(2), &format!("{lives:?}"));
     }
 }
+
+#[test]
+fn what_changed_is_named_and_a_run_that_is_done_keeps_its_configuration() {
+    let _alone = alone();
+    let training = Training::new(&["run.eval_every=0"]);
+    training.run(1, 2);
+    let config = || std::fs::read_to_string(training.path("config.toml")).unwrap();
+    let written = config();
+    let changed = |updates| {
+        let mut command = training.command(1, updates);
+        let output = Job::start(command.args(["--set", "optim.lr=0.001"])).finish(TIMEOUT).success();
+        let line = output.stderr.lines().find(|line| line.contains("the configuration has changed since")).unwrap();
+        assert!(line.contains("since: optim.lr 0.") && line.ends_with(" -> 0.001"), "{line}");
+    };
+    changed(1);
+    assert_eq!(config(), written, "nothing was trained");
+    changed(3);
+    assert!(config().contains("lr = 0.001\n") && config().contains("updates = 3\n"), "{}", config());
+}

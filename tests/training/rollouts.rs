@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 use flowrl_dist::config::RunConfig;
 use flowrl_dist::data::{Prompt, PromptSet};
-use flowrl_dist::evaluate::share;
 use flowrl_dist::pipeline::Pipeline;
+use flowrl_dist::plan::share;
 use flowrl_dist::reward::{Ocr, Reward};
 use flowrl_dist::rng::Purpose;
 use flowrl_dist::rollout::{Request, Sampling};

@@ -66,7 +66,7 @@ impl Session {
     /// [`Error::Peer`] that names the ranks that did not come within `deadline`; [`Error::Usage`] where rank 0 refuses
     /// this one.
     pub fn begin(meeting: &Meeting, deadline: Duration) -> Result<(Self, Tcp, Tcp)> {
-        let hostname = gethostname::gethostname().to_string_lossy().into_owned();
+        let hostname = super::hostname();
         watch::name_self(Some(meeting.rank), &hostname);
         let peers = match meeting.rank {
             0 => meet::receive(meeting, deadline)?,

@@ -230,7 +230,7 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     ),
     (&["data.train=none.txt"], &["data.train = \"none.txt\": there is no such file", "give an existing one"]),
     (&["data.eval=\"\""], &["data.eval = \"\": there is no such file"]),
-    (&["run.out=Cargo.toml"], &["run.out = \"Cargo.toml\": is a file; name a folder"]),
+    (&["run.out=Cargo.toml"], &["run.out = \"Cargo.toml\": Cargo.toml is a file; name a folder"]),
     (&["run.out=\"\""], &["run.out = \"\": name a folder"]),
 ];
 

@@ -14,6 +14,7 @@ use candle_core::{DType, Device};
 use safetensors::View;
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -57,10 +58,19 @@ pub fn write(size: Size, seed: u64, out: &Path) -> Result<()> {
 /// A part's config.json and weights.
 fn part(folder: &Path, config: &Value, (file, specs): (&str, &[&Spec]), dtype: DType, seed: u64) -> Result<()> {
     write_json(folder, "config.json", config)?;
-    let drawn = specs.iter().map(|spec| (spec.name.as_str(), Drawn { spec: visible(spec), dtype, seed }));
+    let failed = RefCell::new(None);
+    let drawn = |spec: &Spec| Drawn { spec: visible(spec), dtype, seed, failed: &failed };
     let path = folder.join(file);
-    safetensors::serialize_to_file(drawn, None, &path)
-        .map_err(|e| Error::File { path, message: format!("cannot be written: {e}; is the disk full?") })
+    safetensors::serialize_to_file(specs.iter().map(|spec| (spec.name.as_str(), drawn(spec))), None, &path).map_err(
+        |e| Error::File { path: path.clone(), message: format!("cannot be written: {e}; is the disk full?") },
+    )?;
+    match failed.into_inner() {
+        None => Ok(()),
+        Some(error) => {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+            Err(error)
+        }
+    }
 }
 
 /// What training starts from as zeros would keep the velocity at zero; weights of layers get small random values instead.
@@ -73,13 +83,15 @@ fn visible(spec: &Spec) -> Spec {
 }
 
 /// A tensor that is drawn when it is written, so that one at a time is in memory.
-struct Drawn {
+struct Drawn<'a> {
     spec: Spec,
     dtype: DType,
     seed: u64,
+    /// What went wrong: the trait that writes tensors knows of no errors.
+    failed: &'a RefCell<Option<Error>>,
 }
 
-impl View for Drawn {
+impl View for Drawn<'_> {
     fn dtype(&self) -> safetensors::Dtype {
         match self.dtype {
             DType::BF16 => safetensors::Dtype::BF16,
@@ -93,8 +105,13 @@ impl View for Drawn {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let tensor = self.spec.initial(self.seed, &Device::Cpu).and_then(|t| Ok(t.to_dtype(self.dtype)?));
-        // A trait without errors; drawing numbers has none but a shape that is no grid, which the model has refused.
-        tensor.map_or(Cow::Owned(Vec::new()), |tensor| Cow::Owned(tensor.data().into_owned()))
+        match tensor {
+            Ok(tensor) => Cow::Owned(tensor.data().into_owned()),
+            Err(error) => {
+                self.failed.borrow_mut().get_or_insert(error);
+                Cow::Owned(Vec::new())
+            }
+        }
     }
 
     fn data_len(&self) -> usize {
@@ -126,4 +143,19 @@ fn write_json(folder: &Path, name: &str, value: &Value) -> Result<()> {
     let path = folder.join(name);
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::Failed(format!("no JSON: {e}")))?;
     fs::write(&path, text).map_err(Error::io(&path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_that_cannot_be_drawn_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let no_square =
+            Spec { name: "positions".into(), shape: vec![1, 7, 8], init: Init::Grid { base: 4 }, role: Role::Buffer };
+        let error = part(folder.path(), &json!({}), ("weights.safetensors", &[&no_square]), DType::F32, 1).unwrap_err();
+        assert!(error.to_string().contains("[1, 7, 8]"), "{error}");
+        assert!(!folder.path().join("weights.safetensors").exists());
+    }
 }

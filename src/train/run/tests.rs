@@ -3,6 +3,7 @@
 use super::*;
 use crate::comm::ThreadGroup;
 use crate::train::tests::{By, bits, flip, small};
+use std::cell::Cell;
 
 const RANKS: usize = 2;
 
@@ -112,5 +113,40 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
         assert!(checkpoint::newest(&checkpoint::root(&config.run.out))?.is_none(), "a fault is not saved");
         Ok(())
     })?;
+    Ok(())
+}
+
+/// Asked after an iteration it saves without the evaluation that is due, which the next life makes up for; asked after an
+/// evaluation it does not train on.
+#[test]
+fn a_run_that_is_asked_to_leave_saves_at_once_and_misses_no_evaluation() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["run.updates=3", "run.eval_every=1", "run.checkpoint_every=0", "eval.prompts=2", "eval.steps=2"];
+    let config = config(&folder, &settings)?;
+    // Asked at first, then after each iteration and each evaluation.
+    let lives: [(usize, (bool, u64), &[u64]); 5] = [
+        (1, (true, 0), &[0]),
+        (2, (true, 1), &[0]),
+        (2, (true, 2), &[0, 1]),
+        (3, (true, 3), &[0, 1, 2, 3]),
+        (0, (false, 3), &[0, 1, 2, 3]),
+    ];
+    for (leave_at, outcome, evaluated) in lives {
+        let outcomes = ThreadGroup::run(RANKS, |world| {
+            let mut run = Run::start(&config, &Resume::Auto, &world)?;
+            let asked = Cell::new(0);
+            let left = run.until_done(&|_| Ok(asked.replace(asked.get() + 1) + 1 == leave_at))?;
+            Ok((left, run.trainer.state.update))
+        })?;
+        assert_eq!(outcomes, [outcome; RANKS]);
+        let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let evaluations = lines.filter(|line| line["eval.images"].is_number());
+        assert_eq!(evaluations.map(|line| line["update"].as_u64().unwrap()).collect::<Vec<_>>(), evaluated);
+        if outcome.0 {
+            let newest = checkpoint::newest(&checkpoint::root(&config.run.out))?.expect("a checkpoint");
+            assert_eq!(newest.update, outcome.1);
+        }
+    }
     Ok(())
 }
