@@ -86,7 +86,7 @@ if [[ $command == assemble ]]; then
     assemble
     exit
 fi
-if [[ " $* " == *' --release '* ]]; then
+if [[ $command == bench || " $* " == *' --release '* ]]; then
     take_over_dependencies
 else
     unset FLOWRL_NVCC

@@ -8,7 +8,10 @@
 # It builds with MPI where mpirun is installed and FLOWRL_WITHOUT_MPI is not set: a program with MPI does not start where its
 # library is missing. PyTorch is compared with where `python3 -c 'import torch'` works.
 #
-# On an emulated GPU (launch/emulate-gpu.sh) it ends where speed begins.
+# Without a GPU and a toolkit, up to where speed begins:
+#
+#   FLOWRL_CARGO=launch/check-cuda.sh launch/gpu-check.sh build FOLDER
+#   launch/emulate-gpu.sh launch/gpu-check.sh run FOLDER
 #
 # Exit code: 0 all is well; 1 something is not; 3 there is no GPU, and what needs none is well.
 set -euo pipefail
@@ -43,10 +46,10 @@ build() {
     mkdir -p "$folder"
     (
         cd "$root"
-        local common=("${features[@]}" --message-format=json)
-        cargo test --release "${common[@]}" --no-run "${arguments[@]}"
-        cargo build --release "${common[@]}" --bin flowrl-dist
-        cargo bench "${common[@]}" --no-run --bench gpu
+        local cargo=${FLOWRL_CARGO:-cargo} common=("${features[@]}" --message-format=json)
+        "$cargo" test --release "${common[@]}" --no-run "${arguments[@]}"
+        "$cargo" build --release "${common[@]}" --bin flowrl-dist
+        "$cargo" bench "${common[@]}" --no-run --bench gpu
     ) | executables | while read -r name path; do
         strip -o "$folder/$name" "$path"
     done

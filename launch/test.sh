@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Prepares the machine and tests everything that needs no GPU.
 #
-#   launch/test.sh           format, lints, documentation, all tests; built for CUDA (a stand-in for its compiler) and
-#                            without MPI those that it makes a difference to
+#   launch/test.sh           format, lints, documentation, all tests; built for CUDA and without MPI those that it makes a
+#                            difference to, and what needs a GPU on an emulated one
 #   launch/test.sh quick     format, lints, the library's tests
 #
 # A failing step does not stop the later ones; the summary at the end names it, and the exit code is 1. A step that
@@ -87,9 +87,16 @@ everything() {
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
     # First: the next build takes over its dependencies.
     step 'build' 1800 cargo test --release --no-run
+    step 'CUDA compiler' 600 bash -c 'command -v nvcc || launch/cuda-home.sh || exit 77'
+    FLOWRL_NVCC=$(command -v nvcc || find target/cuda -path '*/bin/nvcc' -executable 2>/dev/null | head -n 1)
+    export FLOWRL_NVCC=${FLOWRL_NVCC:+$(realpath "$FLOWRL_NVCC")}
     local alone=(--release --no-default-features --lib --test cli --test tcp --test mpi_launch --test gpu_fallback)
     step 'build: CUDA, no MPI' 2400 launch/check-cuda.sh test "${alone[@]}" --no-run
+    step 'kernels for GPUs' 300 launch/check-cuda.sh assemble
     step 'tests: CUDA, no MPI' 900 launch/check-cuda.sh test "${alone[@]}" --no-fail-fast
+    local gpu=(env FLOWRL_CARGO=launch/check-cuda.sh FLOWRL_WITHOUT_MPI=1 launch/gpu-check.sh)
+    step 'build: GPU check' 1200 "${gpu[@]}" build target/gpu-check
+    step 'emulated GPU' 1200 launch/emulate-gpu.sh "${gpu[@]}" run target/gpu-check
     step 'tests' 2700 cargo test --release --no-fail-fast
     step 'peers in Python' 1800 launch/check-export.sh
 }

@@ -278,7 +278,7 @@ mod gpu {
 
     /// What to set to let ranks share a GPU, in words.
     pub fn how_to_share() -> String {
-        format!("tests may set {SHARE}=1")
+        format!("tests may set {SHARE}=1, and another NCCL_HOSTID for each rank")
     }
 
     #[cfg(test)]
