@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::flow::{SamplerConfig, Solver};
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
-use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
+use crate::reward::{Attempt, Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
@@ -63,7 +63,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
 pub struct Gallery {
     /// `[n, 3, H, W]` in [0, 1], large ones made smaller.
     pub images: Tensor,
-    /// Their prompts.
+    /// Their prompts, behind the score of the first reward.
     pub captions: Vec<String>,
 }
 
@@ -93,6 +93,9 @@ const AT_ONCE: usize = 32;
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
     /// `eval.images`, the same on every rank; and the gallery. Each image is sampled once, by one rank.
+    ///
+    /// Where the configuration allows to go on without scores that could not be had, `eval.failed` says how many there are
+    /// and `eval.reward.NAME.scored` how many images a mean is of; else there is neither.
     pub fn run(
         &self,
         pipeline: &Pipeline,
@@ -116,7 +119,7 @@ impl Evaluation<'_> {
             purpose: Purpose::Evaluation,
             iteration: 0,
         };
-        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
+        let mut scores: Result<Vec<Attempt>> = Ok(vec![Attempt::default(); rewards.len()]);
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
@@ -150,36 +153,70 @@ impl Evaluation<'_> {
             sampling.run_with(&requests, at_once.min(images_per_rank - index * at_once), on_samples)?;
             scores = scores.and_then(|mut scores| {
                 let (attempts, _) = scoring.finish()?;
-                attempts.into_iter().zip(&mut scores).for_each(|(attempt, scores)| scores.extend(attempt.scores));
+                attempts.into_iter().zip(&mut scores).for_each(|(attempt, all)| all.append(attempt));
                 Ok(scores)
             });
         }
         let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
-        let mut metrics = self.summary(rewards, &all, count);
+        let mut metrics = summary(rewards, &all, count);
+        if let (0, Some(failed)) = (world.rank(), metrics.get("eval.failed")) {
+            tracing::warn!(
+                "evaluation: {failed} scores could not be had: the means are of the others, and it names no best checkpoint"
+            );
+        }
         describe_scalings(rewards, "eval.reward", &mut metrics);
         let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
+        // The ranks' parts follow each other, so these are the images in their order.
+        let first: Vec<Option<f64>> =
+            all.iter().filter_map(|rank| rank.first()).flat_map(|a| a.scores.clone()).collect();
+        let caption = |&(place, _): &(usize, Vec<u8>)| {
+            let text = &self.prompts[place].text;
+            match (rewards.first(), first.get(place * self.images_per_prompt)) {
+                (Some(reward), Some(Some(score))) => format!("{} {score:.2}: {text}", reward.name()),
+                _ => text.clone(),
+            }
+        };
+        let captions = shown.iter().map(caption).collect();
         let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
         let images = Tensor::from_vec(pixels, ((), 3, height / shrink, width / shrink), &Device::Cpu)?;
         Ok((metrics, Gallery { images, captions }))
     }
+}
 
-    /// `all`: rank, reward, image.
-    fn summary(&self, rewards: &[Box<dyn Reward>], all: &[Vec<Vec<Option<f64>>>], count: usize) -> Metrics {
-        let mut metrics = Metrics::default();
-        for (index, reward) in rewards.iter().enumerate() {
-            let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].iter().flatten().copied()).collect();
-            if scores.is_empty() {
-                continue;
-            }
-            metrics.set(&format!("eval.reward.{}.mean", reward.name()), mean(&scores));
-            if reward.name() == "ocr" {
-                let exact = scores.iter().filter(|&&s| s == 1.0).count();
-                metrics.set("eval.exact", exact as f64 / scores.len() as f64);
-            }
+/// What an evaluation of `count` images reports; `all`: rank, reward.
+fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<Attempt>], count: usize) -> Metrics {
+    let mut metrics = Metrics::default();
+    let mut all_failed = 0;
+    for (index, reward) in rewards.iter().enumerate() {
+        let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].scores.iter().flatten().copied()).collect();
+        let failed: usize = all.iter().map(|rank| rank[index].failed.len()).sum();
+        if failed > 0 {
+            metrics.set(&format!("eval.reward.{}.scored", reward.name()), scores.len() as f64);
+            all_failed += failed;
         }
-        metrics.set("eval.images", count as f64);
-        metrics
+        if scores.is_empty() {
+            continue;
+        }
+        metrics.set(&format!("eval.reward.{}.mean", reward.name()), mean(&scores));
+        if reward.name() == "ocr" {
+            let exact = scores.iter().filter(|&&s| s == 1.0).count();
+            metrics.set("eval.exact", exact as f64 / scores.len() as f64);
+        }
+    }
+    if all_failed > 0 {
+        metrics.set("eval.failed", all_failed as f64);
+    }
+    metrics.set("eval.images", count as f64);
+    metrics
+}
+
+/// The number that evaluations are compared by, the mean of the run's first reward; none where a score could not be had:
+/// the mean would be of other images than the other evaluations'.
+pub fn main_reward(config: &RunConfig, metrics: &Metrics) -> Option<f64> {
+    let first = config.reward.first()?;
+    match metrics.get("eval.failed") {
+        Some(_) => None,
+        None => metrics.get(&format!("eval.reward.{}.mean", first.label())),
     }
 }
 
@@ -208,6 +245,40 @@ pub fn share(count: usize, rank: usize, world_size: usize) -> std::ops::Range<us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reward::build;
+
+    /// Two ranks with two images each, of which the server could not score some.
+    #[test]
+    fn an_evaluation_with_missing_scores_is_not_compared_with_whole_ones() -> Result<()> {
+        let kinds = [RewardKind::JpegCompressibility, RewardKind::Colour];
+        let mut config = RunConfig::load(None, &[])?;
+        config.reward = kinds.map(RewardConfig::new).to_vec();
+        let rewards = build(&config.reward, 1)?;
+        let whole = |scores: [f64; 2]| Attempt { scores: scores.map(Some).to_vec(), ..Attempt::default() };
+        let colours = [whole([0.0, 1.0]), whole([1.0, 1.0])];
+        let of = |first: [Attempt; 2]| {
+            let all: Vec<Vec<Attempt>> = first.into_iter().zip(colours.clone()).map(|(a, b)| vec![a, b]).collect();
+            summary(&rewards, &all, 4)
+        };
+        let metrics = of([whole([1.0, 2.0]), whole([3.0, 4.0])]);
+        assert_eq!(main_reward(&config, &metrics), Some(2.5));
+        let expected =
+            [("eval.reward.jpeg-compressibility.mean", 2.5), ("eval.reward.colour.mean", 0.75), ("eval.images", 4.0)];
+        assert_eq!(metrics.iter().collect::<Vec<_>>(), expected);
+
+        let half = Attempt { scores: vec![Some(9.0), None], failed: vec![1], broken: false };
+        let metrics = of([half, whole([3.0, 4.0])]);
+        assert_eq!(main_reward(&config, &metrics), None);
+        let names = ["eval.reward.jpeg-compressibility.scored", "eval.failed", "eval.images"];
+        assert_eq!(names.map(|name| metrics.get(name)), [Some(3.0), Some(1.0), Some(4.0)]);
+
+        // Not even where another reward was scored in full.
+        let none = || Attempt { scores: vec![None; 2], failed: vec![0, 1], broken: true };
+        let metrics = of([none(), none()]);
+        assert_eq!(main_reward(&config, &metrics), None);
+        assert_eq!(names.map(|name| metrics.get(name)), [Some(0.0), Some(4.0), Some(4.0)]);
+        Ok(())
+    }
 
     #[test]
     fn shares_cover_everything_once_and_evenly() {

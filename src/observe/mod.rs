@@ -2,6 +2,7 @@
 //!
 //! Nothing here changes a number of the run. All human output goes to stderr, and only from rank 0.
 
+mod files;
 pub mod grid;
 pub mod logging;
 pub mod metrics;
@@ -9,6 +10,7 @@ pub mod progress;
 pub mod report;
 pub mod tensorboard;
 
+pub use files::write_whole;
 pub use logging::Terminal;
 pub use metrics::{Metrics, MetricsLog};
 pub use progress::Progress;

@@ -79,7 +79,7 @@ impl Run {
     /// The names of the rewards it is trained on; the first is the main one.
     pub fn rewards(&self) -> Vec<&str> {
         let sections = self.config.get("reward").and_then(toml::Value::as_array).into_iter().flatten();
-        sections.filter_map(|section| section.get("name")?.as_str()).collect()
+        sections.filter_map(label).collect()
     }
 
     /// A value of the configuration as text.
@@ -111,6 +111,14 @@ pub fn points(records: &Records, name: &str) -> Points {
 /// The sum of the finite values of one name.
 pub fn sum(records: &Records, name: &str) -> f64 {
     points(records, name).iter().map(|(_, value)| value).filter(|value| value.is_finite()).sum()
+}
+
+/// The name of a reward in the metrics: of a remote one the server's.
+fn label(section: &toml::Value) -> Option<&str> {
+    match section.get("name")?.as_str()? {
+        "remote" => section.get("reward")?.as_str(),
+        name => Some(name),
+    }
 }
 
 fn lookup(config: &toml::Table, table: &str, key: &str) -> Option<String> {
