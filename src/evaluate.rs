@@ -44,7 +44,8 @@ impl Default for EvalConfig {
     }
 }
 
-/// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
+/// What an evaluation reports: the rewards of the run, and for the embedded task OCR and colours even if they are not among
+/// them.
 pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     let mut all = config.reward.clone();
     let checks: &[RewardKind] = match config.model.kind {
@@ -63,7 +64,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
 pub struct Gallery {
     /// `[n, 3, H, W]` in [0, 1], large ones made smaller.
     pub images: Tensor,
-    /// Their prompts, behind the score of the first reward.
+    /// Their prompts, each with the image's score by the first reward before it.
     pub captions: Vec<String>,
 }
 
@@ -94,8 +95,8 @@ impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
     /// `eval.images`, the same on every rank; and the gallery. Each image is sampled once, by one rank.
     ///
-    /// Where the configuration allows to go on without scores that could not be had, `eval.failed` says how many there are
-    /// and `eval.reward.NAME.scored` how many images a mean is of; else there is neither.
+    /// If scores could not be computed and the configuration allows the run to go on, `eval.failed` is their number and
+    /// `eval.reward.NAME.scored` the number of images behind a mean; otherwise neither is there.
     pub fn run(
         &self,
         pipeline: &Pipeline,
@@ -127,7 +128,7 @@ impl Evaluation<'_> {
         let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
         for (index, batch) in batches.enumerate() {
             let own = mine.start + batch.start..mine.start + batch.start + batch.len;
-            // A rank that has none left samples any, because others need it for theirs, and throws it away.
+            // Running the model can be collective: a rank without images samples one all the same, and throws it away.
             let sampled = if own.is_empty() { 0..1 } else { own.clone() };
             let requests: Vec<Request> = sampled.map(request).collect();
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
@@ -210,8 +211,8 @@ fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<Attempt>], count: usize) -> M
     metrics
 }
 
-/// The number that evaluations are compared by, the mean of the run's first reward; none where a score could not be had:
-/// the mean would be of other images than the other evaluations'.
+/// The number that evaluations are compared by: the mean of the run's first reward. None if a score could not be computed,
+/// because the mean would be over fewer images than in other evaluations.
 pub fn main_reward(config: &RunConfig, metrics: &Metrics) -> Option<f64> {
     let first = config.reward.first()?;
     match metrics.get("eval.failed") {
@@ -220,8 +221,7 @@ pub fn main_reward(config: &RunConfig, metrics: &Metrics) -> Option<f64> {
     }
 }
 
-/// Adds what the rewards' means are in the other units that they are quoted in: `PREFIX.NAME.UNIT.mean` beside
-/// `PREFIX.NAME.mean`.
+/// Adds the rewards' means in the other units in which they are quoted: `PREFIX.NAME.UNIT.mean` beside `PREFIX.NAME.mean`.
 pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mut Metrics) {
     for reward in rewards {
         let name = reward.name();

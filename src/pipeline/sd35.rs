@@ -191,3 +191,17 @@ impl Parts {
         self.vae.config.scale()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_decoded_in_what_was_asked_for() {
+        let on_cpu =
+            |dtype, vae_dtype| pixels(&ModelConfig { dtype, vae_dtype, ..ModelConfig::default() }, &Device::Cpu);
+        assert_eq!(on_cpu(Precision::Bf16, None), DType::F32);
+        assert_eq!(on_cpu(Precision::Bf16, Some(Precision::F32)), DType::F32);
+        assert_eq!(on_cpu(Precision::F32, Some(Precision::Bf16)), DType::BF16);
+    }
+}

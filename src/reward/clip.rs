@@ -40,8 +40,8 @@ impl Backbone {
         Ok(Self { clip, tokenizer, device: device.clone() })
     }
 
-    /// Pictures or texts that go through a tower at once. On the CPU one: its products are large enough, and a score is
-    /// the same whatever comes with it. A batch is filled up, so that a GPU's is one that divides the usual groups.
+    /// Pictures or texts that go through a tower at once. One on the CPU, where a single one keeps the cores busy and its score
+    /// does not depend on others. On a GPU a number that divides the usual groups, because incomplete batches are filled up.
     fn batch(&self) -> usize {
         if self.device.is_cpu() { 1 } else { 8 }
     }
@@ -65,7 +65,7 @@ impl Backbone {
         Ok(features.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
     }
 
-    /// The features of `count` things, in batches of one size, the last filled up with its last.
+    /// The features of `count` inputs, in batches of one size; the last batch is filled up by repeating its last input.
     fn in_batches(&self, count: usize, features: impl Fn(&[usize]) -> Result<Tensor>) -> Result<Tensor> {
         let size = self.batch();
         let mut all = Vec::new();
@@ -83,7 +83,7 @@ impl Backbone {
     }
 }
 
-/// The texts of the prompts, each once, and which of them is each prompt's, `[B]`.
+/// The different texts of the prompts, and for each prompt the place of its text among them, `[B]`.
 fn distinct(prompts: &[Prompt]) -> (Vec<&str>, Vec<u32>) {
     let mut places: HashMap<&str, u32> = HashMap::new();
     let mut texts: Vec<&str> = Vec::new();

@@ -83,7 +83,7 @@ pub struct Attempt {
     pub scores: Vec<Option<f64>>,
     /// The images whose score could not be had. Their groups cannot be compared: they are left out.
     pub failed: Vec<usize>,
-    /// Whether it would be in vain to ask for more images now.
+    /// Whether the reward has failed for good: more images need not be asked for.
     pub broken: bool,
 }
 

@@ -29,11 +29,11 @@ struct Card {
     clock: f64,
 }
 
-/// Checks everything; collective, the same answer on every rank. Returns what is no error but should be told.
+/// Checks everything; collective, the same answer on every rank. Returns warnings.
 ///
 /// # Errors
-/// [`Error::Usage`] that names the rank and its host whose program, configuration or run folder is another;
-/// [`Error::Failed`] where a collective gives a wrong answer.
+/// [`Error::Usage`] if a rank has another program or configuration than rank 0, or does not see its folders; the message
+/// names the rank and its host. [`Error::Failed`] if a collective gives a wrong answer.
 pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>> {
     phase("preflight");
     let mut warnings = Vec::new();
@@ -54,7 +54,7 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
     Ok(warnings)
 }
 
-/// Of the file that runs, whatever its name has come to mean since.
+/// The digest of the running program's file, even if another file has taken its name since the start.
 fn program_digest() -> Result<String> {
     const PATH: &str = "/proc/self/exe";
     let mut hasher = blake3::Hasher::new();
@@ -63,7 +63,7 @@ fn program_digest() -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Rank 0's card is what the others are held against.
+/// Compares every rank's card with rank 0's; returns warnings.
 fn compare(cards: &[Card]) -> Result<Vec<String>> {
     let first = &cards[0];
     let mut warnings = Vec::new();
@@ -122,7 +122,7 @@ struct Shared<'a> {
     remedy: &'static str,
 }
 
-/// The run's folder, and that of encoded prompts where there are any: each rank encodes its share for all.
+/// The run's folder, and where prompts are encoded the folder of them: each rank encodes its share for all.
 fn shared(config: &RunConfig) -> Vec<Shared<'_>> {
     let run = Shared { path: &config.run.out, what: "run folder", remedy: "pass --out with a folder" };
     let prompts = Shared {
@@ -169,7 +169,7 @@ impl Shared<'_> {
     }
 }
 
-/// Room for the checkpoints that are kept, and one that is being written.
+/// A warning if there is too little room for the checkpoints that are kept and one that is being written.
 fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
     let plan = config.plan(world.world_size())?;
     let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);

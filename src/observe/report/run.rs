@@ -70,7 +70,7 @@ impl Run {
         (images, seconds)
     }
 
-    /// The updates with which the stages after the first begin, and their numbers.
+    /// For each stage after the first the update with which it begins, and its number.
     pub fn stages(&self) -> Points {
         let of_updates = points(&self.updates, "stage");
         of_updates.windows(2).filter(|pair| pair[0].1 != pair[1].1).map(|pair| pair[1]).collect()
@@ -136,7 +136,8 @@ fn pngs(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The update in `update_00000060.png`: a name with one number at its end and a word before it that is not a comparison.
+/// The update of a sample grid, the number at the end of its name (`update_00000060.png`); none for a comparison
+/// (`before_...`).
 fn update_in(path: &Path) -> Option<u64> {
     let stem = path.file_stem()?.to_str()?;
     let digits = stem.rsplit(|c: char| !c.is_ascii_digit()).next()?;

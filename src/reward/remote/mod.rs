@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use wire::{Answer, Item};
 
-/// Seconds that a request may take, and how often it is tried again, unless the configuration says so.
+/// Seconds that a request may take, unless the configuration says otherwise.
 pub const TIMEOUT_S: u64 = 60;
-/// As [`TIMEOUT_S`].
+/// Attempts after the first one, unless the configuration says otherwise.
 pub const RETRIES: u32 = 3;
 const BATCH: usize = 16;
 const CONNECTIONS: usize = 4;
@@ -66,9 +66,10 @@ impl Remote {
         Ok(Self { client, batch: config.batch.unwrap_or(BATCH), connections, on_failure })
     }
 
-    /// What the server says of pictures of one request or of several, one after another, and whether one failed for good:
-    /// after it no other is begun, so that a server that is gone costs one request's time, not every one's. Nor is one begun
-    /// after an image without a score that ends the run.
+    /// Asks for the pictures, one request after another; returns the answers, and whether a request failed for good.
+    ///
+    /// After one that did, no other is begun: a server that is gone costs the time of one request. Nor is one begun after an
+    /// image without a score that ends the run.
     fn ask(&self, pictures: &[RgbImage], prompts: &[Prompt]) -> Result<(Vec<Answer>, bool)> {
         let all = pictures.len();
         let mut answers = Vec::with_capacity(all);
