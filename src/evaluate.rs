@@ -8,14 +8,15 @@ use crate::flow::SamplerConfig;
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
 use crate::plan::share;
-use crate::reward::{Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
+use crate::reward::{Attempt, Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling, busiest, micro_batches};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-/// What an evaluation reports: the rewards that are trained, and the embedded task's checks that never are.
+/// What an evaluation reports: the rewards of the run, and for the embedded task OCR and colours even if they are not among
+/// them.
 pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     let mut all = config.reward.clone();
     let checks: &[RewardKind] = match config.model.kind {
@@ -34,7 +35,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
 pub struct Gallery {
     /// `[n, 3, H, W]` in [0, 1], large ones made smaller.
     pub images: Tensor,
-    /// Their prompts.
+    /// Their prompts, each with the image's score by the first reward before it.
     pub captions: Vec<String>,
 }
 
@@ -64,6 +65,9 @@ const AT_ONCE: usize = 32;
 impl Evaluation<'_> {
     /// `eval.reward.NAME.mean` for every reward, `eval.exact` (share of texts that OCR read without a fault) and
     /// `eval.images`, the same on every rank; and the gallery. Each image is sampled once, by one rank.
+    ///
+    /// If scores could not be computed and the configuration allows the run to go on, `eval.failed` is their number and
+    /// `eval.reward.NAME.scored` the number of images behind a mean; otherwise neither is there.
     pub fn run(
         &self,
         pipeline: &Pipeline,
@@ -87,7 +91,7 @@ impl Evaluation<'_> {
             purpose: Purpose::Evaluation,
             iteration: 0,
         };
-        let mut scores: Result<Vec<Vec<Option<f64>>>> = Ok(vec![Vec::new(); rewards.len()]);
+        let mut scores: Result<Vec<Attempt>> = Ok(vec![Attempt::default(); rewards.len()]);
         let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
@@ -95,7 +99,7 @@ impl Evaluation<'_> {
         let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
         for (index, batch) in batches.enumerate() {
             let own = mine.start + batch.start..mine.start + batch.start + batch.len;
-            // A rank that has none left samples any, because others need it for theirs, and throws it away.
+            // Running the model can be collective: a rank without images samples one all the same, and throws it away.
             let sampled = if own.is_empty() { 0..1 } else { own.clone() };
             let requests: Vec<Request> = sampled.map(request).collect();
             let prompts: Vec<Prompt> = requests.iter().map(|r| r.prompt.clone()).collect();
@@ -121,41 +125,74 @@ impl Evaluation<'_> {
             sampling.run_with(&requests, at_once.min(images_per_rank - index * at_once), on_samples)?;
             scores = scores.and_then(|mut scores| {
                 let (attempts, _) = scoring.finish()?;
-                attempts.into_iter().zip(&mut scores).for_each(|(attempt, scores)| scores.extend(attempt.scores));
+                attempts.into_iter().zip(&mut scores).for_each(|(attempt, all)| all.append(attempt));
                 Ok(scores)
             });
         }
         let all = exchange(&*world.host, &agreed(scores, &*world.host)?)?;
-        let mut metrics = self.summary(rewards, &all, count);
+        let mut metrics = summary(rewards, &all, count);
+        if let (0, Some(failed)) = (world.rank(), metrics.get("eval.failed")) {
+            tracing::warn!(
+                "evaluation: {failed} scores could not be had: the means are of the others, and it names no best checkpoint"
+            );
+        }
         describe_scalings(rewards, "eval.reward", &mut metrics);
         let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
-        let captions = shown.iter().map(|(place, _)| self.prompts[*place].text.clone()).collect();
+        // The ranks' parts follow each other, so these are the images in their order.
+        let first: Vec<Option<f64>> =
+            all.iter().filter_map(|rank| rank.first()).flat_map(|a| a.scores.clone()).collect();
+        let caption = |&(place, _): &(usize, Vec<u8>)| {
+            let text = &self.prompts[place].text;
+            match (rewards.first(), first.get(place * self.images_per_prompt)) {
+                (Some(reward), Some(Some(score))) => format!("{} {score:.2}: {text}", reward.name()),
+                _ => text.clone(),
+            }
+        };
+        let captions = shown.iter().map(caption).collect();
         let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
         let images = Tensor::from_vec(pixels, ((), 3, height / shrink, width / shrink), &Device::Cpu)?;
         Ok((metrics, Gallery { images, captions }))
     }
+}
 
-    /// `all`: rank, reward, image.
-    fn summary(&self, rewards: &[Box<dyn Reward>], all: &[Vec<Vec<Option<f64>>>], count: usize) -> Metrics {
-        let mut metrics = Metrics::default();
-        for (index, reward) in rewards.iter().enumerate() {
-            let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].iter().flatten().copied()).collect();
-            if scores.is_empty() {
-                continue;
-            }
-            metrics.set(&format!("eval.reward.{}.mean", reward.name()), mean(&scores));
-            if reward.name() == "ocr" {
-                let exact = scores.iter().filter(|&&s| s == 1.0).count();
-                metrics.set("eval.exact", exact as f64 / scores.len() as f64);
-            }
+/// What an evaluation of `count` images reports; `all`: rank, reward.
+fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<Attempt>], count: usize) -> Metrics {
+    let mut metrics = Metrics::default();
+    let mut all_failed = 0;
+    for (index, reward) in rewards.iter().enumerate() {
+        let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].scores.iter().flatten().copied()).collect();
+        let failed: usize = all.iter().map(|rank| rank[index].failed.len()).sum();
+        if failed > 0 {
+            metrics.set(&format!("eval.reward.{}.scored", reward.name()), scores.len() as f64);
+            all_failed += failed;
         }
-        metrics.set("eval.images", count as f64);
-        metrics
+        if scores.is_empty() {
+            continue;
+        }
+        metrics.set(&format!("eval.reward.{}.mean", reward.name()), mean(&scores));
+        if reward.name() == "ocr" {
+            let exact = scores.iter().filter(|&&s| s == 1.0).count();
+            metrics.set("eval.exact", exact as f64 / scores.len() as f64);
+        }
+    }
+    if all_failed > 0 {
+        metrics.set("eval.failed", all_failed as f64);
+    }
+    metrics.set("eval.images", count as f64);
+    metrics
+}
+
+/// The number that evaluations are compared by: the mean of the run's first reward. None if a score could not be computed,
+/// because the mean would be over fewer images than in other evaluations.
+pub fn main_reward(config: &RunConfig, metrics: &Metrics) -> Option<f64> {
+    let first = config.reward.first()?;
+    match metrics.get("eval.failed") {
+        Some(_) => None,
+        None => metrics.get(&format!("eval.reward.{}.mean", first.label())),
     }
 }
 
-/// Adds what the rewards' means are in the other units that they are quoted in: `PREFIX.NAME.UNIT.mean` beside
-/// `PREFIX.NAME.mean`.
+/// Adds the rewards' means in the other units in which they are quoted: `PREFIX.NAME.UNIT.mean` beside `PREFIX.NAME.mean`.
 pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mut Metrics) {
     for reward in rewards {
         let name = reward.name();
@@ -169,4 +206,43 @@ pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mu
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reward::build;
+
+    /// Two ranks with two images each, of which the server could not score some.
+    #[test]
+    fn an_evaluation_with_missing_scores_is_not_compared_with_whole_ones() -> Result<()> {
+        let kinds = [RewardKind::JpegCompressibility, RewardKind::Colour];
+        let mut config = RunConfig::load(None, &[])?;
+        config.reward = kinds.map(RewardConfig::new).to_vec();
+        let rewards = build(&config.reward, 1)?;
+        let whole = |scores: [f64; 2]| Attempt { scores: scores.map(Some).to_vec(), ..Attempt::default() };
+        let colours = [whole([0.0, 1.0]), whole([1.0, 1.0])];
+        let of = |first: [Attempt; 2]| {
+            let all: Vec<Vec<Attempt>> = first.into_iter().zip(colours.clone()).map(|(a, b)| vec![a, b]).collect();
+            summary(&rewards, &all, 4)
+        };
+        let metrics = of([whole([1.0, 2.0]), whole([3.0, 4.0])]);
+        assert_eq!(main_reward(&config, &metrics), Some(2.5));
+        let expected =
+            [("eval.reward.jpeg-compressibility.mean", 2.5), ("eval.reward.colour.mean", 0.75), ("eval.images", 4.0)];
+        assert_eq!(metrics.iter().collect::<Vec<_>>(), expected);
+
+        let half = Attempt { scores: vec![Some(9.0), None], failed: vec![1], broken: false };
+        let metrics = of([half, whole([3.0, 4.0])]);
+        assert_eq!(main_reward(&config, &metrics), None);
+        let names = ["eval.reward.jpeg-compressibility.scored", "eval.failed", "eval.images"];
+        assert_eq!(names.map(|name| metrics.get(name)), [Some(3.0), Some(1.0), Some(4.0)]);
+
+        // Not even where another reward was scored in full.
+        let none = || Attempt { scores: vec![None; 2], failed: vec![0, 1], broken: true };
+        let metrics = of([none(), none()]);
+        assert_eq!(main_reward(&config, &metrics), None);
+        assert_eq!(names.map(|name| metrics.get(name)), [Some(0.0), Some(4.0), Some(4.0)]);
+        Ok(())
+    }
 }

@@ -5,11 +5,14 @@ use std::fs;
 use std::path::Path;
 
 /// Writes `path`, in a folder that is made if absent: beside it first, then renamed, so that a process that is killed leaves
-/// the file as it was.
+/// the file as it was and a reader never sees half of it. A pipe or a device of that name is written to as it is.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|data| !data.is_file()) {
+        return fs::write(path, bytes).map_err(Error::io(path));
+    }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }

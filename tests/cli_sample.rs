@@ -61,6 +61,11 @@ fn a_checkpoint_samples_and_is_scored() {
     assert!(policy.starts_with(b"\x89PNG"));
     let checkpoint = format!("{out}/checkpoints/update_00000002");
     assert_eq!(sample(&["--checkpoint", &checkpoint], &["--which", "policy"], "again.png"), policy);
+    let best = format!("{out}/checkpoints/BEST");
+    assert_eq!(sample(&["--checkpoint", &best], &["--which", "policy"], "best.png"), policy);
+    for of_run in [&out, &best, &checkpoint] {
+        assert!(done(&["inspect", of_run]).contains("update       2"), "{of_run}");
+    }
     assert_ne!(sample(&base, &[], "base.png"), policy, "the base model's pictures are others");
     assert_ne!(sample(&run_folder, &["--which", "policy", "--seed", "77"], "seed.png"), policy);
 
@@ -76,6 +81,13 @@ fn a_checkpoint_samples_and_is_scored() {
     fs::write(&data, format!("{PROMPT}\n")).unwrap();
     let text = done(&["eval", "--checkpoint", &out, "--data", &data]);
     assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 1.0000")), "{text}");
+
+    // A machine file says what it could not measure, and plan reads it.
+    let machine = path("new/machine.toml");
+    assert!(done(&["bench", "machine", "--run", &out, "--out", &machine]).starts_with(&machine));
+    let text = fs::read_to_string(&machine).unwrap();
+    assert!(text.contains("[network]\n# All three are guesses: one rank sends nothing."), "{text}");
+    done(&["plan", "--machine", &machine]);
 }
 
 #[test]
@@ -88,8 +100,24 @@ fn mistakes_in_sampling_are_refused() {
     refused(&["sample", "--config", config, "--prompt", "a cat", "--out", png], "not of the form");
     refused(&["sample", "--config", config, "--prompt", PROMPT, "-n", "0", "--out", png], "0");
     refused(&["sample", "--config", config, "--prompt", PROMPT, "--out", empty], "is a folder; name a file");
+    let jpg = format!("{empty}/grid.jpg");
+    let renamed = format!("pictures are written as PNG, not as jpg; name it {png}");
+    refused(&["sample", "--config", config, "--prompt", PROMPT, "--out", &jpg], &renamed);
     refused(&["sample", "--checkpoint", empty, "--prompt", PROMPT, "--out", png], "is neither a checkpoint");
     refused(&["eval", "--checkpoint", empty], "is neither a checkpoint");
     refused(&["eval", "--config", config, "--data", "none.txt"], "none.txt");
     assert!(!Path::new(png).exists());
+}
+
+#[test]
+fn mistakes_in_file_names_are_refused_by_the_options_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = "Cargo.toml/a.jsonl"; // a file is no folder
+    refused(&["prompts", "geneval", "--out", nowhere], "--out Cargo.toml/a.jsonl: cannot be written (");
+    refused(&["prompts", "geneval", "--out", folder.path().to_str().unwrap()], "is a folder; name a file");
+    let none = folder.path().join("none.jsonl");
+    refused(&["prompts", "geneval", "-n", "0", "--out", none.to_str().unwrap()], "0");
+    assert!(!none.exists());
+    refused(&["bench", "machine", "--run", "nothere"], "--run nothere: is no run folder");
+    refused(&["plan", "--machine", "nothere"], "--machine nothere: there is no such file");
 }

@@ -205,4 +205,9 @@ fn a_run_of_a_transformer_is_exported() {
     assert!(values(&read(&merged)).iter().zip(values(&expected)).all(|(a, b)| (a - b).abs() < 1e-5));
     let shown = done(&["inspect", model.to_str().unwrap()]);
     assert!(shown.contains("diffusers pipeline") && !shown.contains("absent"), "{shown}");
+
+    // Without a part it is no model that a run can start from, and a script should hear of it.
+    fs::remove_dir_all(model.join("vae")).unwrap();
+    let (code, shown, _) = program(&["inspect", model.to_str().unwrap()]);
+    assert!(code == Some(2) && shown.contains("is absent"), "{code:?}: {shown}");
 }

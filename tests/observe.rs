@@ -98,6 +98,28 @@ fn resuming_cuts_later_updates_and_a_torn_line() {
     assert!(updates(out.path()).is_empty());
 }
 
+/// The report shows the last grid: it must not be one of a history that was given up.
+#[test]
+fn grids_of_updates_that_are_still_to_come_are_deleted() {
+    let out = tempfile::tempdir().unwrap();
+    let samples = out.path().join("samples");
+    let draw = || {
+        for name in ["update_00000000", "update_00000010", "update_00000020", "before_after", "my_update_00000020"] {
+            save_png(&RgbImage::new(2, 2), &samples.join(format!("{name}.png"))).unwrap();
+        }
+    };
+    let left = |resume: Option<u64>| {
+        draw();
+        MetricsLog::open(out.path(), resume).unwrap();
+        let mut names: Vec<_> =
+            fs::read_dir(&samples).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(Some(10)), ["my_update_00000020.png", "update_00000000.png", "update_00000010.png"]);
+    assert_eq!(left(None), ["my_update_00000020.png"]);
+}
+
 #[test]
 fn event_files_read_back() {
     let out = tempfile::tempdir().unwrap();

@@ -41,10 +41,17 @@ impl Fake<'_> {
     fn write(&self, folder: PathBuf) -> PathBuf {
         fs::create_dir_all(&folder).unwrap();
         let mut config = format!("[run]\nname = {:?}\nseed = {}\n", self.name, self.seed);
-        self.rewards.iter().for_each(|name| write!(config, "[[reward]]\nname = {name:?}\nweight = 1.0\n").unwrap());
+        for name in self.rewards {
+            let section = match name.strip_prefix("remote:") {
+                Some(name) => format!("name = \"remote\"\nreward = {name:?}"),
+                None => format!("name = {name:?}"),
+            };
+            write!(config, "[[reward]]\n{section}\nweight = 1.0\n").unwrap();
+        }
         fs::write(folder.join("config.toml"), config).unwrap();
 
-        let (reward, mut lines) = (self.rewards.first().unwrap_or(&"ocr"), String::new());
+        let reward = self.rewards.first().unwrap_or(&"ocr");
+        let (reward, mut lines) = (reward.strip_prefix("remote:").unwrap_or(reward), String::new());
         for update in 0..=self.evaluations.last().map_or(4, |(update, _)| *update) {
             if update > 0 {
                 let (iteration, images) = ((update - 1) / self.updates, 50 * self.updates);
@@ -96,6 +103,16 @@ fn the_table_has_the_values_computed_by_hand() {
     assert_eq!(files, ["comparison.md", "comparison.svg"].map(|name| parent.join(name)));
     let document = fs::read_to_string(&files[0]).unwrap();
     assert!(document.contains("](comparison.svg)") && document.ends_with(&table), "{document}");
+}
+
+/// The metrics have a server's reward by its own name.
+#[test]
+fn a_remote_reward_is_compared_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let remote = |run: Fake<'static>| Fake { rewards: &["remote:geneval"], ..run };
+    let table = compared(folder.path(), &[remote(AWR), remote(NFT)], Some("nft")).unwrap().table;
+    assert_eq!(cells(&table)[0][2], "held-out geneval, start → end", "{table}");
+    assert_eq!(cells(&table)[2][2], "0.300 → 0.500", "{table}");
 }
 
 #[test]

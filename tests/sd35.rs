@@ -164,4 +164,5 @@ fn a_model_that_is_not_whole_is_refused_before_the_run() {
     assert!(!folder.path("run").exists(), "nothing was begun");
     let output = folder.train(2, "run", &["model.path=none"]);
     assert_eq!(output.code(), 2, "{output}");
+    assert!(output.stderr.contains("model.path = \"none\": there is nothing at this path; download"), "{output}");
 }

@@ -103,6 +103,10 @@ fn named(path: &Path) -> Result<PathBuf> {
     if !path.exists() {
         return Err(error(path, format!("there is nothing at this path; {WANTED}")));
     }
+    if path.ends_with(BEST) && path.is_file() {
+        let best = fs::read_to_string(path).map_err(Error::io(path))?;
+        return named(&path.with_file_name(best.trim()));
+    }
     if is_complete(path) {
         return Ok(path.to_path_buf());
     }

@@ -2,11 +2,13 @@
 
 mod comm;
 
-use super::{on_ranks, print};
+use super::{check_out, on_ranks, print};
+use crate::checkpoint;
 use crate::comm::Backend;
 use crate::error::{EXIT_DONE, Error, Result};
+use crate::files;
 use crate::forecast::calibrate;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is measured.
 #[derive(clap::Args)]
@@ -53,13 +55,35 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             Ok(EXIT_DONE)
         }),
         What::Machine { run, devices, memory_gib, out } => {
-            let machine = calibrate(run, (*devices).max(1), *memory_gib)?;
-            let text = toml::to_string(&machine).map_err(|e| Error::Failed(format!("no TOML: {e}")))?;
+            if let Some(path) = out {
+                check_out("--out", path)?;
+            }
+            let text = machine(run, (*devices).max(1), *memory_gib)?;
             match out {
-                Some(path) => std::fs::write(path, text).map_err(Error::io(path))?,
+                Some(path) => {
+                    files::write(path, text)?;
+                    print(&format!("{}: give it to plan with --machine", path.display()));
+                }
                 None => print(&text),
             }
             Ok(EXIT_DONE)
         }
     }
+}
+
+/// The machine file of a run, in which what the run could not measure is called a guess.
+fn machine(run: &Path, devices: usize, memory_gib: f64) -> Result<String> {
+    if !run.join("config.toml").is_file() {
+        let message = "is no run folder (no config.toml in it); give the --out of a run";
+        return Err(Error::Usage(format!("--run {}: {message}", run.display())));
+    }
+    let machine = calibrate(run, devices, memory_gib)?;
+    let text = toml::to_string(&machine).map_err(|e| Error::Failed(format!("no TOML: {e}")))?;
+    let newest = checkpoint::newest(&checkpoint::root(run))?;
+    let ranks = newest.map(|found| Ok::<_, Error>(checkpoint::open(&found.path)?.manifest().world_size)).transpose()?;
+    let guesses = match ranks {
+        Some(2..) => "inter_gb_s, here intra_gb_s, and latency_us are guesses: the run was on one node.",
+        _ => "All three are guesses: one rank sends nothing. `mpirun -n RANKS flowrl-dist bench comm` measures them.",
+    };
+    Ok(text.replace("[network]\n", &format!("[network]\n# {guesses}\n")))
 }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[group(required = true, multiple = true)]
 pub struct Source {
-    /// The checkpoint, or the folder of a run, of which the newest is taken
+    /// The checkpoint, or the folder of a run, of which the newest is taken, or its checkpoints/BEST
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
     /// The configuration [default: config.toml of the checkpoint's run]; without a checkpoint its base model is taken
@@ -98,16 +98,21 @@ impl Opened {
         Ok(Some(Tensor::from_vec(flat, layout.total, device)?))
     }
 
-    /// The model with its base weights on the configuration's device, ready for `prompts`, and the parameters: `which` of
-    /// the checkpoint, else the base model's. Every rank of `world` calls it.
+    /// The configuration's device for this rank.
+    pub fn device(&self, world: &World) -> Result<Device> {
+        let (device, why) = device::select(self.config.parallel.device, world.place())?;
+        tracing::debug!("rank {} on {why}", world.rank());
+        Ok(device)
+    }
+
+    /// The model with its base weights on `device`, ready for `prompts`, and the parameters: `which` of the checkpoint, else
+    /// the base model's. Every rank of `world` calls it.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than the configuration's.
-    pub fn load(&self, which: Which, prompts: &[&str], world: &World) -> Result<(Pipeline, ParamSet)> {
-        let (device, why) = device::select(self.config.parallel.device, world.place())?;
-        tracing::debug!("rank {} on {why}", world.rank());
-        Pipeline::prepare(&self.config.model, prompts, &device, &*world.host)?;
-        let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, &device)?;
+    pub fn load(&self, which: Which, prompts: &[&str], device: &Device, world: &World) -> Result<(Pipeline, ParamSet)> {
+        Pipeline::prepare(&self.config.model, prompts, device, &*world.host)?;
+        let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, device)?;
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
         let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {
             Some(flat) => pipeline.params()?.with_flat(&layout, &flat)?,

@@ -38,9 +38,15 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         None => config.eval_prompts()?,
     };
     prompts.prompts.truncate(config.eval.count(prompts.len()));
+    config.check_files()?;
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         logging::init(world.rank(), None, "info")?;
-        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), world)?;
+        // First the rewards: what is wrong with them is told before anything takes time.
+        let device = opened.device(world)?;
+        let loader = Loader::new(candle_core::utils::get_num_threads(), &device);
+        let rewards: Rewards = loader.build(&evaluated(config))?.into();
+        agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
+        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), &device, world)?;
         let sampler = config.eval.sampler(&config.sampler);
         let evaluation = Evaluation {
             prompts: &prompts.prompts,
@@ -50,9 +56,6 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             seed: config.run.seed,
             overlap: config.parallel.reward_overlap,
         };
-        let loader = Loader::new(candle_core::utils::get_num_threads(), &pipeline.device);
-        let rewards: Rewards = loader.build(&evaluated(config))?.into();
-        agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         let (metrics, _) = evaluation.run(&pipeline, &params, &rewards, world)?;
         if world.rank() == 0 {
             let text = match arguments.json {

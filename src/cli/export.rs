@@ -20,7 +20,7 @@ use std::path::PathBuf;
     PeftModel.from_pretrained(transformer, \"lora\")\n  \
     SD3Transformer2DModel.from_pretrained(\"model\", subfolder=\"transformer\")")]
 pub struct Arguments {
-    /// The checkpoint, or the folder of a run, of which the newest is taken
+    /// The checkpoint, or the folder of a run, of which the newest is taken, or its checkpoints/BEST
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
     /// What is written

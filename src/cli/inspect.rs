@@ -1,8 +1,8 @@
 //! `flowrl-dist inspect`.
 
 use super::print;
-use crate::checkpoint;
-use crate::error::{EXIT_DONE, Error, Result};
+use crate::checkpoint::{self, Resume};
+use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use crate::model::files;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -13,21 +13,37 @@ use std::path::{Path, PathBuf};
     flowrl-dist inspect models/stable-diffusion-3.5-medium\n  \
     flowrl-dist inspect sd3.5_medium.safetensors --json")]
 pub struct Arguments {
-    /// A checkpoint's folder; or a model: a diffusers folder, a safetensors file, a LoRA of PEFT or diffusers
+    /// A checkpoint's folder, or a run's, of which the newest is taken; or a model: a diffusers folder, a safetensors file, a
+    /// LoRA of PEFT or diffusers
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Verifies every checksum of a checkpoint, or the headers of a model's files, then prints.
+/// Verifies every checksum of a checkpoint, or the headers of a model's files, then prints. Exit code 2 for a model that
+/// lacks something.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let path = arguments.path.as_path();
+    let of_run = match is_run(path) {
+        true => checkpoint::find(&Resume::From(path.to_path_buf()), Path::new(""))?,
+        false => None,
+    };
+    let path = of_run.as_deref().unwrap_or(path);
     if is_checkpoint(path) {
-        show(&checkpoint::describe(path)?, arguments.json)
-    } else {
-        show(&files::describe(path).map_err(not_a_checkpoint)?, arguments.json)
+        show(&checkpoint::describe(path)?, arguments.json)?;
+        return Ok(EXIT_DONE);
     }
+    let model = files::describe(path).map_err(not_a_checkpoint)?;
+    show(&model, arguments.json)?;
+    Ok(if model.parts.iter().all(|part| part.problem.is_none()) { EXIT_DONE } else { EXIT_USAGE })
+}
+
+/// Whether a run's folder is meant, its folder of checkpoints, or the file that names the best of them.
+fn is_run(path: &Path) -> bool {
+    path.join("checkpoints").is_dir()
+        || path.is_dir() && path.ends_with("checkpoints")
+        || path.ends_with("checkpoints/BEST")
 }
 
 /// Whether a folder is meant to be a checkpoint, whole or not.
@@ -45,11 +61,11 @@ fn not_a_checkpoint(e: Error) -> Error {
     }
 }
 
-fn show<T: serde::Serialize + Display>(description: &T, json: bool) -> Result<i32> {
+fn show<T: serde::Serialize + Display>(description: &T, json: bool) -> Result<()> {
     let text = match json {
         true => serde_json::to_string_pretty(description).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
         false => description.to_string(),
     };
     print(&text);
-    Ok(EXIT_DONE)
+    Ok(())
 }

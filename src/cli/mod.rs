@@ -15,8 +15,9 @@ mod serve_reward;
 mod train;
 
 use crate::comm::{Backend, World};
-use crate::error::{EXIT_DONE, EXIT_USAGE, Result};
+use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use clap::{Parser, Subcommand};
+use std::path::Path;
 use std::time::Duration;
 
 /// Online RL post-training of rectified-flow text-to-image models on many ranks.
@@ -116,7 +117,7 @@ fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Resu
     match work(&world) {
         Ok(code) => Ok(code),
         Err(e) if world.world_size() == 1 => Err(e),
-        Err(e @ crate::Error::Usage(_)) if world.rank() > 0 => {
+        Err(e @ Error::Usage(_)) if world.rank() > 0 => {
             std::thread::sleep(Duration::from_secs(2)); // as above
             world.abort(e.exit_code(), &format!("flowrl-dist: {e}"))
         }
@@ -133,6 +134,19 @@ fn choose_threads() {
     let threads = crate::comm::threads_per_rank();
     // SAFETY: nothing else runs yet: MPI, rayon and the watchdog start after this.
     unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+}
+
+/// Sees to it that a file can be written at `path`, the value of `option`, before time is spent: makes its folder.
+fn check_out(option: &str, path: &Path) -> Result<()> {
+    let usage = |message: String| Error::Usage(format!("{option} {}: {message}", path.display()));
+    match std::fs::metadata(path) {
+        Ok(data) if data.is_dir() => return Err(usage("is a folder; name a file".into())),
+        Ok(data) if !data.is_file() => return Ok(()), // a pipe
+        _ => {}
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let made = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    made.map(drop).map_err(|e| usage(format!("cannot be written ({e}); name a file in a folder that you may write to")))
 }
 
 /// Prints a result on stdout; a closed pipe is the reader's choice.

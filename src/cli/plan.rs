@@ -49,6 +49,10 @@ struct Answer {
 /// Prints the geometry of a run, or what makes it impossible.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = RunConfig::load(arguments.config.as_deref(), &arguments.set)?;
+    if let Some(file) = arguments.machine.as_ref().filter(|file| !file.is_file()) {
+        let message = "there is no such file; give a machine file, such as configs/machines/h100x8.toml";
+        return Err(Error::Usage(format!("--machine {}: {message}", file.display())));
+    }
     let machine = arguments.machine.as_deref().map(Machine::read).transpose()?;
     let plan = config.plan(arguments.ranks)?;
     let per_node = match arguments.ranks_per_node {

@@ -1,8 +1,9 @@
 //! `flowrl-dist prompts`.
 
-use super::print;
+use super::{check_out, print};
 use crate::data::{Format, PromptSet, geneval};
-use crate::error::{EXIT_DONE, Error, Result};
+use crate::error::{EXIT_DONE, Result};
+use crate::files;
 use std::path::PathBuf;
 
 /// What is to be written.
@@ -24,8 +25,8 @@ struct Geneval {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// How many prompts
-    #[arg(short = 'n', long, default_value_t = 50_000)]
-    count: usize,
+    #[arg(short = 'n', long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    count: u32,
     /// Seed of the draw
     #[arg(long, default_value_t = 42)]
     seed: u64,
@@ -37,16 +38,17 @@ struct Geneval {
 /// Writes the prompt file.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let What::Geneval(geneval) = &arguments.what;
+    check_out("--out", &geneval.out)?;
     let mut without = Vec::new();
     for path in &geneval.without {
         without.extend(PromptSet::from_file(path, Format::Auto)?.prompts);
     }
     let mut text = String::new();
-    for record in geneval::train_records(geneval.count, geneval.seed, &without)? {
+    for record in geneval::train_records(geneval.count as usize, geneval.seed, &without)? {
         text.push_str(&record.line()?);
         text.push('\n');
     }
-    std::fs::write(&geneval.out, text).map_err(Error::io(&geneval.out))?;
+    files::write(&geneval.out, text)?;
     print(&format!("{} prompts in {}", geneval.count, geneval.out.display()));
     Ok(EXIT_DONE)
 }

@@ -1,7 +1,7 @@
 //! `flowrl-dist sample`.
 
 use super::checkpoint::{Source, Which};
-use super::{choose_threads, print};
+use super::{check_out, choose_threads, print};
 use crate::comm::World;
 use crate::data::{Prompt, PromptSet};
 use crate::error::{EXIT_DONE, Error, Result};
@@ -43,14 +43,22 @@ const LEAST: usize = 96;
 
 /// Samples with the solver of evaluations and says where the picture is.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    if arguments.out.is_dir() {
-        return Err(Error::Usage(format!("--out {}: is a folder; name a file", arguments.out.display())));
+    let out = &arguments.out;
+    if let Some(end) = out.extension().filter(|end| !end.eq_ignore_ascii_case("png")) {
+        let (end, png) = (end.to_string_lossy(), out.with_extension("png"));
+        return Err(Error::Usage(format!(
+            "--out {}: pictures are written as PNG, not as {end}; name it {}",
+            out.display(),
+            png.display()
+        )));
     }
+    check_out("--out", out)?;
     let opened = arguments.source.open()?;
     choose_threads();
     logging::init(0, None, "info")?;
     let texts: Vec<&str> = arguments.prompt.iter().map(String::as_str).collect();
-    let (pipeline, params) = opened.load(arguments.which, &texts, &World::solo())?;
+    let world = World::solo();
+    let (pipeline, params) = opened.load(arguments.which, &texts, &opened.device(&world)?, &world)?;
     let config = &opened.config;
     let images = usize::from(arguments.images);
     let requests: Vec<Request> = arguments

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Rewards that need no files, by name: ocr, jpeg-compressibility, ...
-    #[arg(long, value_name = "NAME", num_args = 1.., required_unless_present = "config")]
+    #[arg(long, value_name = "NAME", num_args = 1..)]
     reward: Vec<String>,
     /// A TOML file whose [[reward]] sections are served, too; other sections are not read
     #[arg(long, value_name = "FILE")]
@@ -72,18 +72,37 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
 
 /// The rewards of the command line and of the file.
 fn configs(arguments: &Arguments) -> Result<Vec<RewardConfig>> {
-    let named = |name: &String| -> Result<RewardConfig> {
-        let kind = RewardKind::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name));
-        let kind = kind.map_err(|error| Error::Usage(format!("--reward {name}: {error}")))?;
-        Ok(RewardConfig::new(kind))
-    };
-    let mut configs = arguments.reward.iter().map(named).collect::<Result<Vec<_>>>()?;
+    let mut configs = arguments.reward.iter().map(|name| named(name)).collect::<Result<Vec<_>>>()?;
     if let Some(file) = &arguments.config {
         configs.extend(config::read::<Served>(file, &[], |_| Ok(()))?.reward);
+    }
+    if configs.is_empty() {
+        let message = "there is nothing to serve; name rewards with --reward, or give --config a file with [[reward]]";
+        return Err(Error::Usage(message.into()));
     }
     match configs.iter().find(|config| config.name == RewardKind::Remote) {
         None => Ok(configs),
         Some(remote) => Err(Error::Usage(format!("reward {}: is another server's; ask that one", remote.label()))),
+    }
+}
+
+/// A reward of the command line, which can say no more of it than its name.
+fn named(name: &str) -> Result<RewardConfig> {
+    let by_name = |kind: &RewardKind| RewardConfig::new(*kind).check(u64::MAX).is_ok();
+    match RewardKind::ALL.into_iter().find(|kind| kind.name() == name) {
+        Some(kind) if by_name(&kind) => Ok(RewardConfig::new(kind)),
+        Some(_) => Err(Error::Usage(format!(
+            "--reward {name}: needs more than its name; write it as [[reward]], with its path and what else it needs, into a \
+             TOML file, and give that with --config"
+        ))),
+        None => {
+            let names: Vec<&str> =
+                RewardKind::ALL.iter().filter(|kind| by_name(kind)).map(|kind| kind.name()).collect();
+            Err(Error::Usage(format!(
+                "--reward {name}: there is no such reward; choose from {}, or give --config for those that need files",
+                names.join(", ")
+            )))
+        }
     }
 }
 

@@ -286,6 +286,13 @@ fn model(config: &RunConfig) -> Check {
             ));
         }
     }
+    if let (Kind::Glyphs, Some(dtype)) = (m.kind, m.vae_dtype) {
+        let dtype = text(dtype)?;
+        return Err(format!(
+            "model.vae_dtype = {dtype}: belongs to sd35-medium, glyphs have no decoder; remove it or set model.kind = \
+             \"sd35-medium\""
+        ));
+    }
     match (m.kind, &m.path) {
         (Kind::Glyphs, Some(path)) => file("model.path", path)?,
         // Whether it is there and whole is asked where it is needed: a plan needs no weights.

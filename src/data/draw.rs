@@ -5,11 +5,11 @@ use crate::rng::{Purpose, Stream};
 use std::collections::BTreeSet;
 
 impl PromptSet {
-    /// The `count` different prompts of iteration `iteration` (from 0) with this set: the next ones of an order that is
-    /// drawn anew each time the set was gone through. A function of its arguments only, so that resuming needs no state.
-    /// `stage` is the number of the stage that brought the set: one that comes back comes in another order.
+    /// The `count` different prompts of iteration `iteration`, counted from 0 since the set came into use.
     ///
-    /// What is left of an epoch when it holds less than `count` is dropped: no prompt comes twice in an iteration.
+    /// Prompts are taken in an order that is drawn anew for each epoch. If fewer than `count` are left of an epoch, they are
+    /// skipped, so that no prompt comes twice in an iteration. The result depends on the arguments alone: resuming needs no
+    /// state. `stage` is the number of the stage that brought the set; with another one the order is another.
     ///
     /// # Panics
     /// If the set holds fewer than `count` prompts or count is 0; the plan has refused both.

@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Ends of the names of files whose lines are surely no prompts.
+const TABLES: [&str; 5] = ["json", "csv", "tsv", "parquet", "arrow"];
+
 /// A prompt as a file holds it.
 pub(super) struct Line {
     pub text: String,
@@ -39,18 +42,27 @@ pub(super) fn file_of(source: &Path, split: Split, format: Format) -> Result<Pat
 /// The prompts of a file in its order; see [`PromptSet::from_file`](super::PromptSet::from_file).
 pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Line>> {
     let unreadable = |e| format!("cannot be read ({e}); give a prompt file, or the name of an embedded set");
+    let is_json = match format {
+        Format::Text => false,
+        Format::Jsonl => true,
+        Format::Auto => match path.extension().map(|end| end.to_string_lossy().to_lowercase()).as_deref() {
+            Some("jsonl") => true,
+            Some(end) if TABLES.contains(&end) => {
+                let message = format!(
+                    "a .{end} file is not one prompt a line; write one prompt a line (.txt) or {{\"prompt\": \"...\"}} a line \
+                     (.jsonl), or set data.format if it is one of these already"
+                );
+                return Err(Error::File { path: path.to_path_buf(), message });
+            }
+            _ => false,
+        },
+    };
     let bytes = std::fs::read(path).map_err(|e| Error::File { path: path.to_path_buf(), message: unreadable(e) })?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
         at_line(path, line, "not UTF-8; save the file as UTF-8".to_string())
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let is_json = match format {
-        Format::Text => false,
-        Format::Jsonl => true,
-        Format::Auto => path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("jsonl")),
-    };
-
     let mut prompts = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let line = line.trim();

@@ -90,7 +90,7 @@ pub struct Object {
     /// One of [`COLOURS`].
     #[serde(rename = "color", skip_serializing_if = "Option::is_none")]
     pub colour: Option<String>,
-    /// Where they lie from the objects of that place in the list.
+    /// How they lie relative to an earlier object of the list, given by its place in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<(Relation, usize)>,
 }
@@ -162,7 +162,7 @@ impl Record {
         format!("a photo of {what}")
     }
 
-    /// The same for prompts that differ in the order of their objects only.
+    /// A record that is equal for prompts that differ only in the order of their objects.
     fn key(&self) -> Record {
         let mut key = self.clone();
         if self.tag != Tag::Position {
@@ -231,8 +231,8 @@ impl Record {
 }
 
 /// `count` records for training: position, counting, two colours, one colour and two objects, 7 : 5 : 3 : 1 : 1, drawn
-/// independently; none asks for what a prompt of `without` asks for, in whatever order. Records may come twice: there
-/// are only 240 ways to ask for a number of things.
+/// independently. None asks for the same as a prompt of `without`, in whatever order. Records may repeat: there are only
+/// 240 ways to ask for a number of things.
 ///
 /// # Errors
 /// [`Error::Usage`] for a bad record in `without`, or if it leaves nothing to draw.

@@ -159,7 +159,7 @@ fn list(colours: impl Iterator<Item = Colour>) -> String {
 pub enum Digits {
     /// `000` to `999`: what the embedded base model was trained on.
     Three,
-    /// `0000` to `9999`: the harder task that methods are compared on.
+    /// `0000` to `9999`: a harder task, for runs whose prompts change on the way (`configs/glyphs/stages.toml`).
     Four,
 }
 

@@ -1,10 +1,11 @@
 //! Pictures of pictures: a captioned grid of samples, and pairs of before and after.
 
 use crate::error::{Error, Result};
+use crate::files;
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use candle_core::{DType, Tensor};
 use image::{ImageFormat, Rgb, RgbImage, imageops};
-use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 
 const PAPER: Rgb<u8> = Rgb([250, 250, 248]);
@@ -50,15 +51,11 @@ pub fn before_after(
 
 /// Writes a PNG; folders are made, and a reader never sees half a file.
 pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    }
-    let temporary = path.with_extension("png.tmp");
-    picture.save_with_format(&temporary, ImageFormat::Png).map_err(|e| Error::File {
-        path: path.to_path_buf(),
-        message: format!("the picture cannot be written: {e}"),
-    })?;
-    fs::rename(&temporary, path).map_err(Error::io(path))
+    let mut png = Cursor::new(Vec::new());
+    picture
+        .write_to(&mut png, ImageFormat::Png)
+        .map_err(|e| Error::Failed(format!("{}: no PNG: {e}", path.display())))?;
+    files::write(path, png.into_inner())
 }
 
 /// `[N, 3, H, W]` -> N pictures of `H*scale` x `W*scale`.

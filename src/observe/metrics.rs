@@ -3,6 +3,7 @@
 use super::tensorboard::EventWriter;
 use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
+use crate::files;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -98,7 +99,8 @@ impl Metrics {
         self.entries.is_empty()
     }
 
-    /// The mean of the run's (first) reward, `reward.NAME.mean` or `eval.reward.NAME.mean`, with its name.
+    /// The first of the rewards' means, `reward.NAME.mean` or `eval.reward.NAME.mean`, with its name. In training that is the
+    /// run's first reward; in an evaluation a reward that scored nothing is not among them.
     pub fn reward(&self) -> Option<(&str, f64)> {
         self.iter().find(|(name, _)| {
             name.strip_prefix("eval.").unwrap_or(name).starts_with("reward.") && name.ends_with(".mean")
@@ -154,10 +156,12 @@ impl MetricsLog {
     /// Opens both files in `out_dir`, which is made if absent.
     ///
     /// With `resume_update` lines of later updates, and a last line torn by a crash, are cut and the rest goes on.
-    /// Without, a new run begins: the metrics and event files of an earlier run in this folder are replaced.
+    /// Without, a new run begins: the metrics and event files of an earlier run in this folder are replaced. Sample grids
+    /// (`samples/update_N.png`) of updates that are still to come are deleted, and `samples/before_after.png`.
     pub fn open(out_dir: &Path, resume_update: Option<u64>) -> Result<Self> {
         fs::create_dir_all(out_dir).map_err(Error::io(out_dir))?;
         let path = out_dir.join("metrics.jsonl");
+        remove_samples_after(&out_dir.join("samples"), resume_update)?;
         match resume_update {
             Some(update) => cut_after(&path, update)?,
             None => {
@@ -208,9 +212,26 @@ fn cut_after(path: &Path, update: u64) -> Result<()> {
     };
     let kept: String = text.split_inclusive('\n').filter(keep).collect();
     if kept != text {
-        let temporary = path.with_extension("jsonl.tmp");
-        fs::write(&temporary, kept).map_err(Error::io(&temporary))?;
-        fs::rename(&temporary, path).map_err(Error::io(path))?;
+        files::write(path, kept)?;
+    }
+    Ok(())
+}
+
+/// Deletes the sample grids of updates later than `update`, of all without one, and what compares with the last one.
+fn remove_samples_after(folder: &Path, update: Option<u64>) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io(folder))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let digits = name.strip_prefix("update_").and_then(|rest| rest.strip_suffix(".png"));
+        let of: Option<u64> = digits.and_then(|digits| digits.parse().ok());
+        let is_later = of.is_some_and(|of| update.is_none_or(|last| of > last));
+        if is_later || name == "before_after.png" {
+            fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ impl Progress {
         self.redraw();
     }
 
-    /// Names the phase of an update that begins (`rollout`, `reward`, `train`).
+    /// Names the phase of an update that begins (`sample`, `reward`, `train`).
     pub fn phase(&mut self, name: &str) {
         self.pace.start();
         self.show_phase(name);

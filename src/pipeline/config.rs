@@ -38,6 +38,9 @@ pub struct ModelConfig {
     pub prompt_cache: PathBuf,
     /// What it computes in.
     pub dtype: Precision,
+    /// What pictures are decoded in (sd35-medium); nothing: as `dtype` on a GPU, f32 on a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vae_dtype: Option<Precision>,
     /// What is trained.
     pub trainable: Trainable,
     /// The adapters, if they are what is trained.
@@ -76,6 +79,7 @@ impl Default for ModelConfig {
             t5_tokens: 128,
             prompt_cache: "cache/prompts".into(),
             dtype: Precision::default(),
+            vae_dtype: None,
             trainable: Trainable::Full,
             lora: LoraSection::default(),
         }

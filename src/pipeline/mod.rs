@@ -52,12 +52,12 @@ impl Pipeline {
         ParamSet::read(&self.model.specs(), &*self.base)
     }
 
-    /// The base weights and adapters, of which the pipeline keeps nothing: files are closed when they are dropped.
+    /// Hands over the base weights and adapters; the pipeline keeps none. Their files are closed when the value is dropped.
     pub fn take_base(&mut self) -> Box<dyn Values> {
         std::mem::replace(&mut self.base, Box::new(ParamSet::default()))
     }
 
-    /// Does once for a run what prompts need before they can be encoded: every rank calls it with all prompts of the run.
+    /// Prepares the prompts for [`Pipeline::encode`]. Every rank calls it once, with all prompts of the run.
     pub fn prepare(config: &ModelConfig, prompts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
         match config.kind {
             Kind::Glyphs => Ok(()),

@@ -8,7 +8,7 @@ use crate::model::files::{self, Adapter, Format, Loaded, Transformer};
 use crate::model::text::{Encoding, Filled, PromptCache};
 use crate::model::vae::{self, Vae};
 use crate::model::{Model, mmdit};
-use crate::params::{Layout, LoraConfig};
+use crate::params::{Layout, LoraConfig, Precision};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -56,6 +56,11 @@ fn latent(config: &ModelConfig) -> Result<(usize, usize)> {
 /// [`Error::File`]: everything that is absent or cannot be read.
 pub(super) fn check(config: &ModelConfig) -> Result<()> {
     let path = folder(config)?;
+    is_there("model.path", path, "download the model first (README.md, Weights), or name the folder where it is")?;
+    let others = [("model.transformer", &config.transformer), ("model.lora.path", &config.lora.path)];
+    for (key, path) in others.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?))) {
+        is_there(key, path, "give an existing file or folder")?;
+    }
     let (format, parts) = files::parts(path)?;
     let error = |message: String| Err(Error::File { path: path.to_path_buf(), message });
     if format != Format::Pipeline {
@@ -77,6 +82,13 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
         Adapter::open(path)?;
     }
     config.transformer().map_or(Ok(()), |path| Transformer::open(path).map(drop))
+}
+
+fn is_there(key: &str, path: &Path, remedy: &str) -> Result<()> {
+    match path.exists() {
+        true => Ok(()),
+        false => Err(Error::Usage(format!("{key} = {path:?}: there is nothing at this path; {remedy}"))),
+    }
 }
 
 /// Sees to it that the cache holds the encodings of `prompts` and of what guidance leads away from; every rank does its
@@ -106,9 +118,7 @@ fn folder(config: &ModelConfig) -> Result<&Path> {
 pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
     let path = folder(config)?;
     let transformer = Transformer::open(config.transformer().unwrap_or(path))?;
-    // A CPU computes in f32 and rounds: there bf16 would save nothing.
-    let pixels = if device.is_cuda() { config.dtype.dtype() } else { DType::F32 };
-    let vae = Vae::load(&path.join("vae"), pixels, device)?;
+    let vae = Vae::load(&path.join("vae"), pixels(config, device), device)?;
     let (channels, wanted) = (vae.config.latent_channels, transformer.config.in_channels);
     if channels != wanted {
         let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
@@ -129,6 +139,13 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         device: device.clone(),
         task: Task::Sd35(Box::new(parts)),
     })
+}
+
+/// What pictures are decoded in.
+fn pixels(config: &ModelConfig, device: &Device) -> DType {
+    // A CPU computes in f32 and rounds: there bf16 would save nothing.
+    let usual = || if device.is_cuda() { config.dtype.dtype() } else { DType::F32 };
+    config.vae_dtype.map_or_else(usual, Precision::dtype)
 }
 
 /// What stands before and behind the transformer.
@@ -172,5 +189,19 @@ impl Parts {
     /// Pixels of a picture on a side of a latent's pixel.
     pub(super) fn scale(&self) -> usize {
         self.vae.config.scale()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_decoded_in_what_was_asked_for() {
+        let on_cpu =
+            |dtype, vae_dtype| pixels(&ModelConfig { dtype, vae_dtype, ..ModelConfig::default() }, &Device::Cpu);
+        assert_eq!(on_cpu(Precision::Bf16, None), DType::F32);
+        assert_eq!(on_cpu(Precision::Bf16, Some(Precision::F32)), DType::F32);
+        assert_eq!(on_cpu(Precision::F32, Some(Precision::Bf16)), DType::BF16);
     }
 }

@@ -6,9 +6,10 @@ use crate::data::Prompt;
 use crate::error::{Error, Result};
 use crate::model::clip::Clip;
 use crate::model::files::AnyWeights;
-use crate::model::text::Tokenizer;
+use crate::model::text::{Tokenizer, uncurl};
 use candle_core::{D, DType, Device, Tensor};
 use image::RgbImage;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -39,8 +40,8 @@ impl Backbone {
         Ok(Self { clip, tokenizer, device: device.clone() })
     }
 
-    /// Pictures or texts that go through a tower at once. On the CPU one: its products are large enough, and a score is
-    /// the same whatever comes with it. A batch is filled up, so that a GPU's is one that divides the usual groups.
+    /// Pictures or texts that go through a tower at once. One on the CPU, where a single one keeps the cores busy and its score
+    /// does not depend on others. On a GPU a number that divides the usual groups, because incomplete batches are filled up.
     fn batch(&self) -> usize {
         if self.device.is_cpu() { 1 } else { 8 }
     }
@@ -64,7 +65,7 @@ impl Backbone {
         Ok(features.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?)
     }
 
-    /// The features of `count` things, in batches of one size, the last filled up with its last.
+    /// The features of `count` inputs, in batches of one size; the last batch is filled up by repeating its last input.
     fn in_batches(&self, count: usize, features: impl Fn(&[usize]) -> Result<Tensor>) -> Result<Tensor> {
         let size = self.batch();
         let mut all = Vec::new();
@@ -82,7 +83,7 @@ impl Backbone {
     }
 }
 
-/// The texts of the prompts, each once, and which of them is each prompt's, `[B]`.
+/// The different texts of the prompts, and for each prompt the place of its text among them, `[B]`.
 fn distinct(prompts: &[Prompt]) -> (Vec<&str>, Vec<u32>) {
     let mut places: HashMap<&str, u32> = HashMap::new();
     let mut texts: Vec<&str> = Vec::new();
@@ -128,6 +129,17 @@ impl Alignment {
         }
     }
 
+    /// The prompts as the program words them for its tokenizer.
+    fn worded(self, prompts: &[Prompt]) -> Cow<'_, [Prompt]> {
+        match self {
+            Alignment::ClipScore | Alignment::PickScore => Cow::Borrowed(prompts),
+            Alignment::Hps => {
+                let cleaned = |prompt: &Prompt| Prompt { text: uncurl(&prompt.text), ..prompt.clone() };
+                Cow::Owned(prompts.iter().map(cleaned).collect())
+            }
+        }
+    }
+
     /// What the cosine is multiplied by.
     fn scale(self, logit_scale: f64) -> f64 {
         match self {
@@ -159,7 +171,8 @@ impl Reward for ClipReward {
         let pictures = to_rgb8(images)?;
         check_count(self.name(), pictures.len(), prompts)?;
         let scale = self.alignment.scale(self.backbone.clip.logit_scale());
-        let cosines = self.backbone.cosines(&pictures, prompts, self.alignment.preprocess())?;
+        let prompts = self.alignment.worded(prompts);
+        let cosines = self.backbone.cosines(&pictures, &prompts, self.alignment.preprocess())?;
         Ok(cosines.into_iter().map(|cosine| Some(scale * cosine)).collect())
     }
 
@@ -259,6 +272,17 @@ mod tests {
             assert_eq!(backbone.text_features(std::slice::from_ref(prompt))?.to_vec2::<f32>()?, [features]);
         }
         Ok(())
+    }
+
+    /// HPS goes through open_clip, which cleans its prompts; the others through transformers, which does not.
+    #[test]
+    fn the_prompts_of_hps_have_plain_quotes() {
+        let texts = ["a sign, \u{201c}OPEN\u{201d}", "it\u{2019}s"].map(String::from);
+        let prompts = texts.clone().into_iter().collect::<PromptSet>().prompts;
+        let worded =
+            |alignment: Alignment| alignment.worded(&prompts).iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+        assert_eq!(worded(Alignment::Hps), ["a sign, \"OPEN\"", "it's"]);
+        assert_eq!((worded(Alignment::PickScore), worded(Alignment::ClipScore)), (texts.to_vec(), texts.to_vec()));
     }
 
     /// tests/fixtures/pickscore_micro: transformers' `CLIPModel`, scored as PickScore's program does.

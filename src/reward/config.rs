@@ -30,6 +30,19 @@ pub enum RewardKind {
 }
 
 impl RewardKind {
+    /// All of them.
+    pub const ALL: [RewardKind; 9] = [
+        RewardKind::Ocr,
+        RewardKind::Colour,
+        RewardKind::JpegCompressibility,
+        RewardKind::JpegIncompressibility,
+        RewardKind::ClipScore,
+        RewardKind::PickScore,
+        RewardKind::Hps,
+        RewardKind::Aesthetic,
+        RewardKind::Remote,
+    ];
+
     /// The name in the configuration.
     pub fn name(self) -> &'static str {
         match self {
@@ -174,7 +187,7 @@ impl RewardConfig {
         if remote { self.check_remote(deadline_s) } else { Ok(()) }
     }
 
-    /// Whether the files that it names are there; a plan needs none of them.
+    /// Whether the files that it names and the token's variable are there; a plan needs none of them.
     ///
     /// # Errors
     /// One line: key, value, remedy.
@@ -186,7 +199,20 @@ impl RewardConfig {
         absent("path", &self.path, "give the folder or file of its model")?;
         absent("tokenizer", &self.tokenizer, "give the folder of CLIP's tokenizer")?;
         absent("predictor", &self.predictor, "give sac+logos+ava1-l14-linearMSE.pth of LAION")?;
-        absent("detector", &self.detector, "launch/fetch-ocr.sh fetches it")
+        absent("detector", &self.detector, "launch/fetch-ocr.sh fetches it")?;
+        self.token().map(drop)
+    }
+
+    /// The server's token, in the variable that `token_env` names; none if it names none.
+    ///
+    /// # Errors
+    /// One line: there is no such variable.
+    pub fn token(&self) -> Result<Option<String>, String> {
+        let missing = |variable: &String| {
+            format!("token_env = {variable:?}: there is no such variable; export it, with the token, on every rank")
+        };
+        let read = |variable| std::env::var(variable).map_err(|_| missing(variable));
+        self.token_env.as_ref().map(read).transpose()
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {

@@ -36,9 +36,9 @@ const POSITION_THRESHOLD: f64 = 0.1;
 
 /// Judges the detections of one picture.
 ///
-/// Part marks: for each object `1 - |n - found| / n`; if exactly n were found and a colour is asked for, as much for the
-/// number of that colour, and if not 0; for a position that is not reached 0, and then 1 in any case, as in the program
-/// whose numbers are compared, so that a position is worth a half.
+/// Part marks, whose mean is the reward. For each object: `1 - |n - found| / n`. If a colour is asked for: the same for the
+/// number of that colour, or 0 if not exactly n objects were found. For a position: 0 if it is not reached, followed by 1 in
+/// any case, as in the program whose numbers are compared; so a position is worth a half.
 pub fn verdict(record: &Record, detections: &[Detection]) -> Verdict {
     let least = if record.tag == Tag::Counting { CONFIDENCE_COUNTING } else { CONFIDENCE };
     let found = |class: &str| {

@@ -29,6 +29,7 @@ use crate::{
     error::{Error, Result},
 };
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Scores images against their prompts.
@@ -41,8 +42,8 @@ pub trait Reward: Send + Sync {
     /// `images` is `[B, 3, H, W]` f32 in [0, 1], RGB. An image's score does not depend on the others in the call.
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>>;
 
-    /// As [`Reward::score`], where a score may be missing for another reason than that the reward does not apply, and
-    /// the configuration allows to go on without it.
+    /// Like [`Reward::score`], but a score that could not be computed is reported as failed where the configuration allows
+    /// the run to go on without it.
     fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
         Ok(Attempt { scores: self.score(images, prompts)?, ..Attempt::default() })
     }
@@ -55,7 +56,7 @@ pub trait Reward: Send + Sync {
     /// Whether it is ready to score: asked once, before anything is trained.
     ///
     /// # Errors
-    /// [`Error::Reward`]: it is not, and what to do.
+    /// [`Error::Reward`]: it is not, and what to do; [`Error::Usage`]: the server has no such reward.
     fn ready(&self) -> Result<()> {
         Ok(())
     }
@@ -76,24 +77,24 @@ pub struct Requests {
 }
 
 /// What came of scoring images.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Attempt {
     /// One an image; `None` where the reward does not apply or failed.
     pub scores: Vec<Option<f64>>,
     /// The images whose score could not be had. Their groups cannot be compared: they are left out.
     pub failed: Vec<usize>,
-    /// Whether it would be in vain to ask for more images now.
+    /// Whether the reward has failed for good: more images need not be asked for.
     pub broken: bool,
 }
 
 impl Attempt {
-    /// That of images which it is in vain to ask for.
+    /// For images that are not asked for, because the reward has failed for good.
     fn broken(images: usize) -> Self {
         Self { scores: vec![None; images], failed: (0..images).collect(), broken: true }
     }
 
     /// Adds what came of the next images.
-    fn append(&mut self, next: Attempt) {
+    pub(crate) fn append(&mut self, next: Attempt) {
         let before = self.scores.len();
         self.failed.extend(next.failed.into_iter().map(|image| before + image));
         self.scores.extend(next.scores);

@@ -84,9 +84,12 @@ pub fn serve(
     Ok(())
 }
 
-/// Scores requests as long as some come.
+/// Scores requests as long as some come; those whose client has gone meanwhile are passed over.
 fn score_all(rewards: &[Box<dyn Reward>], work: &Receiver<Job>) {
     while let Ok(job) = work.recv() {
+        if job.reply.is_closed() {
+            continue;
+        }
         let answer = answer(rewards, &job.body);
         job.reply.send(answer).ok();
     }
@@ -257,4 +260,52 @@ pub fn listen(address: &str, has_token: bool) -> Result<(TcpListener, SocketAddr
         return Err(usage("other machines could ask this server; give --token-file, or listen at 127.0.0.1".into()));
     }
     Ok((listener, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Remembers the prompts that it was asked to score.
+    struct Remembers(Arc<Mutex<Vec<String>>>);
+
+    impl Reward for Remembers {
+        fn name(&self) -> &str {
+            "remembers"
+        }
+
+        fn score(&self, _: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
+            let mut seen = self.0.lock().map_err(|e| Error::Failed(e.to_string()))?;
+            seen.extend(prompts.iter().map(|prompt| prompt.text.clone()));
+            Ok(vec![Some(1.0); prompts.len()])
+        }
+    }
+
+    /// A client that gave up asks again: scoring what it left behind would only make the next answer late as well.
+    #[test]
+    fn requests_whose_client_has_gone_are_not_scored() {
+        let mut png = Cursor::new(Vec::new());
+        RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
+        let picture = STANDARD.encode(png.into_inner());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let rewards: [Box<dyn Reward>; 1] = [Box::new(Remembers(seen.clone()))];
+        let (jobs, work) = channel();
+        let ask = |prompt: &str| {
+            let request = json!({"prompt": prompt, "image_png_b64": picture});
+            let body = json!({"requests": [request], "rewards": ["remembers"]}).to_string().into();
+            let (reply, answer) = oneshot::channel();
+            jobs.send(Job { body, reply }).unwrap();
+            answer
+        };
+        let first = ask("waits");
+        drop(ask("has gone"));
+        let last = ask("waits, too");
+        drop(jobs);
+        score_all(&rewards, &work);
+        assert_eq!(*seen.lock().unwrap(), ["waits", "waits, too"]);
+        for answer in [first, last] {
+            assert_eq!(answer.blocking_recv().unwrap().unwrap()["results"], json!([{"remembers": 1.0}]));
+        }
+    }
 }

@@ -78,8 +78,8 @@ impl Trainer {
     }
 }
 
-/// A rank's warnings go to its own file: for the terminal, which is rank 0's, that there are some. Of each rank whether it
-/// has images without a score.
+/// Other ranks' warnings only reach their log files, so rank 0 says on the terminal that there are some. `fails` tells of
+/// each rank whether it has images without a score.
 fn warn_of_others(fails: impl Iterator<Item = bool>) {
     let others: Vec<usize> = fails.enumerate().skip(1).filter_map(|(rank, fails)| fails.then_some(rank)).collect();
     if let Some(first) = others.first() {

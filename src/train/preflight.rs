@@ -6,6 +6,7 @@ use crate::comm::{Communicator, ReduceOp, World, exchange, phase};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::optim::VECTORS;
+use crate::pipeline::Kind;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -28,11 +29,11 @@ struct Card {
     clock: f64,
 }
 
-/// Checks everything; collective, the same answer on every rank. Returns what is no error but should be told.
+/// Checks everything; collective, the same answer on every rank. Returns warnings.
 ///
 /// # Errors
-/// [`Error::Usage`] that names the rank and its host whose program, configuration or run folder is another;
-/// [`Error::Failed`] where a collective gives a wrong answer.
+/// [`Error::Usage`] if a rank has another program or configuration than rank 0, or does not see its folders; the message
+/// names the rank and its host. [`Error::Failed`] if a collective gives a wrong answer.
 pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>> {
     phase("preflight");
     let mut warnings = Vec::new();
@@ -47,13 +48,13 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
         answers_right(world, &*world.device, "device")?;
     }
     if world.place().hosts > 1 {
-        sees_one_folder(&config.run.out, SEEN_WITHIN, world)?;
+        shared(config).into_iter().try_for_each(|folder| folder.is_seen(SEEN_WITHIN, world))?;
     }
     warnings.extend(disk(config, world)?);
     Ok(warnings)
 }
 
-/// Of the file that runs, whatever its name has come to mean since.
+/// The digest of the running program's file, even if another file has taken its name since the start.
 fn program_digest() -> Result<String> {
     const PATH: &str = "/proc/self/exe";
     let mut hasher = blake3::Hasher::new();
@@ -62,7 +63,7 @@ fn program_digest() -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Rank 0's card is what the others are held against.
+/// Compares every rank's card with rank 0's; returns warnings.
 fn compare(cards: &[Card]) -> Result<Vec<String>> {
     let first = &cards[0];
     let mut warnings = Vec::new();
@@ -114,37 +115,61 @@ fn answers_right(world: &World, comm: &dyn Communicator, plane: &str) -> Result<
     }
 }
 
-/// Whether a file that rank 0 makes in the run folder is there for all `within` a time.
-fn sees_one_folder(out: &Path, within: Duration, world: &World) -> Result<()> {
-    let probe = out.join(".preflight");
-    let word = exchange(&*world.host, &std::process::id())?[0].to_string();
-    if world.rank() == 0 {
-        fs::create_dir_all(out).map_err(Error::io(out))?;
-        fs::write(&probe, &word).map_err(Error::io(&probe))?;
-    }
-    world.host.barrier()?;
-    let end = Instant::now() + within;
-    let sees = || fs::read_to_string(&probe).is_ok_and(|found| found == word);
-    while !sees() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let all = exchange(&*world.host, &(sees(), world.hostname().to_string()))?;
-    if world.rank() == 0 {
-        fs::remove_file(&probe).map_err(Error::io(&probe))?;
-    }
-    match all.iter().position(|(sees, _)| !sees) {
-        None => Ok(()),
-        Some(rank) => Err(Error::Usage(format!(
-            "run folder {}: rank {rank} on {} does not see what rank 0 on {} writes there; pass --out with a folder on a \
-             file system that all hosts share",
-            out.display(),
-            all[rank].1,
-            all[0].1
-        ))),
+/// A folder that all ranks must see.
+struct Shared<'a> {
+    path: &'a Path,
+    what: &'static str,
+    remedy: &'static str,
+}
+
+/// The run's folder, and where prompts are encoded the folder of them: each rank encodes its share for all.
+fn shared(config: &RunConfig) -> Vec<Shared<'_>> {
+    let run = Shared { path: &config.run.out, what: "run folder", remedy: "pass --out with a folder" };
+    let prompts = Shared {
+        path: &config.model.prompt_cache,
+        what: "model.prompt_cache",
+        remedy: "set model.prompt_cache to a folder",
+    };
+    match config.model.kind {
+        Kind::Glyphs => vec![run],
+        Kind::Sd35Medium => vec![run, prompts],
     }
 }
 
-/// Room for the checkpoints that are kept, and one that is being written.
+impl Shared<'_> {
+    /// Whether a file that rank 0 makes in the folder is there for all `within` a time.
+    fn is_seen(&self, within: Duration, world: &World) -> Result<()> {
+        let Self { path, what, remedy } = self;
+        let probe = path.join(".preflight");
+        let word = exchange(&*world.host, &std::process::id())?[0].to_string();
+        if world.rank() == 0 {
+            fs::create_dir_all(path).map_err(Error::io(path))?;
+            fs::write(&probe, &word).map_err(Error::io(&probe))?;
+        }
+        world.host.barrier()?;
+        let end = Instant::now() + within;
+        let sees = || fs::read_to_string(&probe).is_ok_and(|found| found == word);
+        while !sees() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let all = exchange(&*world.host, &(sees(), world.hostname().to_string()))?;
+        if world.rank() == 0 {
+            fs::remove_file(&probe).map_err(Error::io(&probe))?;
+        }
+        match all.iter().position(|(sees, _)| !sees) {
+            None => Ok(()),
+            Some(rank) => Err(Error::Usage(format!(
+                "{what} {}: rank {rank} on {} does not see what rank 0 on {} writes there; {remedy} on a file system that all \
+                 hosts share",
+                path.display(),
+                all[rank].1,
+                all[0].1
+            ))),
+        }
+    }
+}
+
+/// A warning if there is too little room for the checkpoints that are kept and one that is being written.
 fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
     let plan = config.plan(world.world_size())?;
     let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);
@@ -172,6 +197,10 @@ mod tests {
 
     fn card() -> Card {
         Card { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
+    }
+
+    fn folder_of_run(path: &Path) -> Shared<'_> {
+        Shared { path, what: "run folder", remedy: "pass --out with a folder" }
     }
 
     #[test]
@@ -202,7 +231,7 @@ mod tests {
         };
         ThreadGroup::run(3, |world| {
             preflight(&load(1)?, &world)?;
-            sees_one_folder(&folder.path().join("new"), SEEN_WITHIN, &world)
+            folder_of_run(&folder.path().join("new")).is_seen(SEEN_WITHIN, &world)
         })
         .unwrap();
         let error = ThreadGroup::run(2, |world| preflight(&load(world.rank())?, &world)).unwrap_err();
@@ -215,7 +244,19 @@ mod tests {
     #[test]
     fn a_run_folder_of_its_own_is_told() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let looks = |world: World| sees_one_folder(folders[world.rank()].path(), Duration::from_secs(1), &world);
+        let looks = |world: World| {
+            let mut config = RunConfig::load(None, &[])?;
+            config.model.kind = Kind::Sd35Medium;
+            config.run.out = folders[0].path().into();
+            config.model.prompt_cache = folders[world.rank()].path().into();
+            shared(&config).into_iter().try_for_each(|folder| folder.is_seen(Duration::from_secs(1), &world))
+        };
+        let error = ThreadGroup::run(2, looks).unwrap_err().to_string();
+        assert!(
+            error.starts_with("model.prompt_cache ") && error.contains("set model.prompt_cache to a folder"),
+            "{error}"
+        );
+        let looks = |world: World| folder_of_run(folders[world.rank()].path()).is_seen(Duration::from_secs(1), &world);
         let error = ThreadGroup::run(2, looks).unwrap_err();
         assert!(error.to_string().contains("rank 1 on ") && error.to_string().contains("all hosts share"), "{error}");
     }

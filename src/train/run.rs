@@ -12,7 +12,7 @@ use crate::config::RunConfig;
 use crate::data::PromptSet;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluation, Gallery, evaluated};
+use crate::evaluate::{Evaluation, Gallery, evaluated, main_reward};
 use crate::files;
 use crate::interrupt::Interrupt;
 use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
@@ -86,6 +86,12 @@ impl<'a> Run<'a> {
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
+        // Before prompts are encoded and weights are read: what is wrong with a reward is told now.
+        let threads = candle_core::utils::get_num_threads();
+        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
+        let rewards: Rewards = loader.build(&config.reward)?.into();
+        let eval_rewards: Rewards = loader.build(&evaluated(config))?.into();
+        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         let drawn = stages.texts(&plan.stages, plan.prompts);
         let looked_at = config.eval.count(eval_prompts.len()).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
@@ -135,15 +141,14 @@ impl<'a> Run<'a> {
         if stages.are_several() {
             progress.note(&stages.now().to_string());
         }
-        let threads = candle_core::utils::get_num_threads();
+        progress.note(&format!("{} is written anew after each evaluation", out.join(report::FILE).display()));
         tracing::debug!("rank {} on {}, {threads} threads, update {update}", world.rank(), world.hostname());
-        let loader = reward::Loader::new(threads, &device); // one for both: they share their models
         let trainer = Trainer {
             world: world.clone(),
             config: config.clone(),
             pipeline,
             stages,
-            rewards: loader.build(&config.reward)?.into(),
+            rewards,
             objective: config.objective(),
             points: Points::new(config),
             layout,
@@ -151,8 +156,6 @@ impl<'a> Run<'a> {
             policies,
             skipped,
         };
-        let eval_rewards: Rewards = loader.build(&evaluated(config))?.into();
-        agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         // New for each life of the run, the same on every rank.
         let generation = exchange(&*world.host, &nanoseconds())?[0];
         let saver = Saver::new(&checkpoint::root(out), identity, generation);
@@ -278,7 +281,7 @@ impl<'a> Run<'a> {
         metrics.set("sent.eval", (self.world().sent() - sent) as f64);
         metrics.set("time.eval", since.elapsed().as_secs_f64());
         let update = self.trainer.state.update;
-        self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
+        self.best.evaluated = main_reward(self.config, &metrics).map(|reward| Scored { update, reward });
         self.unevaluated = false;
         let enlarged = self.enlarged();
         if let Some(log) = &mut self.log {
@@ -286,6 +289,9 @@ impl<'a> Run<'a> {
             let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, enlarged)?;
             grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
             log.image(update, "samples", &picture)?;
+            if let Err(e) = report::write(&self.config.run.out) {
+                tracing::warn!("{e}; the report is written again after the next evaluation");
+            }
         }
         self.progress.evaluation(update, &metrics);
         Ok(())

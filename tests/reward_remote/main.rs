@@ -118,10 +118,11 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
     assert_eq!(server.asked(), 3, "after the second batch failed twice, the third is not tried");
     assert!(remote.score(&images, &prompts).is_err());
 
-    // One image of a batch: only it is lost; one to which the reward does not apply is not.
+    // One image of a batch: only it is lost, after a second attempt; one to which the reward does not apply is not.
     let server = Server::start(|n| match n {
         0 => says(r#"{"results": [{"good": 1}, {}], "errors": [null, {"good": "no face"}]}"#),
-        1 => says(r#"{"results": [{"good": null}, {"good": 2}]}"#),
+        1 => says(r#"{"results": [{}], "errors": [{"good": "no face"}]}"#),
+        2 => says(r#"{"results": [{"good": null}, {"good": 2}]}"#),
         _ => right(),
     });
     let remote = server.remote(|config| {
@@ -131,6 +132,26 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
     let attempt = remote.attempt(&images, &prompts).unwrap();
     assert_eq!(attempt.scores, [Some(1.0), None, None, Some(2.0), Some(0.5)]);
     assert_eq!(attempt.failed, [1]);
+}
+
+/// An image that the server could not score this time, its GPU's memory being short, has its score a little later; only
+/// it is asked for again, and it ends nothing.
+#[test]
+fn an_image_that_fails_is_tried_again_alone() {
+    for policy in [OnFailure::Stop, OnFailure::Drop] {
+        let server = Server::start(|n| match n {
+            0 => says(r#"{"results": [{"good": 1}, {}], "errors": [null, {"good": "CUDA out of memory"}]}"#),
+            1 => says(r#"{"results": [{"good": 2}]}"#),
+            _ => right(),
+        });
+        let remote = server.remote(|config| (config.connections, config.on_failure) = (Some(1), Some(policy)));
+        let (images, prompts) = five();
+        let attempt = remote.attempt(&images, &prompts).unwrap();
+        assert_eq!(attempt.scores, [Some(1.0), Some(2.0), Some(0.5), Some(0.5), Some(0.5)]);
+        assert_eq!((&attempt.failed[..], server.asked()), (&[][..], 4));
+        let again = &server.bodies.lock().unwrap()[1];
+        assert!(again.contains("picture 1") && !again.contains("picture 0"), "{again}");
+    }
 }
 
 /// Batches go out as they come: with two connections the server has two of them, and no more, while others are still to
@@ -235,7 +256,11 @@ fn a_served_reward_is_the_reward() {
     let rewards = build(&names.map(RewardConfig::new), 1).unwrap();
     let (listener, address) = serve::listen("127.0.0.1:0", false).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
-    let (images, prompts) = five();
+    // Red on yellow; the reward scores the first three prompts, all differently, and not the others.
+    let picture: Vec<f32> = (0..3 * 64).map(|i| [1.0, f32::from(u8::from(i % 8 != 3)), 0.0][i / 64]).collect();
+    let images = Tensor::from_vec(picture.repeat(5), (5, 3, 8, 8), &Device::Cpu).unwrap();
+    let texts = [r#""1" in red on yellow"#, r#""1" in green on yellow"#, r#""1" in green on sky"#, "a cat", "a dog"];
+    let prompts = texts.into_iter().map(String::from).collect::<PromptSet>().prompts;
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let remote = |reward: &str| {
@@ -251,7 +276,9 @@ fn a_served_reward_is_the_reward() {
             let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let jpeg = remote("jpeg-incompressibility");
                 jpeg.ready().unwrap();
-                let none = remote("beauty").ready().unwrap_err().to_string();
+                let none = remote("beauty").ready().unwrap_err();
+                assert_eq!(none.exit_code(), 2);
+                let none = none.to_string();
                 assert!(none.contains("has no such reward, but jpeg-incompressibility, colour"), "{none}");
                 let refused = remote("beauty").score(&images, &prompts).unwrap_err().to_string();
                 assert!(refused.contains("400 Bad Request") && refused.contains("there is no reward"), "{refused}");
@@ -264,7 +291,8 @@ fn a_served_reward_is_the_reward() {
         serve::serve(&rewards, listener, None, stopped).unwrap();
         let (jpeg, colour) = asking.join().unwrap().unwrap();
         assert_eq!(jpeg, rewards[0].score(&images, &prompts).unwrap());
-        assert_eq!(colour, [None; 5], "the colours of other prompts are not the reward's business");
+        assert_eq!(colour, [Some(1.0), Some(0.5), Some(0.0), None, None]);
+        assert_eq!(colour, rewards[1].score(&images, &prompts).unwrap());
     });
     assert!(TcpStream::connect(address).is_err(), "stopped");
 }

@@ -38,14 +38,23 @@ pub struct Server {
 
 impl Server {
     pub fn start(does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Server {
+        Server::start_with(r#"{"status": "ok"}"#.into(), does)
+    }
+
+    /// One that says which rewards it has, and scores nothing.
+    pub fn serving(rewards: &[&str]) -> Server {
+        Server::start_with(serde_json::json!({"status": "ok", "rewards": rewards}).to_string(), |_| Does::HangsUp)
+    }
+
+    fn start_with(health: String, does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (asked, bodies) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-        let (count, log, does) = (asked.clone(), bodies.clone(), Arc::new(does));
+        let (count, log, does, health) = (asked.clone(), bodies.clone(), Arc::new(does), Arc::new(health));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (count, log, does) = (count.clone(), log.clone(), does.clone());
-                std::thread::spawn(move || converse(stream.unwrap(), &count, &log, &*does));
+                let (count, log, does, health) = (count.clone(), log.clone(), does.clone(), health.clone());
+                std::thread::spawn(move || converse(stream.unwrap(), &count, &log, &health, &*does));
             }
         });
         Server { url, asked, bodies }
@@ -84,6 +93,7 @@ fn converse(
     stream: TcpStream,
     count: &AtomicUsize,
     log: &Mutex<Vec<String>>,
+    health: &str,
     does: &(dyn Fn(usize) -> Does + Send + Sync),
 ) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -109,7 +119,7 @@ fn converse(
         }
         let body = String::from_utf8(body).unwrap();
         let action = if first.starts_with("GET /health") {
-            Does::Says(200, r#"{"status": "ok"}"#.into())
+            Does::Says(200, health.into())
         } else {
             log.lock().unwrap().push(body.clone());
             does(count.fetch_add(1, Ordering::SeqCst))

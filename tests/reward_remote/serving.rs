@@ -175,3 +175,17 @@ fn sigterm_ends_it_after_the_answer_under_way() {
     };
     assert_eq!(status.code(), Some(0));
 }
+
+#[test]
+fn what_cannot_be_served_is_refused_with_what_can() {
+    for (arguments, said) in [
+        (&[][..], "there is nothing to serve; name rewards with --reward, or give --config a file"),
+        (&["--reward", "clip-score"], "--reward clip-score: needs more than its name; write it as [[reward]]"),
+        (&["--reward", "foo"], "--reward foo: there is no such reward; choose from ocr, colour, jpeg-compressibility"),
+    ] {
+        let program = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+        let output = { program }.args(["serve-reward", "--listen", "127.0.0.1:0"]).args(arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && error.contains(said), "{arguments:?}: {error}");
+    }
+}

@@ -49,6 +49,8 @@ fn with_server(mut command: Command, out: &Path, server: &Server, settings: &[&s
     ];
     command.args(small.iter().chain(settings).flat_map(|setting| ["--set", setting]));
     command.env("RAYON_NUM_THREADS", "1");
+    // Servers of rewards are asked directly, whatever proxy a cluster has for the web.
+    command.env("ALL_PROXY", "http://127.0.0.1:9").env_remove("NO_PROXY").env_remove("no_proxy");
     command
 }
 
@@ -111,7 +113,7 @@ fn a_run_may_go_on_without_the_groups_that_have_no_score() {
         3 => says(r#"{"results": [{"good": 1}, {}], "errors": [{}, {"good": "no face"}]}"#),
         _ => says(r#"{"results": [{n}]}"#),
     });
-    let output = run(&out, &server, 1, &["reward.0.on_failure=drop"]);
+    let output = run(&out, &server, 1, &["reward.0.on_failure=drop", "reward.0.retries=0"]);
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("images are left out: no face"), "{said}");
@@ -129,6 +131,27 @@ fn a_run_does_not_begin_without_its_server() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("reward good: http://127.0.0.1:9: ") && said.contains("start the server"), "{said}");
     assert!(updates(&out).is_empty());
+}
+
+/// A token that is not there, and a reward that the server has not: a mistake of the configuration, told before the run
+/// folder has more than its log.
+#[test]
+fn a_mistake_in_a_remote_reward_is_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let server = Server::start(|_| right());
+    let output = run(&out, &server, 1, &["reward.0.token_env=FLOWRL_NO_SUCH_TOKEN"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("reward[0].token_env = \"FLOWRL_NO_SUCH_TOKEN\": there is no such variable"), "{said}");
+    assert!(!out.exists(), "nothing was begun");
+
+    let named = Server::serving(&["better"]);
+    let output = run(&out, &named, 1, &[]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("the server has no such reward, but better; name one of them"), "{said}");
+    assert!(!out.join("metrics.jsonl").exists(), "{said}");
 }
 
 /// Two ranks that meet over TCP, so that each has an exit code and a last word of its own: both, and seconds.

@@ -52,6 +52,8 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
     (&["model.lora.path=lora"], &["model.lora.path = \"lora\": belongs to sd35-medium; remove it"]),
+    (&["model.vae_dtype=f32"], &["model.vae_dtype = \"f32\": belongs to sd35-medium", "remove it"]),
+    (&["model.vae_dtype=f16"], &["model.vae_dtype = \"f16\": must be \"f32\" or \"bf16\""]),
     (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),
     (
         &["model.kind=sd35-medium", "model.path=sd35", "reward.0.name=ocr"],

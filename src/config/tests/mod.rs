@@ -6,6 +6,7 @@ use super::*;
 use crate::advantage::{Aggregate, Map, Normaliser};
 use crate::flow::sde::SdeConfig;
 use crate::objective::{Form, Gamma, Objective};
+use crate::params::Precision;
 use crate::reward::remote::{OnFailure, WireFormat};
 use mistakes::{FILES, LORA, SETTINGS};
 use std::collections::BTreeSet;
@@ -246,6 +247,7 @@ fn the_reference_explains_every_key() {
     }];
     full.model.path = Some("base".into());
     full.model.transformer = Some("transformer".into());
+    full.model.vae_dtype = Some(Precision::F32);
     full.model.lora.targets = Some(vec!["attn.to_q".into()]);
     full.model.lora.path = Some("lora".into());
     let full: Table = full.to_toml().unwrap().parse().unwrap();

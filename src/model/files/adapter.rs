@@ -144,6 +144,13 @@ fn config_of(path: &Path, weights: &Weights) -> Result<Option<Config>> {
     let Some(text) = weights.metadata(METADATA) else { return Ok(None) };
     let problem = |e| weights.error(format!("has {METADATA} that cannot be read: {e}"));
     let all: Map<String, Value> = serde_json::from_str(text).map_err(problem)?;
-    let own = all.into_iter().filter_map(|(key, value)| Some((key.strip_prefix("transformer.")?.to_owned(), value)));
-    serde_json::from_value(own.collect()).map(Some).map_err(problem)
+    // A pipeline puts the component before each key; the transformer's own `save_lora_adapter` does not.
+    let of_transformer =
+        |(key, value): (&String, &Value)| Some((key.strip_prefix("transformer.")?.into(), value.clone()));
+    let own: Map<String, Value> =
+        if all.contains_key("r") { all } else { all.iter().filter_map(of_transformer).collect() };
+    if own.is_empty() {
+        return Ok(None); // of other components only
+    }
+    serde_json::from_value(own.into()).map(Some).map_err(problem)
 }

@@ -60,7 +60,15 @@ pub(super) fn find(path: &Path) -> Result<Found> {
     match (of(&["safetensors"]).as_slice(), of(&PICKLES).as_slice()) {
         ([one], _) => find(&path.join(one)),
         ([], [pickled, ..]) => Err(pickle(&path.join(pickled))),
-        ([], []) => Err(error("holds no safetensors file; give the folder of a model's weights".into())),
+        ([], []) => Err(error(match snapshot(path) {
+            Some(snapshot) => {
+                format!(
+                    "is a folder of the Hugging Face cache; give the one in it with the files: {}",
+                    snapshot.display()
+                )
+            }
+            None => "holds no safetensors file; give the folder of a model's weights".into(),
+        })),
         (many, _) => {
             let count = many.len();
             Err(error(format!(
@@ -68,6 +76,37 @@ pub(super) fn find(path: &Path) -> Result<Found> {
             )))
         }
     }
+}
+
+/// The pickle that `path` means: the file itself, or the only one in a folder that holds no safetensors.
+///
+/// # Errors
+/// The folder holds several, or cannot be read.
+pub(super) fn pickle_of(path: &Path) -> Result<Option<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(PICKLES.contains(&extension(path)).then(|| path.to_path_buf()));
+    }
+    let names = names(path)?;
+    if names.iter().any(|name| extension(Path::new(name)) == "safetensors" || NAMES.contains(&name.as_str())) {
+        return Ok(None);
+    }
+    let pickles: Vec<String> = names.into_iter().filter(|name| PICKLES.contains(&extension(Path::new(name)))).collect();
+    match pickles.as_slice() {
+        [] => Ok(None),
+        [one] => Ok(Some(path.join(one))),
+        many => {
+            let message = format!("holds {} files of torch.save: {}; name one", many.len(), many.join(", "));
+            Err(Error::File { path: path.to_path_buf(), message })
+        }
+    }
+}
+
+/// The folder with the files where `path` is a model's folder in the cache of Hugging Face, `models--owner--name`.
+fn snapshot(path: &Path) -> Option<PathBuf> {
+    let snapshots = path.join("snapshots");
+    let main = std::fs::read_to_string(path.join("refs/main")).ok().map(|commit| snapshots.join(commit.trim()));
+    let any = || Some(snapshots.join(names(&snapshots).ok()?.pop()?));
+    main.filter(|main| main.is_dir()).or_else(any)
 }
 
 /// The shards that an index names.

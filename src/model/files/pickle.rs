@@ -2,7 +2,7 @@
 //!
 //! candle reads the pickle's own small language without running any of it.
 
-use super::Weights;
+use super::{Weights, find};
 use crate::error::{Error, Result};
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor};
@@ -22,15 +22,14 @@ pub enum AnyWeights {
 }
 
 impl AnyWeights {
-    /// Opens a file, or a folder with safetensors. In a pickle the tensors lie at the top, or under `state_dict`.
+    /// Opens a file, or a folder with safetensors or else a single pickle. In a pickle the tensors lie at the top, or under
+    /// `state_dict`.
     ///
     /// # Errors
-    /// [`Error::File`]: there is no such file, or it is damaged, or older than PyTorch 1.6.
+    /// [`Error::File`]: there is no such file, or it is damaged, or older than PyTorch 1.6; a folder holds several pickles.
     pub fn open(path: &Path) -> Result<Self> {
-        let is_pickle = ["pt", "pth", "bin", "ckpt"].iter().any(|end| path.extension().is_some_and(|e| e == *end));
-        if !is_pickle {
-            return Ok(Self::Safetensors(Weights::open(path)?));
-        }
+        let Some(pickle) = find::pickle_of(path)? else { return Ok(Self::Safetensors(Weights::open(path)?)) };
+        let path = pickle.as_path();
         let file = |message: String| Error::File { path: path.to_path_buf(), message };
         if !path.is_file() {
             return Err(file("there is no such file; give an existing one".into()));

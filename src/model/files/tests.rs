@@ -134,3 +134,55 @@ fn every_difference_is_listed() {
     assert!(weights.tensor("b", DType::F32, &Device::Cpu).unwrap_err().to_string().ends_with("lacks b"));
     assert_eq!(weights.under("extra.").names().next(), Some("00"));
 }
+
+/// As the one file of HPS v2.1 is published: alone in its folder.
+#[test]
+fn a_folder_with_one_pickle_is_that_pickle() {
+    let fixtures = std::env::var_os("FLOWRL_FIXTURES")
+        .map_or(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), std::path::PathBuf::from);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("HPS_v2.1_compressed.pt");
+    fs::copy(fixtures.join("clip_rewards/open_clip/model.pt"), &file).unwrap();
+    let (whole, alone) = (AnyWeights::open(folder.path()).unwrap(), AnyWeights::open(&file).unwrap());
+    assert!(whole.shape("visual.proj").is_some() && whole.shape("visual.proj") == alone.shape("visual.proj"));
+    let open = |path: &Path| AnyWeights::open(path).map(|weights| matches!(weights, AnyWeights::Pickle { .. }));
+    fs::write(folder.path().join("HPS_v2_compressed.pt"), "x").unwrap();
+    let message = open(folder.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("holds 2 files of torch.save: HPS_v2.1_compressed.pt, HPS_v2_compressed.pt; name"),
+        "{message}"
+    );
+    write(&folder.path().join("model.safetensors"), &[("a", matrix(DType::F32))]);
+    assert!(!open(folder.path()).unwrap(), "safetensors go before pickles");
+}
+
+#[test]
+fn a_folder_of_the_hugging_face_cache_names_the_one_to_give() {
+    let folder = tempfile::tempdir().unwrap();
+    for commit in ["1a", "2b", "3c"] {
+        fs::create_dir_all(folder.path().join("snapshots").join(commit)).unwrap();
+    }
+    assert!(error(folder.path()).contains("snapshots/3c"), "{}", error(folder.path()));
+    fs::create_dir(folder.path().join("refs")).unwrap();
+    fs::write(folder.path().join("refs/main"), "2b").unwrap();
+    assert!(error(folder.path()).ends_with("snapshots/2b"), "{}", error(folder.path()));
+}
+
+/// diffusers' pipeline writes `transformer.r` into its metadata, its transformer alone `r`.
+#[test]
+fn an_adapters_metadata_is_found_with_and_without_the_component() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pytorch_lora_weights.safetensors");
+    for (metadata, scale) in [
+        (r#"{"transformer.r": 2, "transformer.lora_alpha": 6}"#, 3.0),
+        (r#"{"r": 2, "lora_alpha": 6, "transformer_engine": null}"#, 3.0),
+        (r#"{"text_encoder.r": 4, "text_encoder.lora_alpha": 8}"#, 1.0),
+    ] {
+        let factors =
+            [("attn.to_q.lora_A.weight", matrix(DType::F32)), ("attn.to_q.lora_B.weight", matrix(DType::F32))];
+        let words = HashMap::from([("lora_adapter_metadata".to_owned(), metadata.to_owned())]);
+        safetensors::serialize_to_file(factors, Some(words), &path).unwrap();
+        let adapter = Adapter::open(folder.path()).unwrap();
+        assert_eq!((adapter.rank, adapter.scale), (2, scale), "{metadata}");
+    }
+}

@@ -83,7 +83,7 @@ impl PromptCache {
             }
         }
         if !missing.is_empty() {
-            self.encode(&missing, device)?;
+            self.encode(&missing, comm.world_size(), device)?;
         }
         comm.barrier()?;
         Ok(Filled { found: share.len() - missing.len(), encoded: missing.len() })
@@ -119,13 +119,21 @@ impl PromptCache {
         Ok(Embeddings { context: stack(0)?, pooled: stack(1)? })
     }
 
-    fn encode(&self, prompts: &[&str], device: &Device) -> Result<()> {
+    /// Encodes `prompts`, which are one rank's of `ranks`.
+    fn encode(&self, prompts: &[&str], ranks: usize, device: &Device) -> Result<()> {
         let encoders = TextEncoders::load(&self.encoding, device)?;
         let mut cut = 0;
-        for prompt in prompts {
+        for (done, prompt) in prompts.iter().enumerate() {
             cut += usize::from(encoders.cuts(prompt)?);
             // One at a time: a value does not depend on the prompts that are encoded with it.
             self.write(prompt, &encoders.encode(&[prompt])?)?;
+            if done == 0 {
+                let entry = fs::metadata(self.path(prompt)).map_err(Error::io(&self.folder))?.len();
+                let left = entry * ((prompts.len() - 1) * ranks) as u64;
+                // Where the system does not say how much is free, writing will.
+                let free = rustix::fs::statvfs(&self.folder).map_or(u64::MAX, |found| found.f_bavail * found.f_frsize);
+                check_room(&self.folder, free, left)?;
+            }
         }
         if cut > 0 {
             let (all, tokens) = (prompts.len(), self.encoding.t5_tokens);
@@ -237,6 +245,19 @@ impl PromptCache {
     }
 }
 
+/// Refuses to begin what the disk has no room for, `needed` bytes: it would end hours later.
+fn check_room(folder: &Path, free: u64, needed: u64) -> Result<()> {
+    if free >= needed {
+        return Ok(());
+    }
+    let [free, needed] = [free, needed].map(|bytes| bytes as f64 / 1e9);
+    let message = format!(
+        "{free:.1} GB are free, and the prompts that are still to be encoded need about {needed:.1} GB; make room, or set \
+         model.prompt_cache to a folder on another disk"
+    );
+    Err(Error::File { path: folder.to_path_buf(), message })
+}
+
 /// What is found under a prompt's name.
 enum Entry<T> {
     Whole(T),
@@ -249,3 +270,17 @@ const POOLED: &str = "pooled";
 const ENCODING: &str = "encoding";
 const PROMPT: &str = "prompt";
 const CHECKSUM: &str = "blake3";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_room_is_told() {
+        assert!(check_room(Path::new("cache"), 2_700_000, 2_700_000).is_ok());
+        let error = check_room(Path::new("cache"), 1_500_000_000, 67_500_000_000).unwrap_err();
+        let message =
+            "cache: 1.5 GB are free, and the prompts that are still to be encoded need about 67.5 GB; make room";
+        assert!(error.exit_code() == 2 && error.to_string().starts_with(message), "{error}");
+    }
+}

@@ -13,4 +13,4 @@ mod tokenizer;
 pub use cache::{Filled, PromptCache};
 pub use encoders::{Embeddings, Encoding, TextEncoders};
 pub use t5::{T5Config, T5Encoder, T5Output};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Tokenizer, uncurl};

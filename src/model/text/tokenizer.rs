@@ -20,6 +20,17 @@ pub struct Tokenizer {
     padding: u32,
 }
 
+/// A text with plain quotes in the place of typographic ones: what ftfy, which open_clip cleans its prompts with, makes of
+/// them. transformers' fast tokenizers leave them as they are.
+pub fn uncurl(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\u{02bc}' | '\u{2018}'..='\u{201b}' => '\'',
+        '\u{201c}'..='\u{201f}' => '"',
+        other => other,
+    };
+    text.chars().map(plain).collect()
+}
+
 /// CLIP's first and last token of a text.
 const CLIP_ENDS: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 
@@ -157,4 +168,25 @@ fn added_token(json: &Value) -> Option<AddedToken> {
     let token = AddedToken::from(json.get("content")?.as_str()?, true);
     let token = token.single_word(flag("single_word")).normalized(flag("normalized"));
     Some(token.lstrip(flag("lstrip")).rstrip(flag("rstrip")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// ftfy 6.3.1, `fix_text`.
+    #[test]
+    fn parity_of_quotes_with_ftfy() {
+        for (text, recorded) in [
+            ("it\u{2019}s \u{201c}HELLO\u{201d} and \u{2018}quoted\u{2019}", "it's \"HELLO\" and 'quoted'"),
+            (
+                "\u{201e}low\u{201c} \u{201a}low\u{2018} \u{201b}rev \u{201f}dbl \u{2bc}mod",
+                "\"low\" 'low' 'rev \"dbl 'mod",
+            ),
+            ("\u{ab}guillemets\u{bb} \u{2033}prime\u{2033}", "\u{ab}guillemets\u{bb} \u{2033}prime\u{2033}"),
+            ("a \"plain\" one's", "a \"plain\" one's"),
+        ] {
+            assert_eq!(uncurl(text), recorded);
+        }
+    }
 }

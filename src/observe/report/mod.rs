@@ -11,8 +11,11 @@ pub use compare::{Comparison, compare};
 pub use run::Run;
 
 use crate::error::{Error, Result};
-use std::fs;
+use crate::files;
 use std::path::{Path, PathBuf};
+
+/// The page's name in a run's folder.
+pub const FILE: &str = "report.html";
 
 /// Writes `run_dir/report.html` and returns its path. One self-contained file: inline SVG, embedded PNGs, no scripts.
 ///
@@ -22,15 +25,8 @@ pub fn write(run_dir: &Path) -> Result<PathBuf> {
         let message = "not a run folder; give the folder that a run wrote with --out".to_owned();
         return Err(Error::File { path: run_dir.to_path_buf(), message });
     }
-    replace(run_dir.join("report.html"), &page::render(&run::Run::read(run_dir)))
-}
-
-/// Writes a whole file in place of an earlier one: a reader never sees half of it.
-fn replace(path: PathBuf, text: &str) -> Result<PathBuf> {
-    let mut temporary = path.clone().into_os_string();
-    temporary.push(".tmp");
-    fs::write(&temporary, text).map_err(Error::io(&temporary))?;
-    fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+    let path = run_dir.join(FILE);
+    files::write(&path, page::render(&run::Run::read(run_dir)))?;
     Ok(path)
 }
 

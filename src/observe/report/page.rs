@@ -50,7 +50,10 @@ fn subtitle(run: &Run) -> String {
 /// The few numbers that say how the run went.
 fn heads(run: &Run) -> String {
     let mut cards = String::new();
-    let held_out = names(&run.evaluations).into_iter().find(|name| is_reward(name));
+    let main = run.rewards().first().map(|first| format!("eval.reward.{first}.mean"));
+    let evaluated = names(&run.evaluations);
+    let held_out = evaluated.iter().copied().find(|name| main.as_deref() == Some(*name));
+    let held_out = held_out.or_else(|| evaluated.into_iter().find(|name| is_reward(name)));
     let trained = names(&run.updates).into_iter().find(|name| is_reward(name));
     if let Some(name) = held_out {
         cards += &change("Held-out reward", &points(&run.evaluations, name), short);

@@ -70,7 +70,7 @@ impl Run {
         (images, seconds)
     }
 
-    /// The updates with which the stages after the first begin, and their numbers.
+    /// For each stage after the first the update with which it begins, and its number.
     pub fn stages(&self) -> Points {
         let of_updates = points(&self.updates, "stage");
         of_updates.windows(2).filter(|pair| pair[0].1 != pair[1].1).map(|pair| pair[1]).collect()
@@ -79,7 +79,7 @@ impl Run {
     /// The names of the rewards it is trained on; the first is the main one.
     pub fn rewards(&self) -> Vec<&str> {
         let sections = self.config.get("reward").and_then(toml::Value::as_array).into_iter().flatten();
-        sections.filter_map(|section| section.get("name")?.as_str()).collect()
+        sections.filter_map(label).collect()
     }
 
     /// A value of the configuration as text.
@@ -113,6 +113,14 @@ pub fn sum(records: &Records, name: &str) -> f64 {
     points(records, name).iter().map(|(_, value)| value).filter(|value| value.is_finite()).sum()
 }
 
+/// The name of a reward in the metrics: of a remote one the server's.
+fn label(section: &toml::Value) -> Option<&str> {
+    match section.get("name")?.as_str()? {
+        "remote" => section.get("reward")?.as_str(),
+        name => Some(name),
+    }
+}
+
 fn lookup(config: &toml::Table, table: &str, key: &str) -> Option<String> {
     match config.get(table)?.get(key)? {
         toml::Value::String(text) => Some(text.clone()),
@@ -128,7 +136,8 @@ fn pngs(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// The update in `update_00000060.png`: a name with one number at its end and a word before it that is not a comparison.
+/// The update of a sample grid, the number at the end of its name (`update_00000060.png`); none for a comparison
+/// (`before_...`).
 fn update_in(path: &Path) -> Option<u64> {
     let stem = path.file_stem()?.to_str()?;
     let digits = stem.rsplit(|c: char| !c.is_ascii_digit()).next()?;

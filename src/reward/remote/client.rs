@@ -50,6 +50,7 @@ impl Client {
         let agent = Agent::config_builder()
             .timeout_global(Some(timeout))
             .timeout_connect(Some(timeout.min(Duration::from_secs(CONNECT_S))))
+            .proxy(None) // the environment's is for the web: it would be asked for 127.0.0.1, too
             .http_status_as_error(false)
             .max_redirects(0)
             .max_idle_connections_per_host(connections)
@@ -62,6 +63,9 @@ impl Client {
     }
 
     /// Whether the server answers, and, if it says which rewards it has, has this one.
+    ///
+    /// # Errors
+    /// [`Error::Reward`]: the server does not answer; [`Error::Usage`]: it has no such reward.
     pub fn health(&self) -> Result<()> {
         let ask = || {
             let request = self.agent.get(format!("{}/health", self.url));
@@ -80,8 +84,10 @@ impl Client {
         match served {
             Some(served) if !served.iter().any(|reward| reward == name) => {
                 let names: Vec<&str> = served.iter().filter_map(|reward| reward.as_str()).collect();
-                Err(self.error(format!(
-                    "the server has no such reward, but {}; name one of them",
+                Err(Error::Usage(format!(
+                    "reward {}: {}: the server has no such reward, but {}; name one of them",
+                    self.reward,
+                    self.url,
                     one_line(&names.join(", "))
                 )))
             }
@@ -89,29 +95,50 @@ impl Client {
         }
     }
 
-    /// The answers for the items, in their order.
+    /// The answers for the items, in their order. Items that the server could not score are asked for again, alone, until
+    /// the attempts are used up: out of memory, for one, passes.
     ///
     /// # Errors
-    /// What the last attempt came to, in words.
+    /// What the last attempt came to, in words, if no attempt was answered.
     pub fn answers(&self, items: &[Item]) -> std::result::Result<Vec<Answer>, String> {
+        let mut answers: Vec<Option<Answer>> = vec![None; items.len()];
+        let tried = self.tried(|| {
+            let open = |(_, answer): &(usize, &Option<Answer>)| matches!(answer, None | Some(Answer::Failed(_)));
+            let places: Vec<usize> = answers.iter().enumerate().filter(open).map(|(place, _)| place).collect();
+            let asked: Vec<&Item> = places.iter().map(|&place| &items[place]).collect();
+            let mut failed = None;
+            for (place, answer) in places.into_iter().zip(self.once(&asked)?) {
+                if let Answer::Failed(message) = &answer {
+                    failed.get_or_insert_with(|| message.clone());
+                }
+                answers[place] = Some(answer);
+            }
+            failed.map_or(Ok(()), |message| Err(Failure { message, passing: true }))
+        });
+        match answers.into_iter().collect::<Option<Vec<Answer>>>() {
+            Some(answers) => Ok(answers),
+            None => Err(tried.err().unwrap_or_default()),
+        }
+    }
+
+    /// One request.
+    fn once(&self, items: &[&Item]) -> std::result::Result<Vec<Answer>, Failure> {
         let sent = self.format.request(&self.reward, items).to_string();
         let limit = ANSWER + ANSWER_PER_IMAGE * items.len() as u64;
-        self.tried(|| {
-            let request = self.agent.post(format!("{}/{}", self.url, self.format.path()));
-            let request = request.header("Content-Type", "application/json");
-            let request = match &self.token {
-                Some(token) => request.header("Authorization", format!("Bearer {token}")),
-                None => request,
-            };
-            let body = body(request.send(&sent), limit)?;
-            let wrong = |message| Failure { message, passing: true };
-            self.format.answers(&body, &self.reward, items.len()).map_err(wrong)
-        })
+        let request = self.agent.post(format!("{}/{}", self.url, self.format.path()));
+        let request = request.header("Content-Type", "application/json");
+        let request = match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        };
+        let body = body(request.send(&sent), limit)?;
+        let wrong = |message| Failure { message, passing: true };
+        self.format.answers(&body, &self.reward, items.len()).map_err(wrong)
     }
 
     /// Tries until it succeeds, cannot succeed, or has been tried often enough; each pause is twice the last, and a
     /// random half more or less, so that the ranks do not come back all at once.
-    fn tried<T>(&self, attempt: impl Fn() -> std::result::Result<T, Failure>) -> std::result::Result<T, String> {
+    fn tried<T>(&self, mut attempt: impl FnMut() -> std::result::Result<T, Failure>) -> std::result::Result<T, String> {
         let mut pause = FIRST_PAUSE;
         for tries in 1.. {
             let Failure { message, passing } = match attempt() {

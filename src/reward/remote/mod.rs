@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use wire::{Answer, Item};
 
-/// Seconds that a request may take, and how often it is tried again, unless the configuration says so.
+/// Seconds that a request may take, unless the configuration says otherwise.
 pub const TIMEOUT_S: u64 = 60;
-/// As [`TIMEOUT_S`].
+/// Attempts after the first one, unless the configuration says otherwise.
 pub const RETRIES: u32 = 3;
 const BATCH: usize = 16;
 const CONNECTIONS: usize = 4;
@@ -52,12 +52,7 @@ impl Remote {
     /// # Errors
     /// [`Error::Usage`]: the variable that should hold the token is not set.
     pub fn new(config: &RewardConfig) -> Result<Self> {
-        let token = config.token_env.as_ref().map(|variable| {
-            std::env::var(variable).map_err(|_| {
-                let message = format!("token_env = {variable:?}: there is no such variable; export it with the token");
-                Error::Usage(format!("reward {}: {message}", config.label()))
-            })
-        });
+        let token = config.token().map_err(|message| Error::Usage(format!("reward {}: {message}", config.label())))?;
         let connections = config.connections.unwrap_or(CONNECTIONS);
         let timeout = Duration::from_secs(config.timeout_s.unwrap_or(TIMEOUT_S));
         let client = Client::new(
@@ -65,20 +60,29 @@ impl Remote {
             config.label(),
             config.format.unwrap_or(WireFormat::Flowrl),
             (timeout, config.retries.unwrap_or(RETRIES), connections),
-            token.transpose()?,
+            token,
         );
         let on_failure = config.on_failure.unwrap_or_default();
         Ok(Self { client, batch: config.batch.unwrap_or(BATCH), connections, on_failure })
     }
 
-    /// What the server says of pictures of one request or of several, one after another, and whether one failed for good:
-    /// after it no other is begun, so that a server that is gone costs one request's time, not every one's.
+    /// Asks for the pictures, one request after another; returns the answers, and whether a request failed for good.
+    ///
+    /// After one that did, no other is begun: a server that is gone costs the time of one request. Nor is one begun after an
+    /// image without a score that ends the run.
     fn ask(&self, pictures: &[RgbImage], prompts: &[Prompt]) -> Result<(Vec<Answer>, bool)> {
         let all = pictures.len();
         let mut answers = Vec::with_capacity(all);
         for (pictures, prompts) in pictures.chunks(self.batch).zip(prompts.chunks(self.batch)) {
             match self.batch(pictures, prompts) {
-                Ok(answer) => answers.extend(answer),
+                Ok(answer) => {
+                    let ends =
+                        self.on_failure == OnFailure::Stop && answer.iter().any(|a| matches!(a, Answer::Failed(_)));
+                    answers.extend(answer);
+                    if ends {
+                        break;
+                    }
+                }
                 Err(error) if self.on_failure == OnFailure::Stop => return Err(error),
                 Err(error) => {
                     answers.resize(all, Answer::Failed(error.to_string()));

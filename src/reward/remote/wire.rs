@@ -48,11 +48,11 @@ impl WireFormat {
     }
 
     /// The body of a request.
-    pub(super) fn request(self, reward: &str, items: &[Item]) -> Value {
+    pub(super) fn request(self, reward: &str, items: &[&Item]) -> Value {
         let metadata = |item: &Item| -> Map<String, Value> {
             item.prompt.metadata.as_ref().map(|metadata| (**metadata).clone()).unwrap_or_default()
         };
-        let each = |of: &dyn Fn(&Item) -> Value| items.iter().map(of).collect::<Vec<Value>>();
+        let each = |of: &dyn Fn(&Item) -> Value| items.iter().map(|item| of(item)).collect::<Vec<Value>>();
         match self {
             WireFormat::Flowrl => {
                 let one = |item: &Item| json!({"prompt": item.prompt.text, "image_png_b64": item.image, "metadata": metadata(item)});

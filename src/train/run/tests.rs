@@ -150,3 +150,19 @@ fn a_run_that_is_asked_to_leave_saves_at_once_and_misses_no_evaluation() -> Resu
     }
     Ok(())
 }
+
+#[test]
+fn the_report_is_there_after_an_evaluation() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["eval.prompts=2", "eval.steps=1"])?;
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        run.evaluate()?;
+        world.host.barrier()?; // rank 0 writes it
+        let page = std::fs::read_to_string(folder.path().join(report::FILE)).map_err(Error::io(report::FILE))?;
+        assert!(page.contains("Held-out evaluation") && page.contains("data:image/png"), "{page}");
+        assert!(run.best.evaluated.is_some());
+        Ok(())
+    })?;
+    Ok(())
+}

@@ -123,7 +123,7 @@ impl Method {
     }
 }
 
-/// Runs of different methods under one name show in their seeds.
+/// A note if two runs of one name have the same seed: they may be of different methods.
 fn repeated_seed(runs: &[&Run]) -> Option<String> {
     let seeds: Vec<String> = runs.iter().filter_map(|run| run.setting("run", "seed")).collect();
     let count = |seed: &String| seeds.iter().filter(|other| *other == seed).count();

@@ -4,12 +4,11 @@ mod method;
 mod picture;
 mod table;
 
-use super::replace;
 use super::run::Run;
 use crate::error::{Error, Result};
+use crate::files;
 use method::Method;
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What [`compare`] wrote.
@@ -44,11 +43,9 @@ pub fn compare(folders: &[PathBuf], out: Option<&Path>, baseline: Option<&str>) 
     let colour_is_rewarded = runs.iter().any(|run| run.rewards().contains(&"colour"));
     let table = table::render(&methods, &reward, baseline, colour_is_rewarded);
     let document = format!("# Comparison\n\n![Held-out reward {reward} of every method](comparison.svg)\n\n{table}");
-    fs::create_dir_all(&out).map_err(Error::io(&out))?;
-    let files = [
-        replace(out.join("comparison.md"), &document)?,
-        replace(out.join("comparison.svg"), &picture::render(&methods, &reward))?,
-    ];
+    let files = ["comparison.md", "comparison.svg"].map(|name| out.join(name));
+    files::write(&files[0], document)?;
+    files::write(&files[1], picture::render(&methods, &reward))?;
     Ok(Comparison { table, files })
 }
 
