@@ -159,6 +159,8 @@ check() {
     export FLOWRL_FIXTURES=$folder/fixtures FLOWRL_SHARE_GPU=1 FLOWRL_BIN=$folder/flowrl-dist
     # Several ranks on one GPU talk over the loopback.
     export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-lo} NCCL_NET=Socket NCCL_IB_DISABLE=1 NCCL_MNNVL_ENABLE=0
+    local slowness=1
+    [[ -z ${EMULATED_GPU:-} ]] || slowness=4
     if [[ $mode == all ]]; then
         # They want the sources and a compiler.
         step 'kernels on the CPU' 120 "$folder/cuda_kernels"
@@ -171,10 +173,13 @@ check() {
         printf '\nNO GPU, so nothing was tested on one: %s\n' "$(grep -o 'SKIPPED.*' <<<"$state" | head -n 1 | cut -d: -f2-)"
         ((failed == 0)) && exit 3 || exit 1
     fi
-    step 'operations and transformer' 150 "$folder/cuda_ops" --nocapture --test-threads=1
+    step 'operations and transformer' $((150 * slowness)) "$folder/cuda_ops" --nocapture --test-threads=1
     step 'NCCL' 150 "$folder/nccl" --nocapture --test-threads=1
-    step 'the same run on 1 and 2 ranks' 120 bash -ec same_run
+    step 'the same run on 1 and 2 ranks' $((120 * slowness)) bash -ec same_run
     if [[ -n ${EMULATED_GPU:-} ]]; then
+        # No GPU seen so far has needed these.
+        step 'the ways round cuBLASLt' 300 env EMULATED_GPU_PLAIN_PRODUCTS=1 "$folder/cuda_ops" --nocapture linear low_rank transformer
+        step 'NCCL beside late streams' 150 env EMULATED_GPU_DELAY=300 "$folder/nccl" --nocapture --test-threads=1 conforms
         finish
         exit "$failed"
     fi

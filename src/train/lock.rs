@@ -306,13 +306,16 @@ mod tests {
         drop(claimed(out.path()).unwrap());
         assert!(since.elapsed() >= LONG, "{:?}", since.elapsed());
 
-        let mut holder = left(out.path(), elsewhere);
-        holder.job = Some("77".into());
+        let mut holder = left(out.path(), |holder| {
+            elsewhere(holder);
+            holder.job = Some("77".into());
+        });
+        let file = OpenOptions::new().write(true).open(out.path().join(NAME)).unwrap();
         let refused = std::thread::scope(|scope| {
             let claim = scope.spawn(|| claimed(out.path()).err());
             while !claim.is_finished() {
                 holder.sign_ms += 1;
-                fs::write(out.path().join(NAME), holder.encoded().unwrap()).unwrap();
+                file.write_all_at(&holder.encoded().unwrap(), 0).unwrap(); // as a holder does: never half of it
                 std::thread::sleep(SHORT);
             }
             claim.join().unwrap().unwrap().to_string()

@@ -1,5 +1,5 @@
 //! The GPU's kernels, and their launches, on the CPU, against the operations of the CPU: no GPU is needed. What this cannot
-//! show (races, what the compiler for the GPU makes of them, speed), tests/cuda_ops.rs shows on a GPU.
+//! show (races, what the compiler for the GPU makes of them, speed), tests/cuda_ops/main.rs shows on a GPU.
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod host;
@@ -93,10 +93,24 @@ fn biases() {
         let array = host.put(&y, dtype);
         elementwise::add_bias(&host, &array, &host.put(&bias, dtype)).unwrap();
         close("bias", &host.get(&array), &y.broadcast_add(&bias).unwrap(), tolerance(dtype));
-        // The gradient of a bias: rows in three pieces, the last one short.
-        let dy = noise(2, &[300, 45], dtype);
-        let sum = sum_rows(&host, Summand::Plain(&host.put(&dy, dtype)), 1).unwrap();
-        close("sum of rows", &sum.read(dtype, &[45]), &dy.sum(0).unwrap(), tolerance(dtype));
+        // The gradient of a bias: rows in three pieces, the last one short; columns one by one, in packs, in packs of two
+        // blocks; of two factors the second of which is aligned, or not.
+        for width in [45, 64, 264] {
+            let (dy, other) = (noise(2, &[300, width], dtype), noise(3, &[301, width], dtype));
+            let (array, others) = (host.put(&dy, dtype), host.put(&other, dtype));
+            let sum = sum_rows(&host, Summand::Plain(&array), 1).unwrap();
+            close("sum of rows", &sum.read(dtype, &[width]), &dy.sum(0).unwrap(), tolerance(dtype));
+            let product = |from: usize| {
+                let pointer = others.pointer + (from * dtype.size_in_bytes()) as u64;
+                let part = Array { pointer, shape: vec![300, width], ..others.clone() };
+                let sum = sum_rows(&host, Summand::Product(&array, &part), 1).unwrap().read(dtype, &[width]);
+                let part = other.flatten_all().unwrap().narrow(0, from, 300 * width).unwrap();
+                let expected = (&dy * part.reshape((300, width)).unwrap()).unwrap().sum(0).unwrap();
+                close("sum of products", &sum, &expected, tolerance(dtype));
+            };
+            product(0);
+            product(1);
+        }
     }
 }
 
@@ -291,13 +305,16 @@ fn sums_of_squares() {
 #[test]
 fn gradients_are_added_in_place() {
     for dtype in TYPES {
-        let (host, sum, gradient) = (Host::default(), noise(0, &[50], DType::F32), noise(1, &[20], dtype));
-        let array = host.put(&sum, DType::F32);
-        let place = Array { pointer: array.pointer + 4 * 7, shape: vec![43], ..array.clone() };
-        elementwise::add_to(&host, &place, &host.put(&gradient, dtype)).unwrap();
-        let zeros = |n| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
-        let added = (sum + Tensor::cat(&[zeros(7), gradient, zeros(23)], 0).unwrap()).unwrap();
-        close("add_to", &host.get(&array), &added, 1e-7);
+        // Where packs begin, and where they do not.
+        for start in [7, 8] {
+            let (host, sum, gradient) = (Host::default(), noise(0, &[50], DType::F32), noise(1, &[21], dtype));
+            let array = host.put(&sum, DType::F32);
+            let place = Array { pointer: array.pointer + 4 * start as u64, shape: vec![50 - start], ..array.clone() };
+            elementwise::add_to(&host, &place, &host.put(&gradient, dtype)).unwrap();
+            let zeros = |n| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
+            let added = (sum + Tensor::cat(&[zeros(start), gradient, zeros(29 - start)], 0).unwrap()).unwrap();
+            close("add_to", &host.get(&array), &added, 1e-7);
+        }
     }
 }
 
