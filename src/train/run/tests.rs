@@ -116,6 +116,16 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
     Ok(())
 }
 
+/// The window of the rollouts is none of an evaluation's whose solver takes no stochastic steps.
+#[test]
+fn an_evaluation_may_have_fewer_steps_than_the_rollouts_have_stochastic_ones() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["sampler.sde.window=4", "sampler.steps=5", "eval.steps=3", "eval.prompts=1"];
+    let config = config(&folder, &settings)?;
+    ThreadGroup::run(1, |world| Run::start(&config, &Resume::Never, &world)?.evaluate())?;
+    Ok(())
+}
+
 /// Asked after an iteration it saves without the evaluation that is due, which the next life makes up for; asked after an
 /// evaluation it does not train on.
 #[test]
