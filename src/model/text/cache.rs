@@ -8,7 +8,7 @@
 //! kernel keeps of the files all ranks of a host share.
 
 use super::encoders::{Embeddings, Encoding, TextEncoders};
-use crate::comm::Communicator;
+use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
@@ -44,9 +44,9 @@ type Version = (u64, u64, i128);
 /// What [`PromptCache::fill`] did on this rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filled {
-    /// Prompts of this rank's share that were there.
+    /// Prompts that were there, of those that this rank looked for.
     pub found: usize,
-    /// Prompts of this rank's share that were encoded.
+    /// Prompts that this rank encoded.
     pub encoded: usize,
 }
 
@@ -63,30 +63,33 @@ impl PromptCache {
     }
 
     /// Sees to it that every one of `prompts` is there: each rank checks its share, the prompts of the run dealt out in
-    /// order, and encodes what is missing or damaged. The encoders are read if there is anything to encode, and freed at
-    /// the end. Every rank calls this with the same prompts; those that finish early wait for the slowest.
+    /// order, and what is missing or damaged is dealt out anew, so that none encodes more than one prompt more than another,
+    /// however the cache was filled before. The encoders are read if there is anything to encode, and freed at the end.
+    /// Every rank calls this with the same prompts; those that finish early wait for the slowest.
     pub fn fill(&self, prompts: &[&str], comm: &dyn Communicator, device: &Device) -> Result<Filled> {
         if comm.rank() == 0 {
             self.sweep()?;
         }
         let unique: BTreeSet<&str> = prompts.iter().copied().collect();
-        let share: Vec<&str> = unique.into_iter().skip(comm.rank()).step_by(comm.world_size()).collect();
-        let mut missing = Vec::new();
-        for &prompt in &share {
+        let unique: Vec<&str> = unique.into_iter().collect();
+        let (mut found, mut missing) = (0, Vec::new()); // places in `unique`
+        for (place, prompt) in dealt(unique.iter().enumerate(), comm) {
             match self.look(prompt, |_| Ok(()))? {
-                Entry::Whole(()) => {}
-                Entry::Absent => missing.push(prompt),
+                Entry::Whole(()) => found += 1,
+                Entry::Absent => missing.push(place),
                 Entry::Damaged(why) => {
                     tracing::warn!("{}: {why}; it is encoded again", self.path(prompt).display());
-                    missing.push(prompt);
+                    missing.push(place);
                 }
             }
         }
-        if !missing.is_empty() {
-            self.encode(&missing, device)?;
+        let missing = exchange(comm, &missing)?.into_iter().flatten();
+        let mine: Vec<&str> = dealt(missing, comm).map(|place| unique[place]).collect();
+        if !mine.is_empty() {
+            self.encode(&mine, device)?;
         }
         comm.barrier()?;
-        Ok(Filled { found: share.len() - missing.len(), encoded: missing.len() })
+        Ok(Filled { found, encoded: mine.len() })
     }
 
     /// The embeddings of `prompts`, in their order, on `device`. An entry is checked in full when it is used for the first
@@ -235,6 +238,11 @@ impl PromptCache {
         }
         Ok(())
     }
+}
+
+/// This rank's share of what is dealt out to all.
+fn dealt<T>(all: impl Iterator<Item = T>, comm: &dyn Communicator) -> impl Iterator<Item = T> {
+    all.skip(comm.rank()).step_by(comm.world_size())
 }
 
 /// What is found under a prompt's name.
