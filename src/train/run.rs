@@ -1,9 +1,10 @@
 //! The run around the iterations: start or resume, evaluate, save, log, leave when asked.
 
+use super::inputs::{self, Digests};
 use super::lock::RunLock;
 use super::points::Points;
 use super::preflight::preflight;
-use super::saving::{Best, Scored, UNEVALUATED};
+use super::saving::{Best, OLD_IS_POLICY, Scored, UNEVALUATED};
 use super::stages::Stages;
 use super::{Trainer, resume};
 use crate::checkpoint::{self, Identity, Resume, Saver};
@@ -54,6 +55,8 @@ pub(super) struct Run<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer,
     eval_prompts: PromptSet,
+    /// Of all prompt sets.
+    pub(super) prompts: Digests,
     eval_rewards: Rewards,
     pub(super) saver: Saver,
     pub(super) best: Best,
@@ -86,11 +89,14 @@ impl<'a> Run<'a> {
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
+        let prompts = inputs::prompts(&stages, (&config.data.eval, &eval_prompts))?;
+        inputs::agree(&prompts, world)?; // before they decide which prompts are encoded
         let drawn = stages.texts(&plan.stages, plan.prompts);
         let looked_at = config.eval.count(eval_prompts.len()).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
+        inputs::agree(&Digests::from([("the base model".into(), pipeline.base_digest.clone())]), world)?;
         let base = pipeline.take_base(); // of which this rank may read its parts only
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
@@ -103,6 +109,7 @@ impl<'a> Run<'a> {
             seed: config.run.seed,
         };
         let (mut iteration, mut best, mut skipped, mut unevaluated) = (0, Best::default(), 0, true);
+        let mut old_is_policy = None;
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
             for warning in reader.check_identity(&identity, &resume::changes(config, path))? {
@@ -111,11 +118,16 @@ impl<'a> Run<'a> {
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
             unevaluated = reader.state().extra[UNEVALUATED].as_bool().unwrap_or(reader.state().update == 0);
+            for name in inputs::changed(&prompts, reader.state()) {
+                let path = path.display();
+                tracing::warn!("checkpoint {path}: {name} held other prompts: the run is another one from here on");
+            }
+            old_is_policy = reader.state().extra[OLD_IS_POLICY].as_bool();
             stages.restore(reader.state()).map_err(|message| Error::Checkpoint { path: path.clone(), message })?;
             state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
         let update = state.update;
-        let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
+        let old_is_policy = old_is_policy.unwrap_or_else(|| config.old_policy_decay().eta(update) == 0.0);
         let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
         let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
@@ -161,6 +173,7 @@ impl<'a> Run<'a> {
             config,
             trainer,
             eval_prompts,
+            prompts,
             eval_rewards,
             saver,
             best,
