@@ -6,6 +6,7 @@ mod inputs;
 mod lock;
 mod points;
 mod preflight;
+mod records;
 mod resume;
 mod run;
 mod saving;

@@ -4,6 +4,7 @@ use super::inputs::{self, Digests};
 use super::lock::RunLock;
 use super::points::Points;
 use super::preflight::preflight;
+use super::records::Records;
 use super::saving::{Best, OLD_IS_POLICY, Scored, UNEVALUATED};
 use super::stages::Stages;
 use super::{Trainer, resume};
@@ -16,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated};
 use crate::files;
 use crate::interrupt::Interrupt;
-use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
+use crate::observe::{Metrics, Progress, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
@@ -70,7 +71,7 @@ pub(super) struct Run<'a> {
     fruitless: u64,
     /// Whether the evaluation that is due at this update is not done yet.
     pub(super) unevaluated: bool,
-    log: Option<MetricsLog>,
+    records: Records,
     pub(super) progress: Progress,
     begun: Instant,
     /// On rank 0.
@@ -130,7 +131,7 @@ impl<'a> Run<'a> {
         let old_is_policy = old_is_policy.unwrap_or_else(|| config.old_policy_decay().eta(update) == 0.0);
         let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
-        let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
+        let records = Records::open(out, chosen.is_some().then_some(update), first)?;
         // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
         if first && (chosen.is_none() || update < config.run.updates) {
             files::write(&out.join("config.toml"), config.to_toml()?)?;
@@ -182,7 +183,7 @@ impl<'a> Run<'a> {
             before: update,
             fruitless: 0,
             unevaluated,
-            log,
+            records,
             progress,
             begun,
             lock,
@@ -215,6 +216,7 @@ impl<'a> Run<'a> {
         if leaving {
             self.save()?;
             self.saved_at_last()?;
+            self.records.flush();
         }
         Ok(leaving)
     }
@@ -249,9 +251,7 @@ impl<'a> Run<'a> {
         self.check_lock()?;
         for (i, metrics) in updates.iter().enumerate() {
             let update = self.before + 1 + i as u64;
-            if let Some(log) = &mut self.log {
-                log.write(update, metrics)?;
-            }
+            self.records.update(update, metrics);
             let value = |name| metrics.get(name).unwrap_or(f64::NAN);
             tracing::debug!(
                 "update {update}: loss {:.5}, gradient norm {:.4}, {:.2} s",
@@ -293,20 +293,9 @@ impl<'a> Run<'a> {
         let update = self.trainer.state.update;
         self.best.evaluated = metrics.reward().map(|(_, reward)| Scored { update, reward });
         self.unevaluated = false;
-        let enlarged = self.enlarged();
-        if let Some(log) = &mut self.log {
-            log.write(update, &metrics)?;
-            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, enlarged)?;
-            grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
-            log.image(update, "samples", &picture)?;
-        }
+        self.records.evaluation(update, &metrics, &gallery)?;
         self.progress.evaluation(update, &metrics);
         Ok(())
-    }
-
-    /// How many times a grid's pictures are enlarged.
-    fn enlarged(&self) -> u32 {
-        (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
     }
 
     fn sampled(&self, params: &dyn Weights, count: usize, rewards: &Rewards) -> Result<(Metrics, Gallery)> {
@@ -338,10 +327,7 @@ impl<'a> Run<'a> {
         }
         let out = &self.config.run.out;
         let title = format!("after update {}", self.trainer.state.update);
-        let picture =
-            grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, self.enlarged())?;
-        grid::save_png(&picture, &out.join("samples/before_after.png"))?;
-        self.log = None;
+        self.records.finish(&before, &after, &title)?;
         let page = report::write(out)?;
         let seconds = self.begun.elapsed().as_secs();
         let change = summary(out)?;
@@ -356,10 +342,6 @@ impl<'a> Run<'a> {
 
 /// The run ends after as many iterations in a row without an update.
 const MOST_FRUITLESS: u64 = 10;
-
-/// Tiles in a row of a grid, and the width in pixels to which small pictures are enlarged.
-const COLUMNS: usize = 6;
-const WIDTH: usize = 144;
 
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;
