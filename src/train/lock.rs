@@ -312,7 +312,9 @@ mod tests {
             let claim = scope.spawn(|| claimed(out.path()).err());
             while !claim.is_finished() {
                 holder.sign_ms += 1;
-                fs::write(out.path().join(NAME), holder.encoded().unwrap()).unwrap();
+                // Never empty: a sign of life is written over the last one.
+                let file = OpenOptions::new().write(true).open(out.path().join(NAME)).unwrap();
+                file.write_all_at(&holder.encoded().unwrap(), 0).unwrap();
                 std::thread::sleep(SHORT);
             }
             claim.join().unwrap().unwrap().to_string()
