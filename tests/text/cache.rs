@@ -75,6 +75,22 @@ fn what_is_missing_is_dealt_out_evenly() -> Result<()> {
 }
 
 #[test]
+fn ranks_with_other_encoders_are_refused() {
+    let (pipeline, root) = (Pipeline::new(), tempfile::tempdir().unwrap());
+    let encoding = pipeline.encoding();
+    let error = ThreadGroup::run(2, |world| {
+        let t5_tokens = encoding.t5_tokens + world.rank();
+        PromptCache::open(root.path(), Encoding { t5_tokens, ..encoding.clone() })?.fill(
+            &PROMPTS,
+            &*world.host,
+            &Device::Cpu,
+        )
+    });
+    let Err(Error::Usage(line)) = error else { panic!("{error:?}") };
+    assert!(line.starts_with("rank 1 has other text encoders in ") && line.contains("same files"), "{line}");
+}
+
+#[test]
 fn the_encoders_are_read_only_for_a_prompt_that_is_missing() {
     let (pipeline, root) = (Pipeline::new(), tempfile::tempdir().unwrap());
     let cache = PromptCache::open(root.path(), pipeline.encoding()).unwrap();

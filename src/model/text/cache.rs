@@ -66,6 +66,9 @@ impl PromptCache {
     /// order, and what is missing or damaged is dealt out anew, so that none encodes more than one prompt more than another,
     /// however the cache was filled before. The encoders are read if there is anything to encode, and freed at the end.
     /// Every rank calls this with the same prompts; those that finish early wait for the slowest.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], the same on every rank, where the ranks have different encoders.
     pub fn fill(&self, prompts: &[&str], comm: &dyn Communicator, device: &Device) -> Result<Filled> {
         if comm.rank() == 0 {
             self.sweep()?;
@@ -83,7 +86,15 @@ impl PromptCache {
                 }
             }
         }
-        let missing = exchange(comm, &missing)?.into_iter().flatten();
+        let all = exchange(comm, &(self.digest.clone(), missing))?;
+        if let Some(rank) = all.iter().position(|(digest, _)| *digest != all[0].0) {
+            return Err(Error::Usage(format!(
+                "rank {rank} has other text encoders in {} than rank 0: give all hosts the same files, or a folder that they \
+                 share",
+                self.encoding.folder.display()
+            )));
+        }
+        let missing = all.into_iter().flat_map(|(_, missing)| missing);
         let mine: Vec<&str> = dealt(missing, comm).map(|place| unique[place]).collect();
         if !mine.is_empty() {
             self.encode(&mine, device)?;
