@@ -7,6 +7,8 @@ use crate::checkpoint::TrainState;
 use crate::comm::{World, exchange};
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
+use crate::model::files::Adapter;
+use crate::pipeline::ModelConfig;
 use std::collections::BTreeMap;
 
 /// The entry of a checkpoint that has the digests of the prompt sets.
@@ -26,6 +28,18 @@ pub(super) fn prompts(stages: &Stages, evaluated: (&str, &PromptSet)) -> Result<
     });
     let evaluated = (format!("data.eval = {:?}", evaluated.0), evaluated.1);
     trained.chain([evaluated]).map(|(name, set)| Ok((name, digest(set)?))).collect()
+}
+
+/// The digests of the base model and of the adapter that is trained on, if any.
+///
+/// # Errors
+/// [`Error::File`]: the adapter cannot be read.
+pub(super) fn weights(model: &ModelConfig, base_digest: &str) -> Result<Digests> {
+    let mut all = Digests::from([("the base model".into(), base_digest.to_owned())]);
+    if let Some(path) = &model.lora.path {
+        all.insert(format!("model.lora.path = {path:?}"), Adapter::open(path)?.weights.digest());
+    }
+    Ok(all)
 }
 
 /// Digest of a set's texts and metadata, in their order.

@@ -97,7 +97,7 @@ impl<'a> Run<'a> {
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
-        inputs::agree(&Digests::from([("the base model".into(), pipeline.base_digest.clone())]), world)?;
+        inputs::agree(&inputs::weights(&config.model, &pipeline.base_digest)?, world)?;
         let base = pipeline.take_base(); // of which this rank may read its parts only
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
