@@ -1,6 +1,6 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
-use crate::comm::{World, agreed, exchange};
+use crate::comm::{Communicator, ReduceOp, World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
 use crate::error::Result;
@@ -92,9 +92,12 @@ impl Evaluation<'_> {
             iteration: 0,
         };
         let mut scores: Result<Vec<Attempt>> = Ok(vec![Attempt::default(); rewards.len()]);
-        let mut gallery: Vec<(usize, Vec<u8>)> = Vec::new();
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
+        let size = (3, height / shrink, width / shrink);
+        let pixels = 3 * size.1 * size.2;
+        let shown = self.prompts.len().min(GALLERY);
+        let mut gallery = vec![0; shown * pixels]; // this rank's pictures in their places
         let at_once = AT_ONCE.next_multiple_of(self.micro_batch);
         let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
         for (index, batch) in batches.enumerate() {
@@ -114,10 +117,11 @@ impl Evaluation<'_> {
                 }
                 for (i, request) in requests[places.clone()].iter().enumerate() {
                     let place = (own.start + places.start + i) / self.images_per_prompt;
-                    if request.image == 0 && place < GALLERY {
+                    if request.image == 0 && place < shown {
                         let small = images.narrow(0, i, 1)?.avg_pool2d(shrink)?;
                         let bytes = ((small * 255.0)?.round()?).to_dtype(DType::U8)?;
-                        gallery.push((place, bytes.flatten_all()?.to_vec1()?));
+                        let bytes = bytes.flatten_all()?.to_vec1::<u8>()?;
+                        gallery[place * pixels..(place + 1) * pixels].copy_from_slice(&bytes);
                     }
                 }
                 Ok(())
@@ -137,21 +141,16 @@ impl Evaluation<'_> {
             );
         }
         describe_scalings(rewards, "eval.reward", &mut metrics);
-        let shown: Vec<(usize, Vec<u8>)> = exchange(&*world.host, &gallery)?.into_iter().flatten().collect();
         // The ranks' parts follow each other, so these are the images in their order.
         let first: Vec<Option<f64>> =
             all.iter().filter_map(|rank| rank.first()).flat_map(|a| a.scores.clone()).collect();
-        let caption = |&(place, _): &(usize, Vec<u8>)| {
-            let text = &self.prompts[place].text;
-            match (rewards.first(), first.get(place * self.images_per_prompt)) {
-                (Some(reward), Some(Some(score))) => format!("{} {score:.2}: {text}", reward.name()),
-                _ => text.clone(),
-            }
-        };
-        let captions = shown.iter().map(caption).collect();
-        let pixels: Vec<f32> = shown.into_iter().flat_map(|(_, bytes)| bytes).map(|b| f32::from(b) / 255.0).collect();
-        let images = Tensor::from_vec(pixels, ((), 3, height / shrink, width / shrink), &Device::Cpu)?;
-        Ok((metrics, Gallery { images, captions }))
+        let caption =
+            |(place, prompt): (usize, &Prompt)| match (rewards.first(), first.get(place * self.images_per_prompt)) {
+                (Some(reward), Some(Some(score))) => format!("{} {score:.2}: {}", reward.name(), prompt.text),
+                _ => prompt.text.clone(),
+            };
+        let captions = self.prompts[..shown].iter().enumerate().map(caption).collect();
+        Ok((metrics, Gallery { images: joined(gallery, size, &*world.host)?, captions }))
     }
 }
 
@@ -202,6 +201,15 @@ pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mu
             }
         }
     }
+}
+
+/// The pictures `[n, 3, H, W]` of all ranks in [0, 1], each of which is one rank's, and black on the others.
+fn joined(own: Vec<u8>, size: (usize, usize, usize), comm: &dyn Communicator) -> Result<Tensor> {
+    let len = own.len();
+    // A sum of bytes sends each picture once, however many ranks there are.
+    let all = comm.all_reduce(&Tensor::from_vec(own, len, &Device::Cpu)?, ReduceOp::Sum)?;
+    let (channels, height, width) = size;
+    Ok((all.to_dtype(DType::F32)?.reshape(((), channels, height, width))? / 255.0)?)
 }
 
 fn mean(values: &[f64]) -> f64 {

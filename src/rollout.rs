@@ -101,7 +101,10 @@ impl Sampling<'_> {
         on_samples: &mut dyn FnMut(Range<usize>, &Tensor) -> Result<()>,
     ) -> Result<Samples> {
         let sigmas = self.sampler.sigmas();
-        let window = self.sampler.sde.window(self.sampler.steps, self.iteration);
+        let window = match self.sampler.solver {
+            Solver::Sde => self.sampler.sde.window(self.sampler.steps, self.iteration),
+            Solver::Euler | Solver::Dpm2 => 0..0,
+        };
         let (mut x0, mut paths) = (Vec::new(), Vec::new());
         for batch in micro_batches(requests.len(), self.micro_batch, busiest(self.params, images)) {
             let prompts: Vec<Prompt> = batch.places().map(|place| requests[place].prompt.clone()).collect();

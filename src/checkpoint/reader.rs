@@ -29,15 +29,15 @@ pub struct Reader {
 ///
 /// # Errors
 /// Its saving was cut short, the manifest is damaged or of another format, or a shard file is missing or has another
-/// length. The content of the shards is not looked at: see [`Reader::verify`] and [`Reader::read`].
+/// length; [`Error::Io`] where the system cannot read it now. The content of the shards is not looked at: see [`Reader::verify`] and [`Reader::read`].
 pub fn open(path: &Path) -> Result<Reader> {
     let complete = fs::read(path.join(COMPLETE)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
             error(path, format!("has no file {COMPLETE}: not a checkpoint, or cut short in saving"))
         }
-        _ => damaged(path, COMPLETE, &format!("cannot be read: {e}")),
+        _ => unreadable(path, COMPLETE, e),
     })?;
-    let text = fs::read(path.join(MANIFEST)).map_err(|e| damaged(path, MANIFEST, &format!("cannot be read: {e}")))?;
+    let text = fs::read(path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
     if complete != format!("{}\n", digest(&text)).as_bytes() {
         return Err(damaged(path, MANIFEST, &format!("has not the checksum in {COMPLETE}: one of the two is damaged")));
     }
@@ -169,8 +169,11 @@ impl Reader {
                 errors.extend(self.check(shard, hash, found).err());
             }
         }
-        let count = errors.len();
-        match errors.into_iter().next() {
+        // Damage first: no other try mends it.
+        let (damaged, unreadable): (Vec<_>, Vec<_>) =
+            errors.into_iter().partition(|e| matches!(e, Error::Checkpoint { .. }));
+        let count = damaged.len();
+        match damaged.into_iter().chain(unreadable).next() {
             None => Ok(()),
             Some(Error::Checkpoint { path, message }) if count > 1 => {
                 Err(error(path, format!("{message} ({} more files are damaged)", count - 1)))
@@ -182,13 +185,13 @@ impl Reader {
     /// Whether the shard file is as it was written; and then only, whether all that is wanted was `found` in it.
     fn check(&self, shard: &ShardEntry, hash: io::Result<blake3::Hash>, found: io::Result<()>) -> Result<()> {
         check_length(&self.path, shard)?;
-        let unreadable = |e| damaged(&self.path, &shard.file, &format!("cannot be read: {e}"));
-        let hash = hash.map_err(unreadable)?.to_hex();
+        let failed = |e| unreadable(&self.path, &shard.file, e);
+        let hash = hash.map_err(failed)?.to_hex();
         if hash.as_str() != shard.blake3 {
             let what = format!("has checksum {hash}, the manifest says {}: it is damaged", shard.blake3);
             return Err(damaged(&self.path, &shard.file, &what));
         }
-        found.map_err(unreadable)
+        found.map_err(failed)
     }
 }
 
@@ -262,14 +265,22 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
 }
 
 fn check_length(folder: &Path, shard: &ShardEntry) -> Result<()> {
-    let length = fs::metadata(folder.join(&shard.file))
-        .map_err(|e| damaged(folder, &shard.file, &format!("cannot be read: {e}")))?
-        .len();
+    let length = fs::metadata(folder.join(&shard.file)).map_err(|e| unreadable(folder, &shard.file, e))?.len();
     if length != shard.bytes {
         let what = format!("has {length} bytes, the manifest says {}: it is damaged", shard.bytes);
         return Err(damaged(folder, &shard.file, &what));
     }
     Ok(())
+}
+
+/// A file that is absent or too short is damage. Whatever else the system refuses (a disk or server that does not answer, no
+/// permission, no descriptors) says nothing of what the file holds: nobody shall delete it for that.
+fn unreadable(folder: &Path, file: &str, e: io::Error) -> Error {
+    if e.raw_os_error().is_none() || e.kind() == io::ErrorKind::NotFound {
+        return damaged(folder, file, &format!("cannot be read: {e}"));
+    }
+    let message = format!("cannot be read now, which is no damage: {e}; start again when it can be");
+    Error::Io { path: folder.join(file), source: io::Error::new(e.kind(), message) }
 }
 
 /// Never goes back to an older checkpoint by itself: the user decides what to lose.

@@ -93,7 +93,16 @@ fn samplers(config: &RunConfig) -> Check {
     let (sde, steps) = (&config.sampler.sde, config.sampler.steps);
     positive("sampler.sde.noise_level", sde.noise_level)?;
     within("sampler.sde.first", sde.first as u64, 0, steps as u64 - 1)?;
-    within("sampler.sde.window", sde.count(steps) as u64, 1, (steps - sde.first) as u64)
+    within("sampler.sde.window", sde.count(steps) as u64, 1, (steps - sde.first) as u64)?;
+    let end = sde.first + sde.window.unwrap_or(1);
+    if config.eval.solver == Solver::Sde && config.eval.steps < end {
+        return Err(format!(
+            "eval.steps = {}: eval.solver = \"sde\" takes the stochastic steps of [sampler.sde], which go up to step {end}; \
+             use at least {end}, or eval.solver = \"euler\"",
+            config.eval.steps
+        ));
+    }
+    Ok(())
 }
 
 fn method(config: &RunConfig) -> Check {

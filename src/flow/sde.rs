@@ -49,7 +49,7 @@ impl SdeConfig {
         self.window.unwrap_or(steps.saturating_sub(self.first))
     }
 
-    /// The stochastic steps of an iteration: the window moves from `first` to the last place it fits, then starts over.
+    /// The stochastic steps of an iteration, of a grid that has room for them: the window moves from `first` to the last place it fits, then starts over.
     pub fn window(&self, steps: usize, iteration: u64) -> Range<usize> {
         let len = self.count(steps);
         let places = (steps - self.first - len) as u64 + 1;

@@ -149,6 +149,8 @@ fn join_ranks(ranks: Vec<Metrics>) -> Result<Metrics> {
 pub struct MetricsLog {
     path: PathBuf,
     lines: File,
+    /// Lines, or what is left of one, that could not be written yet.
+    unwritten: Vec<u8>,
     events: EventWriter,
 }
 
@@ -171,11 +173,14 @@ impl MetricsLog {
         }
         let lines = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
         let events = EventWriter::create(out_dir, resume_update.map(|update| update + 1))?;
-        Ok(Self { path, lines, events })
+        Ok(Self { path, lines, unwritten: Vec::new(), events })
     }
 
     /// Writes one line `{"update": .., name: value, ..}` and the scalars; both are with the system when this returns.
     /// A value that is not finite is written as null.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: a line that could not be written is kept, and written with the next one; scalars are lost.
     pub fn write(&mut self, update: u64, metrics: &Metrics) -> Result<()> {
         let mut object = serde_json::Map::new();
         object.insert("update".into(), update.into());
@@ -183,8 +188,26 @@ impl MetricsLog {
             object.insert(name.into(), number(value));
         }
         let line = format!("{}\n", serde_json::Value::Object(object));
-        self.lines.write_all(line.as_bytes()).map_err(Error::io(&self.path))?;
-        self.events.scalars(update, metrics.iter().filter(|(name, _)| !matches!(*name, "update" | "iteration")))
+        self.unwritten.extend(line.as_bytes());
+        let scalars = metrics.iter().filter(|(name, _)| !matches!(*name, "update" | "iteration"));
+        let scalars = self.events.scalars(update, scalars);
+        self.flush().and(scalars)
+    }
+
+    /// Writes the lines that could not be written before.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: they are kept.
+    pub fn flush(&mut self) -> Result<()> {
+        while !self.unwritten.is_empty() {
+            match self.lines.write(&self.unwritten) {
+                Ok(0) => return Err(Error::io(&self.path)(ErrorKind::WriteZero.into())),
+                Ok(written) => drop(self.unwritten.drain(..written)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(&self.path)(e)),
+            }
+        }
+        Ok(())
     }
 
     /// Writes a picture (a grid of samples) to the event file under `tag`.
@@ -239,6 +262,23 @@ fn remove_samples_after(folder: &Path, update: Option<u64>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn lines_that_a_full_disk_refuses_are_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = MetricsLog::open(folder.path(), None).unwrap();
+        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut log.lines, full);
+        for update in 1..3 {
+            assert!(matches!(log.write(update, &Metrics::default()), Err(Error::Io { .. })));
+        }
+        log.flush().unwrap_err();
+        log.lines = disk;
+        log.write(3, &Metrics::default()).unwrap();
+        let text = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        assert_eq!(text, "{\"update\":1}\n{\"update\":2}\n{\"update\":3}\n");
+    }
 
     #[test]
     fn ranks_join_in_rank_order() {

@@ -95,7 +95,11 @@ impl EventWriter {
         event.double(1, since_epoch());
         event.int(2, step);
         what(&mut event);
-        self.file.write_all(&frame(&event.0)).map_err(Error::io(&self.path))
+        let whole = self.file.metadata().map_err(Error::io(&self.path))?.len();
+        self.file.write_all(&frame(&event.0)).map_err(|e| {
+            let _ = self.file.set_len(whole); // behind a torn event nothing is read
+            Error::io(&self.path)(e)
+        })
     }
 }
 

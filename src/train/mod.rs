@@ -2,9 +2,11 @@
 
 mod clock;
 mod gather;
+mod inputs;
 mod lock;
 mod points;
 mod preflight;
+mod records;
 mod resume;
 mod run;
 mod saving;
@@ -30,7 +32,7 @@ use crate::policy::Policies;
 use crate::reward::{Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Samples, Sampling, busiest, micro_batches};
-use crate::shard::{Gradients, Reduction};
+use crate::shard::{Gradients, Reduction, Sharding};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
 use points::{Points, Rollouts, weights};
@@ -159,12 +161,12 @@ impl Trainer {
     }
 
     /// Compares what must be the same on every rank: the policy and the old policy, and the optimizer's state where
-    /// nothing is shared out.
+    /// nothing is shared out. Where all is in parts no rank holds what another one does.
     ///
     /// # Errors
     /// The ranks that differ from rank 0: memory, a device or the network gave wrong numbers.
     fn check_replicas(&self) -> Result<()> {
-        if self.world.host.world_size() == 1 {
+        if self.world.host.world_size() == 1 || self.state.sharding() == Sharding::Full {
             return Ok(());
         }
         let digests = exchange(&*self.world.host, &(self.policies.digest()?, self.state.digest()?))?;

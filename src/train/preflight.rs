@@ -94,7 +94,7 @@ fn compare(cards: &[Card]) -> Result<Vec<String>> {
     Ok(warnings)
 }
 
-fn short(digest: &str) -> &str {
+pub(super) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
 }
 

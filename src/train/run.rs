@@ -1,9 +1,11 @@
 //! The run around the iterations: start or resume, evaluate, save, log, leave when asked.
 
+use super::inputs::{self, Digests};
 use super::lock::RunLock;
 use super::points::Points;
 use super::preflight::preflight;
-use super::saving::{Best, Scored, UNEVALUATED};
+use super::records::Records;
+use super::saving::{Best, OLD_IS_POLICY, Scored, UNEVALUATED};
 use super::stages::Stages;
 use super::{Trainer, resume};
 use crate::checkpoint::{self, Identity, Resume, Saver};
@@ -15,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated, main_reward};
 use crate::files;
 use crate::interrupt::Interrupt;
-use crate::observe::{Metrics, MetricsLog, Progress, grid, logging, report};
+use crate::observe::{Metrics, Progress, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
@@ -54,6 +56,8 @@ pub(super) struct Run<'a> {
     pub(super) config: &'a RunConfig,
     pub(super) trainer: Trainer,
     eval_prompts: PromptSet,
+    /// Of all prompt sets.
+    pub(super) prompts: Digests,
     eval_rewards: Rewards,
     pub(super) saver: Saver,
     pub(super) best: Best,
@@ -67,7 +71,7 @@ pub(super) struct Run<'a> {
     fruitless: u64,
     /// Whether the evaluation that is due at this update is not done yet.
     pub(super) unevaluated: bool,
-    log: Option<MetricsLog>,
+    records: Records,
     pub(super) progress: Progress,
     begun: Instant,
     /// On rank 0.
@@ -92,11 +96,14 @@ impl<'a> Run<'a> {
         let rewards: Rewards = loader.build(&config.reward)?.into();
         let eval_rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
+        let prompts = inputs::prompts(&stages, (&config.data.eval, &eval_prompts))?;
+        inputs::agree(&prompts, world)?; // before they decide which prompts are encoded
         let drawn = stages.texts(&plan.stages, plan.prompts);
         let looked_at = config.eval.count(eval_prompts.len()).max(COMPARED);
         let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
+        inputs::agree(&inputs::weights(&config.model, &pipeline.base_digest)?, world)?;
         let base = pipeline.take_base(); // of which this rank may read its parts only
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
@@ -109,6 +116,7 @@ impl<'a> Run<'a> {
             seed: config.run.seed,
         };
         let (mut iteration, mut best, mut skipped, mut unevaluated) = (0, Best::default(), 0, true);
+        let mut old_is_policy = None;
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
             for warning in reader.check_identity(&identity, &resume::changes(config, path))? {
@@ -117,14 +125,19 @@ impl<'a> Run<'a> {
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
             unevaluated = reader.state().extra[UNEVALUATED].as_bool().unwrap_or(reader.state().update == 0);
+            for name in inputs::changed(&prompts, reader.state()) {
+                let path = path.display();
+                tracing::warn!("checkpoint {path}: {name} held other prompts: the run is another one from here on");
+            }
+            old_is_policy = reader.state().extra[OLD_IS_POLICY].as_bool();
             stages.restore(reader.state()).map_err(|message| Error::Checkpoint { path: path.clone(), message })?;
             state.restore(reader.read(&state.held())?.vectors, reader.state().update)?;
         }
         let update = state.update;
-        let old_is_policy = config.old_policy_decay().eta(update) == 0.0;
+        let old_is_policy = old_is_policy.unwrap_or_else(|| config.old_policy_decay().eta(update) == 0.0);
         let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
-        let log = first.then(|| MetricsLog::open(out, chosen.is_some().then_some(update))).transpose()?;
+        let records = Records::open(out, chosen.is_some().then_some(update), first)?;
         // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
         if first && (chosen.is_none() || update < config.run.updates) {
             files::write(&out.join("config.toml"), config.to_toml()?)?;
@@ -164,6 +177,7 @@ impl<'a> Run<'a> {
             config,
             trainer,
             eval_prompts,
+            prompts,
             eval_rewards,
             saver,
             best,
@@ -172,7 +186,7 @@ impl<'a> Run<'a> {
             before: update,
             fruitless: 0,
             unevaluated,
-            log,
+            records,
             progress,
             begun,
             lock,
@@ -205,6 +219,7 @@ impl<'a> Run<'a> {
         if leaving {
             self.save()?;
             self.saved_at_last()?;
+            self.records.flush();
         }
         Ok(leaving)
     }
@@ -239,9 +254,7 @@ impl<'a> Run<'a> {
         self.check_lock()?;
         for (i, metrics) in updates.iter().enumerate() {
             let update = self.before + 1 + i as u64;
-            if let Some(log) = &mut self.log {
-                log.write(update, metrics)?;
-            }
+            self.records.update(update, metrics);
             let value = |name| metrics.get(name).unwrap_or(f64::NAN);
             tracing::debug!(
                 "update {update}: loss {:.5}, gradient norm {:.4}, {:.2} s",
@@ -283,23 +296,9 @@ impl<'a> Run<'a> {
         let update = self.trainer.state.update;
         self.best.evaluated = main_reward(self.config, &metrics).map(|reward| Scored { update, reward });
         self.unevaluated = false;
-        let enlarged = self.enlarged();
-        if let Some(log) = &mut self.log {
-            log.write(update, &metrics)?;
-            let picture = grid::image_grid(&gallery.images, &gallery.captions, COLUMNS, enlarged)?;
-            grid::save_png(&picture, &self.config.run.out.join(format!("samples/update_{update:08}.png")))?;
-            log.image(update, "samples", &picture)?;
-            if let Err(e) = report::write(&self.config.run.out) {
-                tracing::warn!("{e}; the report is written again after the next evaluation");
-            }
-        }
+        self.records.evaluation(update, &metrics, &gallery)?;
         self.progress.evaluation(update, &metrics);
         Ok(())
-    }
-
-    /// How many times a grid's pictures are enlarged.
-    fn enlarged(&self) -> u32 {
-        (WIDTH / self.trainer.pipeline.picture().1).max(1) as u32
     }
 
     fn sampled(&self, params: &dyn Weights, count: usize, rewards: &Rewards) -> Result<(Metrics, Gallery)> {
@@ -331,10 +330,7 @@ impl<'a> Run<'a> {
         }
         let out = &self.config.run.out;
         let title = format!("after update {}", self.trainer.state.update);
-        let picture =
-            grid::before_after(&before.images, &after.images, &before.captions, &title, COLUMNS / 2, self.enlarged())?;
-        grid::save_png(&picture, &out.join("samples/before_after.png"))?;
-        self.log = None;
+        self.records.finish(&before, &after, &title)?;
         let page = report::write(out)?;
         let seconds = self.begun.elapsed().as_secs();
         let change = summary(out)?;
@@ -349,10 +345,6 @@ impl<'a> Run<'a> {
 
 /// The run ends after as many iterations in a row without an update.
 const MOST_FRUITLESS: u64 = 10;
-
-/// Tiles in a row of a grid, and the width in pixels to which small pictures are enlarged.
-const COLUMNS: usize = 6;
-const WIDTH: usize = 144;
 
 /// Prompts in the picture of before and after.
 const COMPARED: usize = 12;

@@ -1,6 +1,7 @@
 //! The checkpoints of a run: written beside training, the last ones and the best one kept.
 
 use super::Trainer;
+use super::inputs::PROMPTS;
 use super::run::Run;
 use crate::checkpoint::{self, STAGES, Saved, TrainState};
 use crate::comm::phase;
@@ -10,6 +11,9 @@ use serde_json::json;
 
 /// The entry of a checkpoint that tells whether the evaluation that was due at its update is still to be done.
 pub(super) const UNEVALUATED: &str = "unevaluated";
+
+/// The entry of a checkpoint that tells whether the old policy was last set to the policy's values.
+pub(super) const OLD_IS_POLICY: &str = "old_is_policy";
 
 /// An evaluation, by its main reward.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -51,12 +55,14 @@ impl Run<'_> {
         phase("checkpoint");
         self.progress.aside("checkpoint");
         let update = self.trainer.state.update;
-        let Trainer { skipped, stages, .. } = &self.trainer;
+        let Trainer { skipped, stages, policies, .. } = &self.trainer;
         let extra = json!({
             "best": self.best.with(update),
             "skipped": skipped,
             STAGES: stages.begun(),
             UNEVALUATED: self.unevaluated,
+            OLD_IS_POLICY: policies.old_is_policy,
+            PROMPTS: self.prompts,
         });
         let state = TrainState { update, iteration: self.iteration, extra };
         let shard = self.trainer.state.snapshot()?;

@@ -72,6 +72,12 @@ impl Stages {
         self.prompts[number].draw(self.seed, prompts_of, iteration - self.since[prompts_of], count)
     }
 
+    /// The stages that bring prompts, with those.
+    pub fn sources(&self) -> impl Iterator<Item = (&RunStage, &PromptSet)> {
+        let all = self.all.iter().zip(&self.prompts);
+        all.filter(|(stage, _)| stage.prompts_of == stage.number).map(|(stage, set)| (stage, &**set))
+    }
+
     /// The texts that a run of these stages draws, `count` prompts an iteration, and may draw beyond what is planned.
     pub fn texts(&self, planned: &[PlannedStage], count: usize) -> BTreeSet<&str> {
         let drawn = self.prompts.iter().enumerate().flat_map(|(number, set)| {

@@ -320,7 +320,9 @@ fn state_that_differs_is_told_where_every_rank_has_all_of_it() -> Result<()> {
         for shard in ["none", "optimizer", "full"] {
             let (mut trainer, _) = trainer(&world, &[&format!("parallel.shard={shard}")])?;
             trainer.iteration(0, &mut |_| ())?;
+            let calls = world.calls();
             trainer.check_replicas()?;
+            assert_eq!(world.calls(), calls, "{shard}: nothing is gathered to be compared");
             let vectors = trainer.state.replicated()?;
             assert_eq!(vectors.len(), if shard == "none" { VECTORS.len() } else { 0 });
             for vector in vectors {

@@ -11,6 +11,7 @@ use flowrl_dist::checkpoint::{
     write_shard,
 };
 use flowrl_dist::comm::Solo;
+use flowrl_dist::error::Error;
 use flowrl_dist::rng::{Purpose, Stream};
 use ranks::{VECTORS, content, content_of, identity, owned, read, save, save_with, saved, state};
 use std::fs;
@@ -168,6 +169,33 @@ fn auto_does_not_go_back_silently_from_a_damaged_checkpoint() {
     read(&reader, 0..10).expect("the first shard is good");
     let error = read(&reader, TOTAL - 10..TOTAL).unwrap_err().to_string();
     assert!(error.contains("shard-00001-of-00002") && error.contains("delete"), "{error}");
+}
+
+/// A link that leads to itself stands for a server that does not answer and for a lack of descriptors: nothing is known of the
+/// content, so nothing is to be deleted.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_read_now_is_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = saved(dir.path(), 5, 2, TOTAL);
+    for name in ["COMPLETE", "manifest.json", "shard-00001-of-00002.safetensors"] {
+        let (file, aside) = (path.join(name), dir.path().join("aside"));
+        let reader = open(&path).unwrap();
+        fs::rename(&file, &aside).unwrap();
+        std::os::unix::fs::symlink(name, &file).unwrap();
+        let mut errors = vec![open(&path).unwrap_err()];
+        if name.starts_with("shard") {
+            errors.push(reader.verify().unwrap_err());
+        }
+        for error in errors {
+            assert!(matches!(error, Error::Io { .. }), "{error:?}");
+            let message = error.to_string();
+            assert!(message.contains(name) && message.contains("start again"), "{message}");
+            assert!(!message.contains("delete"), "{message}");
+        }
+        fs::rename(&aside, &file).unwrap();
+    }
+    open(&path).unwrap().verify().unwrap();
 }
 
 #[test]

@@ -58,6 +58,38 @@ fn every_prompt_is_encoded_once_by_any_number_of_ranks() -> Result<()> {
     Ok(())
 }
 
+/// All that is missing lies in one rank's share: it is dealt out to both.
+#[test]
+fn what_is_missing_is_dealt_out_evenly() -> Result<()> {
+    let (pipeline, root) = (Pipeline::new(), tempfile::tempdir().unwrap());
+    let prompts: Vec<String> = (0..8).map(|i| format!("prompt {i}")).collect();
+    let prompts: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    let there: Vec<&str> = prompts.iter().copied().step_by(2).collect();
+    PromptCache::open(root.path(), pipeline.encoding())?.fill(&there, &Solo, &Device::Cpu)?;
+    let encoding = pipeline.encoding();
+    let filled = ThreadGroup::run(2, |world| {
+        PromptCache::open(root.path(), encoding.clone())?.fill(&prompts, &*world.host, &Device::Cpu)
+    })?;
+    assert_eq!(filled, [Filled { found: 4, encoded: 2 }, Filled { found: 0, encoded: 2 }]);
+    Ok(())
+}
+
+#[test]
+fn ranks_with_other_encoders_are_refused() {
+    let (pipeline, root) = (Pipeline::new(), tempfile::tempdir().unwrap());
+    let encoding = pipeline.encoding();
+    let error = ThreadGroup::run(2, |world| {
+        let t5_tokens = encoding.t5_tokens + world.rank();
+        PromptCache::open(root.path(), Encoding { t5_tokens, ..encoding.clone() })?.fill(
+            &PROMPTS,
+            &*world.host,
+            &Device::Cpu,
+        )
+    });
+    let Err(Error::Usage(line)) = error else { panic!("{error:?}") };
+    assert!(line.starts_with("rank 1 has other text encoders in ") && line.contains("same files"), "{line}");
+}
+
 #[test]
 fn the_encoders_are_read_only_for_a_prompt_that_is_missing() {
     let (pipeline, root) = (Pipeline::new(), tempfile::tempdir().unwrap());

@@ -1,10 +1,12 @@
 //! The same run on any number of ranks and threads.
 
-use crate::common::Job;
+use crate::common::{Job, on_ranks};
 use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, finished, unbroken};
 use flowrl_dist::comm::ThreadGroup;
+use flowrl_dist::error::EXIT_USAGE;
 use flowrl_dist::observe::Metrics;
 use serde_json::Value;
+use std::path::Path;
 
 /// Metrics that do not depend on the order in which gradients are added up. In the first iteration that is certain; in
 /// later ones the parameters differ in the last bits, but the rewards are counts of letters.
@@ -48,6 +50,28 @@ fn any_number_of_ranks_is_the_same_run() {
     for ranks in [2, 4, 8] {
         assert_same_run(&unbroken(1), &unbroken(ranks), &format!("flow-awr, {ranks} ranks"));
     }
+}
+
+/// Each rank has a folder of its own, in which the same name is another file.
+#[test]
+fn ranks_that_read_other_prompts_are_refused() {
+    let _alone = alone();
+    let hosts = tempfile::tempdir().unwrap();
+    for (rank, text) in ["417", "418"].iter().enumerate() {
+        let folder = hosts.path().join(rank.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let lines: Vec<String> = (0..4).map(|_| format!("\"{text}\" in red on yellow\n")).collect();
+        std::fs::write(folder.join("mine.txt"), lines.concat()).unwrap();
+    }
+    let training = Training::new(&["data.train=mine.txt"]);
+    let of_program = training.command(1, UPDATES);
+    let mut command = on_ranks(2, Path::new("sh"));
+    command.args(["-c", "cd \"$0/$OMPI_COMM_WORLD_RANK\" && exec \"$@\""]).arg(hosts.path());
+    command.arg(of_program.get_program()).args(of_program.get_args());
+    let output = Job::start(&mut command).finish(TIMEOUT);
+    assert_eq!(output.code(), EXIT_USAGE, "{output}");
+    let line = "data.train = \"mine.txt\": rank 1 on ";
+    assert!(output.stderr.contains(line) && output.stderr.contains("give all hosts the same files"), "{output}");
 }
 
 /// The bytes that a rank sends are those that `plan` predicts: where the old policy is the policy, those of a run on policy.

@@ -1,7 +1,7 @@
 //! A run that was stopped and started again ends as the unbroken one.
 
 use crate::common::Job;
-use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, unbroken};
+use crate::runs::{Record, TIMEOUT, Training, UPDATES, alone, finished, unbroken};
 
 /// Stopped in the middle on some ranks, then ended on others.
 fn resumed(stopped: &Training, ranks: usize) -> Record {
@@ -53,6 +53,43 @@ fn so_does_a_run_that_shares_out_something_else_in_each_life() {
         }
         training.record().assert_close(&unbroken(2), &format!("{lives:?}"));
     }
+}
+
+/// Adapters in bf16, two updates an iteration, whose rollouts' stochastic steps move on with it.
+#[test]
+fn so_does_a_run_of_adapters_on_moving_rollout_steps() {
+    let _alone = alone();
+    let settings = [
+        "model.trainable=lora",
+        "model.dtype=bf16",
+        "method.name=flow-grpo",
+        "batch.updates_per_iteration=2",
+        "sampler.solver=sde",
+        "sampler.sde.window=2",
+        "sampler.sde.move_every=1",
+        "old_policy.rate=0.2",
+    ];
+    let unbroken = finished(&settings, 2);
+    let training = Training::new(&settings);
+    training.run(2, UPDATES / 2);
+    assert_eq!(training.saved(), Some(UPDATES / 2));
+    training.run(2, UPDATES);
+    training.record().assert_equal(&unbroken);
+}
+
+#[test]
+fn prompts_that_changed_under_their_name_are_told() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.txt");
+    let write = |number: u64| std::fs::write(&file, format!("\"{number}\" in red on yellow\n").repeat(4)).unwrap();
+    let training = Training::new(&["run.eval_every=0", &format!("data.train={}", file.display())]);
+    let told = |updates| training.run(1, updates).stderr.matches("held other prompts").count();
+    write(417);
+    assert_eq!((told(1), told(2)), (0, 0));
+    write(418);
+    assert_eq!(told(3), 1);
+    assert_eq!(told(4), 0, "the checkpoint has the new ones");
 }
 
 #[test]

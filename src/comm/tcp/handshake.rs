@@ -15,7 +15,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// Says which protocol this is, and that bytes of numbers have the same order on both ends.
 const MAGIC: [u8; 12] = {
-    let (name, order) = (b"flowrl 1", 0x0102_0304_u32.to_ne_bytes());
+    let (name, order) = (b"flowrl 2", 0x0102_0304_u32.to_ne_bytes());
     [name[0], name[1], name[2], name[3], name[4], name[5], name[6], name[7], order[0], order[1], order[2], order[3]]
 };
 
@@ -30,6 +30,8 @@ pub(super) struct Hello {
     /// Which of the rank's connections this is.
     pub connection: usize,
     pub host: String,
+    /// A number of the rank's process: another one of the same rank is none of us.
+    pub process: u64,
 }
 
 /// A code over `parts` that only the owner of the key can make. Comparing two takes the same time whatever differs.
@@ -95,7 +97,7 @@ impl Visitor {
                 stream,
                 challenge: theirs,
                 end,
-                hello: Hello { rank: 0, ranks: 0, connection: 0, host: String::new() },
+                hello: Hello { rank: 0, ranks: 0, connection: 0, host: String::new(), process: 0 },
             };
             // Its own code would be a code for strangers: this one is for nobody. It may be gone without waiting for it.
             let _ = visitor.answer(&[0; 32], why);
@@ -162,7 +164,7 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn hello() -> Hello {
-        Hello { rank: 1, ranks: 2, connection: 0, host: "n2".into() }
+        Hello { rank: 1, ranks: 2, connection: 0, host: "n2".into(), process: 3 }
     }
 
     /// Rank 0's view of a stranger that does `act`.

@@ -2,7 +2,7 @@
 
 use super::handshake::{self, Hello, Visitor};
 use super::{CONNECTIONS, CONTROL, control, wire};
-use crate::comm::bootstrap::Meeting;
+use crate::comm::bootstrap::{self, Meeting};
 use crate::error::{Error, Result};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
@@ -38,7 +38,7 @@ pub(super) fn receive(meeting: &Meeting, deadline: Duration) -> Result<Vec<Arriv
     let door = Arc::new(Door {
         key: meeting.key,
         ranks: meeting.ranks,
-        expected: Mutex::new(vec![[true; CONNECTIONS]; meeting.ranks]),
+        processes: Mutex::new(vec![None; meeting.ranks]),
         visitors: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
         arrivals: Mutex::new(sender),
@@ -68,10 +68,11 @@ fn gather(
     let mut hosts = vec![String::new(); meeting.ranks];
     let mut streams: Vec<[Option<TcpStream>; CONNECTIONS]> =
         (0..meeting.ranks).map(|_| [const { None }; CONNECTIONS]).collect();
-    for _ in 0..(meeting.ranks - 1) * CONNECTIONS {
+    while streams[1..].iter().flatten().any(Option::is_none) {
         match arrivals.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok((hello, stream)) => {
                 hosts[hello.rank] = hello.host;
+                // In the place of an earlier one, whose handshake stalled: then the rank tried again.
                 streams[hello.rank][hello.connection] = Some(stream);
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
@@ -107,8 +108,8 @@ fn list(ranks: &[usize]) -> String {
 struct Door {
     key: [u8; 32],
     ranks: usize,
-    /// The connections that have not come yet.
-    expected: Mutex<Vec<[bool; CONNECTIONS]>>,
+    /// The process that is each rank, once it has come.
+    processes: Mutex<Vec<Option<u64>>>,
     visitors: AtomicUsize,
     refused: AtomicUsize,
     arrivals: Mutex<Sender<(Hello, TcpStream)>>,
@@ -146,7 +147,7 @@ impl Door {
     fn admit(&self, stream: TcpStream) -> std::io::Result<()> {
         let visitor = Visitor::examine(stream, &self.key)?;
         let hello = visitor.hello.clone();
-        if let Err(why) = self.tick_off(&hello) {
+        if let Err(why) = self.check(&hello) {
             visitor.refuse(&self.key, &why)?;
             return Err(std::io::Error::new(ErrorKind::PermissionDenied, why));
         }
@@ -157,8 +158,8 @@ impl Door {
     }
 
     /// Why this one may not come in.
-    fn tick_off(&self, hello: &Hello) -> std::result::Result<(), String> {
-        let Hello { rank, ranks, connection, host } = hello;
+    fn check(&self, hello: &Hello) -> std::result::Result<(), String> {
+        let Hello { rank, ranks, connection, host, process } = hello;
         if *ranks != self.ranks {
             return Err(format!(
                 "rank {rank} on {host} was started as one of {ranks} ranks, rank 0 as one of {}",
@@ -170,9 +171,8 @@ impl Door {
                 "there is no place for rank {rank} of {ranks} on {host}: two processes were given one rank"
             ));
         }
-        let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = &mut expected[*rank][*connection];
-        if !std::mem::take(place) {
+        let mut processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        if processes[*rank].get_or_insert(*process) != process {
             return Err(format!("rank {rank} is here already; the one on {host} is a second one"));
         }
         Ok(())
@@ -187,8 +187,10 @@ impl Door {
 pub(super) fn join(meeting: &Meeting, hostname: &str, deadline: Duration) -> Result<Arrival> {
     let end = Instant::now() + deadline;
     let mut streams = Vec::with_capacity(CONNECTIONS);
+    let bytes = bootstrap::random().map_err(|e| Error::Failed(format!("there are no random numbers: {e}")))?;
+    let process = bytes.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
     for connection in 0..CONNECTIONS {
-        let hello = Hello { rank: meeting.rank, ranks: meeting.ranks, connection, host: hostname.into() };
+        let hello = Hello { rank: meeting.rank, ranks: meeting.ranks, connection, host: hostname.into(), process };
         streams.push(connect(meeting, &hello, end, deadline)?);
     }
     let [control, host, device] = streams.try_into().map_err(|_| Error::Failed("a connection is missing".into()))?;
@@ -239,4 +241,38 @@ pub(super) fn await_word(stream: &TcpStream, end: Instant) -> std::io::Result<co
     let mut bytes = [0; control::LENGTH];
     wire::read(stream, &mut bytes, end)?;
     control::Word::decode(bytes).ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, "an unknown word"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    /// A rank whose handshake stalls gives up the connection and tries again, however far rank 0 had come with the first one.
+    #[test]
+    fn a_connection_takes_the_place_of_an_earlier_one_of_its_process() {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let key = [7; 32];
+        let meeting = Meeting { rank: 0, ranks: 2, host: "127.0.0.1".into(), port, key };
+        let present = |process: u64, connection: usize| {
+            let hello = Hello { rank: 1, ranks: 2, connection, host: "n2".into(), process };
+            connect(&meeting, &hello, Instant::now() + handshake::LIMIT, handshake::LIMIT)
+        };
+        std::thread::scope(|scope| {
+            let arrivals = scope.spawn(|| receive(&meeting, 2 * handshake::LIMIT));
+            drop(present(1, 0).unwrap());
+            let second = present(2, 0).unwrap_err();
+            assert!(matches!(&second, Error::Usage(line) if line.contains("is here already")), "{second}");
+            let mut mine: Vec<TcpStream> = (0..CONNECTIONS).map(|connection| present(1, connection).unwrap()).collect();
+            let arrivals = arrivals.join().unwrap().unwrap();
+            let [(1, host, theirs)] = &arrivals[..] else { panic!("{arrivals:?}") };
+            assert_eq!(host, "n2");
+            for (connection, (mine, mut theirs)) in mine.iter_mut().zip(theirs).enumerate() {
+                mine.write_all(&[connection as u8]).unwrap();
+                let mut heard = [9];
+                theirs.read_exact(&mut heard).unwrap();
+                assert_eq!(heard, [connection as u8]);
+            }
+        });
+    }
 }

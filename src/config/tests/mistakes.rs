@@ -204,6 +204,11 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.sde.window=11"], &["sampler.sde.window = 11: ", "10"]),
     (&["sampler.sde.first=8", "sampler.sde.window=3"], &["sampler.sde.window = 3: ", "2"]),
     (&["sampler.sde.first=10"], &["sampler.sde.first = 10: ", "9"]),
+    (
+        &["eval.solver=sde", "eval.steps=2", "sampler.sde.window=3"],
+        &["eval.steps = 2: eval.solver = \"sde\" takes", "go up to step 3; use at least 3, or eval.solver"],
+    ),
+    (&["eval.solver=sde", "eval.steps=2", "sampler.sde.first=2"], &["eval.steps = 2: ", "use at least 3"]),
     (&["sampler.sde.noise_level=0"], &["sampler.sde.noise_level = 0: must be a finite number above 0"]),
     (&["sampler.sde.kind=cps"], &["sampler.sde.kind = \"cps\": must be \"flow\" or \"dance\""]),
     (&["sampler.guidance=-1"], &["sampler.guidance = -1: must be a finite number, 0 or above"]),

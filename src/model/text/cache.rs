@@ -8,7 +8,7 @@
 //! kernel keeps of the files all ranks of a host share.
 
 use super::encoders::{Embeddings, Encoding, TextEncoders};
-use crate::comm::Communicator;
+use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
@@ -44,9 +44,9 @@ type Version = (u64, u64, i128);
 /// What [`PromptCache::fill`] did on this rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filled {
-    /// Prompts of this rank's share that were there.
+    /// Prompts that were there, of those that this rank looked for.
     pub found: usize,
-    /// Prompts of this rank's share that were encoded.
+    /// Prompts that this rank encoded.
     pub encoded: usize,
 }
 
@@ -63,30 +63,44 @@ impl PromptCache {
     }
 
     /// Sees to it that every one of `prompts` is there: each rank checks its share, the prompts of the run dealt out in
-    /// order, and encodes what is missing or damaged. The encoders are read if there is anything to encode, and freed at
-    /// the end. Every rank calls this with the same prompts; those that finish early wait for the slowest.
+    /// order, and what is missing or damaged is dealt out anew, so that none encodes more than one prompt more than another,
+    /// however the cache was filled before. The encoders are read if there is anything to encode, and freed at the end.
+    /// Every rank calls this with the same prompts; those that finish early wait for the slowest.
+    ///
+    /// # Errors
+    /// [`Error::Usage`], the same on every rank, where the ranks have different encoders.
     pub fn fill(&self, prompts: &[&str], comm: &dyn Communicator, device: &Device) -> Result<Filled> {
         if comm.rank() == 0 {
             self.sweep()?;
         }
         let unique: BTreeSet<&str> = prompts.iter().copied().collect();
-        let share: Vec<&str> = unique.into_iter().skip(comm.rank()).step_by(comm.world_size()).collect();
-        let mut missing = Vec::new();
-        for &prompt in &share {
+        let unique: Vec<&str> = unique.into_iter().collect();
+        let (mut found, mut missing) = (0, Vec::new()); // places in `unique`
+        for (place, prompt) in dealt(unique.iter().enumerate(), comm) {
             match self.look(prompt, |_| Ok(()))? {
-                Entry::Whole(()) => {}
-                Entry::Absent => missing.push(prompt),
+                Entry::Whole(()) => found += 1,
+                Entry::Absent => missing.push(place),
                 Entry::Damaged(why) => {
                     tracing::warn!("{}: {why}; it is encoded again", self.path(prompt).display());
-                    missing.push(prompt);
+                    missing.push(place);
                 }
             }
         }
-        if !missing.is_empty() {
-            self.encode(&missing, comm.world_size(), device)?;
+        let all = exchange(comm, &(self.digest.clone(), missing))?;
+        if let Some(rank) = all.iter().position(|(digest, _)| *digest != all[0].0) {
+            return Err(Error::Usage(format!(
+                "rank {rank} has other text encoders in {} than rank 0: give all hosts the same files, or a folder that they \
+                 share",
+                self.encoding.folder.display()
+            )));
+        }
+        let missing = all.into_iter().flat_map(|(_, missing)| missing);
+        let mine: Vec<&str> = dealt(missing, comm).map(|place| unique[place]).collect();
+        if !mine.is_empty() {
+            self.encode(&mine, comm.world_size(), device)?;
         }
         comm.barrier()?;
-        Ok(Filled { found: share.len() - missing.len(), encoded: missing.len() })
+        Ok(Filled { found, encoded: mine.len() })
     }
 
     /// The embeddings of `prompts`, in their order, on `device`. An entry is checked in full when it is used for the first
@@ -256,6 +270,11 @@ fn check_room(folder: &Path, free: u64, needed: u64) -> Result<()> {
          model.prompt_cache to a folder on another disk"
     );
     Err(Error::File { path: folder.to_path_buf(), message })
+}
+
+/// This rank's share of what is dealt out to all.
+fn dealt<T>(all: impl Iterator<Item = T>, comm: &dyn Communicator) -> impl Iterator<Item = T> {
+    all.skip(comm.rank()).step_by(comm.world_size())
 }
 
 /// What is found under a prompt's name.

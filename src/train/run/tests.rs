@@ -116,6 +116,59 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
     Ok(())
 }
 
+/// Metrics, events and pictures are nothing that a run depends on until its end, when what is missing is told.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_takes_no_metrics_does_not_end_a_run_before_its_end() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&folder, &["run.updates=2", "run.checkpoint_every=1", "eval.prompts=1", "eval.steps=2"])?;
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("metrics.jsonl")).unwrap();
+    std::fs::write(folder.path().join("samples"), "no folder").unwrap();
+    ThreadGroup::run(RANKS, |world| {
+        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        assert!(!run.until_done(&|_| Ok(false))?);
+        assert_eq!(checkpoint::newest(&checkpoint::root(&config.run.out))?.map(|found| found.update), Some(1));
+        match run.finish() {
+            Ok(_) => assert_eq!(world.rank(), 1),
+            Err(e) => assert!(world.rank() == 0 && e.to_string().contains("metrics.jsonl: No space left"), "{e}"),
+        }
+        assert_eq!(checkpoint::newest(&checkpoint::root(&config.run.out))?.map(|found| found.update), Some(2));
+        Ok(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn the_gallery_is_the_same_on_any_number_of_ranks() -> Result<()> {
+    let galleries = [1, 3].map(|ranks| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(&folder, &["eval.steps=2"])?;
+        let galleries = ThreadGroup::run(ranks, |world| {
+            let run = Run::start(&config, &Resume::Never, &world)?;
+            let (_, Gallery { images, captions }) =
+                run.sampled(&*run.trainer.policies.reference, 4, &Rewards::default())?;
+            Ok((images.flatten_all()?.to_vec1::<f32>()?, captions))
+        })?;
+        assert!(galleries.iter().all(|gallery| *gallery == galleries[0]));
+        assert!(galleries[0].0.chunks(galleries[0].0.len() / 4).all(|image| image.iter().any(|&pixel| pixel > 0.0)));
+        Ok(galleries[0].clone())
+    });
+    let [one, three] = galleries.map(Result::unwrap);
+    assert_eq!(one.1.len(), 4);
+    assert!(one == three, "the same pictures and captions");
+    Ok(())
+}
+
+/// The window of the rollouts is none of an evaluation's whose solver takes no stochastic steps.
+#[test]
+fn an_evaluation_may_have_fewer_steps_than_the_rollouts_have_stochastic_ones() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = ["sampler.sde.window=4", "sampler.steps=5", "eval.steps=3", "eval.prompts=1"];
+    let config = config(&folder, &settings)?;
+    ThreadGroup::run(1, |world| Run::start(&config, &Resume::Never, &world)?.evaluate())?;
+    Ok(())
+}
+
 /// Asked after an iteration it saves without the evaluation that is due, which the next life makes up for; asked after an
 /// evaluation it does not train on.
 #[test]
