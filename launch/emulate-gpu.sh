@@ -3,10 +3,10 @@
 #
 #   launch/emulate-gpu.sh launch/check-cuda.sh test --release --test cuda_ops
 #
-# Stand-ins for the driver, cuBLAS, cuBLASLt, cuRAND and NCCL are compiled from tests/emulator, with our kernels and candle's as C++ in
-# them; the program opens them as it would the real ones. What this shows: that what the program gives to a GPU, in that
-# order, computes what it should. Not: that nvcc and the real libraries agree, races within a block, speed. The variables
-# EMULATED_GPU_... are explained in tests/emulator/libraries.
+# Stand-ins for the driver, cuBLAS, cuBLASLt, cuRAND and NCCL are compiled from tests/emulator, with our kernels and
+# candle's as C++ in them; the program opens them as it would the real ones. What this shows: that what the program gives to
+# a GPU, in that order, computes what it should. Not: that nvcc and the real libraries agree, races within a block, speed.
+# The variables EMULATED_GPU_... are explained in tests/emulator/libraries.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
@@ -26,7 +26,8 @@ candle_kernels() {
 compile() {
     local object=$1 source=$2
     shift 2
-    [[ ! -e $object || -n $(find "$root/tests/emulator" "$root/src/cuda/kernels" "${BASH_SOURCE[0]}" -newer "$object" -type f | head -n 1) ]] || return 0
+    local read=("$root/tests/emulator" "$root/src/cuda/kernels" "${BASH_SOURCE[0]}")
+    [[ ! -e $object || -n $(find "${read[@]}" -newer "$object" -type f | head -n 1) ]] || return 0
     "$compiler" "${flags[@]}" "$@" -c -o "$object.part" "$source"
     mv "$object.part" "$object"
 }

@@ -1,8 +1,9 @@
 // Runs a GPU's kernels on the CPU: what their sources, compiled as C++, expect of CUDA.
 //
 // The threads of a block take turns, one at a time, each up to its next meeting with the others: those of its block at
-// __syncthreads, those of its warp where lanes exchange values, those of its warpgroup where they multiply together. So indices, barriers, shuffles, the fragments of the matrix instructions and the places of tiles in shared
-// memory are put to the test; races within a block, the waiting for copies and products, occupancy and speed are not.
+// __syncthreads, those of its warp where lanes exchange values, those of its warpgroup where they multiply together. So
+// indices, barriers, shuffles, the fragments of the matrix instructions and the places of tiles in shared memory are
+// put to the test; races within a block, the waiting for copies and products, occupancy and speed are not.
 #pragma once
 #include <cmath>
 #include <math.h>
@@ -24,10 +25,18 @@
 // One block at a time.
 #define __shared__ static
 
-struct Index { unsigned x, y, z; };
-struct uint4 { unsigned x, y, z, w; };
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
+struct Index {
+    unsigned x, y, z;
+};
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct float2 {
+    float x, y;
+};
+struct float4 {
+    float x, y, z, w;
+};
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
@@ -65,8 +74,9 @@ struct Thread {
     bool done;
 };
 
-// A stack on which threads run one after the other, up to the first that has to wait; it is free again when that one has
-// ended. So a kernel without meetings runs on one. Switched by jumps, which unlike swapcontext ask nothing of the system.
+// A stack on which threads run one after the other, up to the first that has to wait; it is free again when that one
+// has ended. So a kernel without meetings runs on one. Switched by jumps, which unlike swapcontext ask nothing of the
+// system.
 struct Fibre {
     ucontext_t beginning;
     Place place;
@@ -209,7 +219,9 @@ template <auto kernel> struct Entry;
 template <typename... A, void (*kernel)(A...)> struct Entry<kernel> {
     static Call bind(void **args) { return bind(args, std::index_sequence_for<A...>{}); }
     template <size_t... I> static Call bind(void **args, std::index_sequence<I...>) {
-        return [values = std::tuple<A...>(*static_cast<std::remove_const_t<A> *>(args[I])...)] { std::apply(kernel, values); };
+        return [values = std::tuple<A...>(*static_cast<std::remove_const_t<A> *>(args[I])...)] {
+            std::apply(kernel, values);
+        };
     }
 };
 

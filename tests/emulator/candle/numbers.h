@@ -1,5 +1,6 @@
-// Stands in for CUDA's headers of small numbers when candle's kernels are compiled for the CPU (../threads.h). Arithmetic is
-// that of float, rounded after each operation. Numbers of 8 bits are there to be compiled, not to be used.
+// Stands in for CUDA's headers of small numbers when candle's kernels are compiled for the CPU (../threads.h).
+// Arithmetic is that of float, rounded after each operation. Numbers of 8 bits are there to be compiled, not to be
+// used.
 #pragma once
 #include "../threads.h"
 #include <algorithm>
@@ -19,7 +20,8 @@ template <typename U, int E, int F> struct Small {
     U bits;
 
     Small() = default;
-    template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>> Small(T value) : bits(round((float)value)) {}
+    template <typename T, typename = std::enable_if_t<std::is_arithmetic_v<T>>> Small(T value)
+        : bits(round((float)value)) {}
     operator float() const {
         const int bias = (1 << (E - 1)) - 1;
         int exponent = bits >> F & ((1 << E) - 1), fraction = bits & ((1 << F) - 1);
@@ -65,22 +67,24 @@ inline float __half2float(__half x) { return x; }
 inline __half __float2half(float x) { return x; }
 
 // Two side by side.
-struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x + b.x, a.y + b.y}; }
 inline __nv_bfloat162 __hsub2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x - b.x, a.y - b.y}; }
 inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x * b.x, a.y * b.y}; }
 inline __nv_bfloat162 __h2div(__nv_bfloat162 a, __nv_bfloat162 b) { return {a.x / b.x, a.y / b.y}; }
 
-#define FOR(Number)                                                            \
-    inline bool __hisnan(Number x) { return std::isnan((float)x); }            \
-    inline bool isnan(Number x) { return std::isnan((float)x); }               \
-    inline Number hsqrt(Number x) { return sqrtf(x); }                         \
-    inline Number hcos(Number x) { return cosf(x); }                           \
-    inline Number hsin(Number x) { return sinf(x); }                           \
-    inline Number hlog(Number x) { return logf(x); }                           \
-    inline Number hexp(Number x) { return expf(x); }                           \
-    inline Number __habs(Number x) { return fabsf(x); }                        \
-    inline Number __hmax_nan(Number a, Number b) { return __hisnan(a) || (float)a > (float)b ? a : b; } \
+#define FOR(Number)                                                                                                    \
+    inline bool __hisnan(Number x) { return std::isnan((float)x); }                                                    \
+    inline bool isnan(Number x) { return std::isnan((float)x); }                                                       \
+    inline Number hsqrt(Number x) { return sqrtf(x); }                                                                 \
+    inline Number hcos(Number x) { return cosf(x); }                                                                   \
+    inline Number hsin(Number x) { return sinf(x); }                                                                   \
+    inline Number hlog(Number x) { return logf(x); }                                                                   \
+    inline Number hexp(Number x) { return expf(x); }                                                                   \
+    inline Number __habs(Number x) { return fabsf(x); }                                                                \
+    inline Number __hmax_nan(Number a, Number b) { return __hisnan(a) || (float)a > (float)b ? a : b; }                \
     inline Number __hmin_nan(Number a, Number b) { return __hisnan(a) || (float)a < (float)b ? a : b; }
 FOR(__nv_bfloat16)
 FOR(__half)
@@ -93,11 +97,11 @@ inline double rsqrt(double x) { return 1. / sqrt(x); }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 
-#define BITS(name, From, To)                                                   \
-    inline To name(From from) {                                                \
-        To to;                                                                 \
-        std::memcpy(&to, &from, sizeof to);                                    \
-        return to;                                                             \
+#define BITS(name, From, To)                                                                                           \
+    inline To name(From from) {                                                                                        \
+        To to;                                                                                                         \
+        std::memcpy(&to, &from, sizeof to);                                                                            \
+        return to;                                                                                                     \
     }
 BITS(__float_as_int, float, int)
 BITS(__float_as_uint, float, unsigned)

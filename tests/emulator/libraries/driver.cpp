@@ -1,7 +1,7 @@
 // libcuda: memory is the host's, streams are threads, kernels are functions of this library (../threads.h).
 //
-// Streams wait for each other only where events say so, and EMULATED_GPU_DELAY lets each of them hesitate before all it does, for
-// up to so many microseconds: what is not ordered by events comes out wrong. Memory holds NaN when it is
+// Streams wait for each other only where events say so, and EMULATED_GPU_DELAY lets each of them hesitate before all it
+// does, for up to so many microseconds: what is not ordered by events comes out wrong. Memory holds NaN when it is
 // allocated and when it has been freed. What the real driver refuses (threads, shared memory, grids) is refused.
 //
 //   EMULATED_GPU_CAPABILITY  90 by default      EMULATED_GPU_COUNT  1 by default
@@ -56,7 +56,8 @@ void release(void *memory) {
     {
         std::lock_guard lock(pool.mutex);
         auto found = pool.sizes.find(memory);
-        if (found == pool.sizes.end()) std::fprintf(stderr, "emulated GPU: memory is freed that is none\n"), std::abort();
+        if (found == pool.sizes.end())
+            std::fprintf(stderr, "emulated GPU: memory is freed that is none\n"), std::abort();
         std::memset(memory, 0xff, found->second);
         pool.used -= found->second;
         pool.sizes.erase(found);
@@ -82,7 +83,9 @@ bool Mark::passed() {
     return is_passed;
 }
 
-Stream::Stream() { std::thread([this] { run(); }).detach(); }
+Stream::Stream() {
+    std::thread([this] { run(); }).detach();
+}
 
 void Stream::run() {
     const int delay = setting("EMULATED_GPU_DELAY", 0);
@@ -127,7 +130,9 @@ extern "C" {
 int cuInit(unsigned) { return SUCCESS; }
 int cuDriverGetVersion(int *version) { return *version = 99000, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = setting("EMULATED_GPU_COUNT", 1), SUCCESS; }
-int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, ordinal < setting("EMULATED_GPU_COUNT", 1) ? SUCCESS : 101; }
+int cuDeviceGet(int *device, int ordinal) {
+    return *device = ordinal, ordinal < setting("EMULATED_GPU_COUNT", 1) ? SUCCESS : 101;
+}
 int cuDeviceGetName(char *name, int length, int) { return std::snprintf(name, length, "emulated on the CPU"), SUCCESS; }
 int cuDeviceGetUuid(char *uuid, int device) { return std::memset(uuid, device, 16), SUCCESS; }
 int cuDeviceGetUuid_v2(char *uuid, int device) { return cuDeviceGetUuid(uuid, device); }
@@ -200,7 +205,9 @@ int cuEventElapsedTime_v2(float *milliseconds, void *begin, void *end) {
     *milliseconds = std::chrono::duration<float, std::milli>(span).count();
     return SUCCESS;
 }
-int cuEventElapsedTime(float *milliseconds, void *begin, void *end) { return cuEventElapsedTime_v2(milliseconds, begin, end); }
+int cuEventElapsedTime(float *milliseconds, void *begin, void *end) {
+    return cuEventElapsedTime_v2(milliseconds, begin, end);
+}
 int cuStreamWaitEvent(void *stream, void *event, unsigned) {
     auto mark = static_cast<Event *>(event)->mark;
     if (mark) stream_of(stream).give([mark] { mark->wait(); });
@@ -239,13 +246,17 @@ int cuMemcpyDtoDAsync_v2(Pointer to, Pointer from, size_t bytes, void *stream) {
     stream_of(stream).give([=] { std::memmove((void *)to, (void *)from, bytes); });
     return SUCCESS;
 }
-int cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) { return std::memcpy((void *)to, from, bytes), SUCCESS; }
+int cuMemcpyHtoD_v2(Pointer to, const void *from, size_t bytes) {
+    return std::memcpy((void *)to, from, bytes), SUCCESS;
+}
 int cuMemcpyDtoH_v2(void *to, Pointer from, size_t bytes) { return std::memcpy(to, (void *)from, bytes), SUCCESS; }
 int cuMemsetD8Async(Pointer memory, unsigned char value, size_t bytes, void *stream) {
     stream_of(stream).give([=] { std::memset((void *)memory, value, bytes); });
     return SUCCESS;
 }
-int cuMemsetD8_v2(Pointer memory, unsigned char value, size_t bytes) { return std::memset((void *)memory, value, bytes), SUCCESS; }
+int cuMemsetD8_v2(Pointer memory, unsigned char value, size_t bytes) {
+    return std::memset((void *)memory, value, bytes), SUCCESS;
+}
 
 int cuModuleLoadData(void **module, const void *) { return *module = &pool, SUCCESS; }
 int cuModuleUnload(void *) { return SUCCESS; }
@@ -261,8 +272,8 @@ int cuFuncSetAttribute(void *function, int attribute, int value) {
     return SUCCESS;
 }
 int cuFuncGetAttribute(int *value, int, void *) { return *value = 0, SUCCESS; }
-int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y, unsigned threads_z,
-                   unsigned shared, void *stream, void **arguments, void **) {
+int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads_x, unsigned threads_y,
+                   unsigned threads_z, unsigned shared, void *stream, void **arguments, void **) {
     auto *it = static_cast<Function *>(function);
     size_t threads = (size_t)threads_x * threads_y * threads_z, blocks = (size_t)x * y * z;
     if (!blocks || !threads || threads > 1024 || threads_z > 64 || x > 0x7fffffff || y > 0xffff || z > 0xffff ||

@@ -1,5 +1,5 @@
-// libnccl: ranks are processes of one host and meet in shared memory. A call is work of a stream, like a kernel, and waits there
-// for all ranks; one that is gone is waited for until the communicator is aborted.
+// libnccl: ranks are processes of one host and meet in shared memory. A call is work of a stream, like a kernel, and
+// waits there for all ranks; one that is gone is waited for until the communicator is aborted.
 #include "stream.h"
 #include <cstdint>
 #include <cstdio>

@@ -1,7 +1,7 @@
 // libcublas and libcublasLt: matrix products, column by column as theirs, with what follows them.
 //
-// cuBLASLt has no way where the real one has none that we rely on, and with EMULATED_GPU_PLAIN_PRODUCTS=1 none for anything but the
-// product itself: then the program takes the ways round it.
+// cuBLASLt has no way where the real one has none that we rely on, and with EMULATED_GPU_PLAIN_PRODUCTS=1 none for
+// anything but the product itself: then the program takes the ways round it.
 #include "stream.h"
 #include <cmath>
 #include <cstdint>
@@ -44,22 +44,23 @@ void store(void *to, size_t i, int type, float value) {
     std::abort();
 }
 
-// A matrix of `rows` x `columns`, columns `stride` apart; of `count` ones, `next` apart.
+// A matrix whose columns are `stride` apart.
 struct Matrix {
     const void *at;
     int type;
-    size_t rows, columns, stride;
+    size_t stride;
 };
 
 // op(a) [m, k] as rows of k numbers.
 std::vector<float> rows_of(const Matrix &a, bool transposed, size_t m, size_t k) {
     std::vector<float> rows(m * k);
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < k; j++) rows[i * k + j] = load(a.at, transposed ? i * a.stride + j : j * a.stride + i, a.type);
+        for (size_t j = 0; j < k; j++)
+            rows[i * k + j] = load(a.at, transposed ? i * a.stride + j : j * a.stride + i, a.type);
     return rows;
 }
 
-// Sums of eight lanes each, in a fixed order.
+// Sixteen sums side by side, then their sum: always in one order.
 float dot(const float *a, const float *b, size_t n) {
     float sums[16] = {};
     size_t i = 0;
@@ -72,7 +73,8 @@ float dot(const float *a, const float *b, size_t n) {
 }
 
 // finish(row, column, sum) for each number of op(a) op(b).
-template <typename F> void multiply(const Matrix &a, bool a_transposed, const Matrix &b, bool b_transposed, size_t m, size_t n, size_t k, F finish) {
+template <typename F> void multiply(const Matrix &a, bool a_transposed, const Matrix &b, bool b_transposed, size_t m,
+                                    size_t n, size_t k, F finish) {
     auto left = rows_of(a, a_transposed, m, k), right = rows_of(b, !b_transposed, n, k);
     for (size_t j = 0; j < n; j++)
         for (size_t i = 0; i < m; i++) finish(i, j, dot(&left[i * k], &right[j * k], k));
@@ -129,17 +131,22 @@ extern "C" {
 int cublasCreate_v2(void **handle) { return *handle = new Handle, 0; }
 int cublasDestroy_v2(void *handle) { return delete static_cast<Handle *>(handle), 0; }
 int cublasSetStream_v2(void *handle, void *stream) { return static_cast<Handle *>(handle)->stream = stream, 0; }
-int cublasGemmStridedBatchedEx(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a, int type_a,
-                               int stride_a, long long next_a, const void *b, int type_b, int stride_b, long long next_b,
-                               const void *beta, void *c, int type_c, int stride_c, long long next_c, int count, int sums, int) {
+int cublasGemmStridedBatchedEx(void *handle, int op_a, int op_b, int m, int n, int k, const void *alpha, const void *a,
+                               int type_a, int stride_a, long long next_a, const void *b, int type_b, int stride_b,
+                               long long next_b, const void *beta, void *c, int type_c, int stride_c, long long next_c,
+                               int count, int sums, int) {
     // CUBLAS_COMPUTE_64F takes its factors in f64, all others that we meet in f32.
-    auto factor = [&](const void *at) { return sums == 70 ? (float)*static_cast<const double *>(at) : *static_cast<const float *>(at); };
+    auto factor = [&](const void *at) {
+        return sums == 70 ? (float)*static_cast<const double *>(at) : *static_cast<const float *>(at);
+    };
     float scale = factor(alpha), keep = factor(beta);
     host::stream_of(static_cast<Handle *>(handle)->stream).give([=] {
         for (int i = 0; i < count; i++) {
-            auto at = [&](const void *from, int type, long long next) { return (const char *)from + i * next * (long long)size_of(type); };
-            Matrix left = {at(a, type_a, next_a), type_a, 0, 0, (size_t)stride_a};
-            Matrix right = {at(b, type_b, next_b), type_b, 0, 0, (size_t)stride_b};
+            auto at = [&](const void *from, int type, long long next) {
+                return (const char *)from + i * next * (long long)size_of(type);
+            };
+            Matrix left = {at(a, type_a, next_a), type_a, (size_t)stride_a};
+            Matrix right = {at(b, type_b, next_b), type_b, (size_t)stride_b};
             void *out = const_cast<char *>(at(c, type_c, next_c));
             multiply(left, op_a != 0, right, op_b != 0, m, n, k, [&](size_t row, size_t column, float sum) {
                 size_t place = column * stride_c + row;
@@ -160,8 +167,10 @@ int cublasLtMatmulDescCreate(void **operation, int, int) { return *operation = n
 int cublasLtMatmulDescDestroy(void *operation) { return delete static_cast<Operation *>(operation), 0; }
 int cublasLtMatmulDescSetAttribute(void *operation, int attribute, const void *value, size_t bytes) {
     auto *it = static_cast<Operation *>(operation);
-    auto set = [&](auto &field) { return bytes == sizeof field ? (std::memcpy(&field, value, bytes), 0) : INVALID_VALUE; };
-    switch (attribute) {
+    auto set = [&](auto &field) {
+        return bytes == sizeof field ? (std::memcpy(&field, value, bytes), 0) : INVALID_VALUE;
+    };
+    switch (attribute) { // cublasLtMatmulDescAttributes_t
     case 3: return set(it->transposed_a);
     case 4: return set(it->transposed_b);
     case 7: return set(it->epilogue);
@@ -174,25 +183,29 @@ int cublasLtMatmulDescSetAttribute(void *operation, int attribute, const void *v
 int cublasLtMatmulPreferenceCreate(void **wishes) { return *wishes = new Wishes, 0; }
 int cublasLtMatmulPreferenceDestroy(void *wishes) { return delete static_cast<Wishes *>(wishes), 0; }
 int cublasLtMatmulPreferenceSetAttribute(void *, int, const void *, size_t) { return 0; }
-int cublasLtMatmulAlgoGetHeuristic(void *, void *operation, void *, void *, void *, void *d, void *, int, Chosen *chosen, int *count) {
+int cublasLtMatmulAlgoGetHeuristic(void *, void *operation, void *, void *, void *, void *d, void *, int,
+                                   Chosen *chosen, int *count) {
     if (!has_way(*static_cast<Operation *>(operation), *static_cast<Layout *>(d))) return *count = 0, NOT_SUPPORTED;
     *chosen = {};
     return *count = 1, 0;
 }
-int cublasLtMatmul(void *, void *operation, const void *alpha, const void *a, void *layout_a, const void *b, void *layout_b,
-                   const void *beta, const void *c, void *layout_c, void *d, void *layout_d, const void *, void *, size_t, void *stream) {
+int cublasLtMatmul(void *, void *operation, const void *alpha, const void *a, void *layout_a, const void *b,
+                   void *layout_b, const void *beta, const void *c, void *layout_c, void *d, void *layout_d,
+                   const void *, void *, size_t, void *stream) {
     Operation op = *static_cast<Operation *>(operation);
-    Layout la = *static_cast<Layout *>(layout_a), lb = *static_cast<Layout *>(layout_b), lc = *static_cast<Layout *>(layout_c),
-           ld = *static_cast<Layout *>(layout_d);
+    Layout la = *static_cast<Layout *>(layout_a), lb = *static_cast<Layout *>(layout_b),
+           lc = *static_cast<Layout *>(layout_c), ld = *static_cast<Layout *>(layout_d);
     size_t m = ld.rows, n = ld.columns, k = op.transposed_a ? la.rows : la.columns;
     bool fits = (op.transposed_a ? la.columns : la.rows) == m && (op.transposed_b ? lb.rows : lb.columns) == n &&
                 (op.transposed_b ? lb.columns : lb.rows) == k && lc.rows == m && lc.columns == n;
     if (!fits || !has_way(op, ld)) return INVALID_VALUE;
-    bool beside = op.epilogue == GELU_AUX_BIAS || op.epilogue == DGELU, biased = op.epilogue != DEFAULT && op.epilogue != DGELU;
+    bool beside = op.epilogue == GELU_AUX_BIAS || op.epilogue == DGELU,
+         biased = op.epilogue != DEFAULT && op.epilogue != DGELU;
     if ((beside && (!op.beside || op.beside % 16)) || (biased && (!op.bias || op.bias % 16))) return INVALID_VALUE;
     float scale = *static_cast<const float *>(alpha), keep = *static_cast<const float *>(beta);
     host::stream_of(stream).give([=] {
-        Matrix left = {a, la.type, la.rows, la.columns, (size_t)la.stride}, right = {b, lb.type, lb.rows, lb.columns, (size_t)lb.stride};
+        Matrix left = {a, la.type, (size_t)la.stride},
+               right = {b, lb.type, (size_t)lb.stride};
         multiply(left, op.transposed_a, right, op.transposed_b, m, n, k, [&](size_t row, size_t column, float sum) {
             float value = scale * sum + (keep == 0.f ? 0.f : keep * load(c, column * lc.stride + row, lc.type));
             if (biased) value += load((void *)op.bias, row, ld.type);
