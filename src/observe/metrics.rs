@@ -243,7 +243,8 @@ fn cut_after(path: &Path, update: u64) -> Result<()> {
 /// Deletes the sample grids of updates later than `update`, of all without one, and what compares with the last one.
 fn remove_samples_after(folder: &Path, update: Option<u64>) -> Result<()> {
     let entries = match fs::read_dir(folder) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        // Where there is no folder of that name there are no grids; that none can be written is told when they are.
+        Err(e) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&e.kind()) => return Ok(()),
         entries => entries.map_err(Error::io(folder))?,
     };
     for entry in entries {

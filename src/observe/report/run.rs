@@ -36,7 +36,9 @@ impl Run {
         let name = lookup(&config, "run", "name").or(folder_name).unwrap_or_else(|| "run".into());
 
         let (mut updates, mut evaluations) = (Records::new(), Records::new());
-        let text = fs::read(folder.join("metrics.jsonl")).unwrap_or_default();
+        // A pipe or a device in its place may have no end.
+        let metrics = Some(folder.join("metrics.jsonl")).filter(|path| path.is_file());
+        let text = metrics.and_then(|path| fs::read(path).ok()).unwrap_or_default();
         for line in String::from_utf8_lossy(&text).lines() {
             let Ok(Value::Object(object)) = serde_json::from_str(line) else { continue };
             let Some(update) = object.get("update").and_then(Value::as_u64) else { continue };
