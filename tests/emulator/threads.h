@@ -42,6 +42,8 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 
 namespace host {
 
+// What is shared here is never destroyed: streams are still at work when the process ends.
+
 // A place in a computation. Going there saves and restores little: no signals, no unwinding.
 struct Place {
     void *saved[5];
@@ -65,7 +67,7 @@ struct Warp {
 
 // Warps that multiply together, and what is not registers of theirs.
 const int GROUP = 128;
-inline std::vector<Meeting> groups;
+inline std::vector<Meeting> &groups = *new std::vector<Meeting>;
 alignas(1024) inline char shared[96 << 10];
 
 struct Thread {
@@ -83,10 +85,10 @@ struct Fibre {
     std::vector<char> stack;
 };
 
-inline std::vector<Thread> threads;
-inline std::vector<Warp> warps;
+inline std::vector<Thread> &threads = *new std::vector<Thread>;
+inline std::vector<Warp> &warps = *new std::vector<Warp>;
 inline Meeting block;
-inline std::vector<Fibre *> idle;
+inline std::vector<Fibre *> &idle = *new std::vector<Fibre *>;
 inline Place scheduler;
 inline int current, next;
 
@@ -227,7 +229,7 @@ template <typename... A, void (*kernel)(A...)> struct Entry<kernel> {
 
 // All kernels of this library.
 inline std::vector<Kernel> &kernels() {
-    static std::vector<Kernel> all;
+    static std::vector<Kernel> &all = *new std::vector<Kernel>;
     return all;
 }
 struct Listed {

@@ -37,11 +37,13 @@ struct Pool {
     std::mutex mutex;
     std::map<void *, size_t> sizes;
     size_t used = 0;
-} pool;
+};
+// Never destroyed, like all that streams use: they are still at work when the process ends.
+Pool &pool = *new Pool;
 
-std::mutex one_kernel;
-std::mutex streams_mutex;
-std::vector<host::Stream *> streams;
+std::mutex &one_kernel = *new std::mutex;
+std::mutex &streams_mutex = *new std::mutex;
+std::vector<host::Stream *> &streams = *new std::vector<host::Stream *>;
 
 void *allocate(size_t bytes) {
     void *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
