@@ -47,7 +47,7 @@ impl<'a> Pass<'a> {
         Self { weights, inputs: [x_t, t].into_iter().chain(conditioning).map(Tensor::detach).collect() }
     }
 
-    /// Runs a stage outside any graph. The inputs are those it saw.
+    /// Runs a stage outside any graph. Returns the inputs that it saw.
     fn run(&mut self, stage: &dyn Stage, params: Coming) -> Result<Vec<Tensor>> {
         let inputs: Vec<_> = self.inputs.iter().map(Tensor::detach).collect();
         self.inputs = stage.forward(&params.values()?, &inputs)?;
