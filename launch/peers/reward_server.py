@@ -31,17 +31,34 @@ import importlib
 import json
 import math
 import os
+import struct
 import sys
 import threading
+import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-MOST_BYTES = 64 << 20
+# Of a request: bytes of its body, images, and pixels of one image and of all.
+MOST_BYTES, MOST_IMAGES, MOST_PIXELS, MOST_PIXELS_IN_ALL = 64 << 20, 1024, 1 << 22, 1 << 28
+MOST_CONNECTIONS = 512
+BODIES = threading.BoundedSemaphore(4)  # that are in memory at a time
+SECONDS = 60  # for a body to come; connections that are silent for as long are closed
+SHORTEST_TOKEN = 16
 
 
 def example(images, prompts, metadata):
     """Minus the size of each PNG file in kB, to try the way with: plain pictures score higher."""
     return [-len(image) / 1000 for image in images]
+
+
+def pixels(image):
+    """How many pixels a PNG file says it has; flat pictures compress to nothing, so they are not decoded to be counted."""
+    if len(image) < 24 or not image.startswith(b"\x89PNG") or image[12:16] != b"IHDR":
+        raise ValueError("an image is no PNG")
+    width, height = struct.unpack(">II", image[16:24])
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"an image of {width} x {height}; send up to {MOST_PIXELS} pixels")
+    return width * height
 
 
 def read(body, name):
@@ -51,7 +68,11 @@ def read(body, name):
         if reward != name:
             raise ValueError(f"there is no reward {reward!r}, but {name!r}")
     requests = asked["requests"]
+    if len(requests) > MOST_IMAGES:
+        raise ValueError(f"{len(requests)} images; send up to {MOST_IMAGES}")
     images = [base64.b64decode(request["image_png_b64"], validate=True) for request in requests]
+    if sum(pixels(image) for image in images) > MOST_PIXELS_IN_ALL:
+        raise ValueError(f"more than {MOST_PIXELS_IN_ALL} pixels in all images")
     return images, [request["prompt"] for request in requests], [request.get("metadata") or {} for request in requests]
 
 
@@ -77,7 +98,7 @@ def handler(score, name, token):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"  # connections stay open between requests
-        timeout = 300
+        timeout = SECONDS
 
         def reply(self, status, value):
             body = json.dumps(value).encode()
@@ -105,10 +126,29 @@ def handler(score, name, token):
                 return self.reply(401, {"error": "this server wants its token, as Authorization: Bearer ..."})
             if self.path != "/score":
                 return self.reply(404, {"error": "ask /health or /score"})
-            length = int(self.headers.get("Content-Length") or 0)
-            if length > MOST_BYTES:
-                return self.reply(413, {"error": f"{length} bytes; send up to {MOST_BYTES}"})
-            body = self.rfile.read(length)
+            length = self.headers.get("Content-Length", "")
+            if not (length.isascii() and length.isdigit()):
+                return self.reply(411, {"error": "say with Content-Length how long the body is"})
+            if int(length[:20]) > MOST_BYTES:
+                return self.reply(413, {"error": f"{length[:20]} bytes; send up to {MOST_BYTES}"})
+            with BODIES:
+                self.scored(int(length))
+
+        def body(self, length):
+            """So many bytes; None where they do not come in time."""
+            end, parts = time.monotonic() + SECONDS, []
+            while length > 0 and time.monotonic() < end:
+                part = self.rfile.read1(min(length, 1 << 16))
+                if not part:
+                    return None
+                parts.append(part)
+                length -= len(part)
+            return None if length else b"".join(parts)
+
+        def scored(self, length):
+            body = self.body(length)
+            if body is None:
+                return self.reply(408, {"error": f"the body took over {SECONDS} s"})
             try:
                 images, prompts, metadata = read(body, name)
             except (KeyError, TypeError, ValueError) as error:
@@ -128,6 +168,23 @@ def handler(score, name, token):
     return Handler
 
 
+class Server(ThreadingHTTPServer):
+    """One thread a connection, of which there are so many at most; clients beyond them wait."""
+
+    request_queue_size = 256  # many ranks come at once
+    free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    def process_request(self, request, client_address):
+        self.free.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address):
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--score", metavar="MODULE:FUNCTION", help="the scoring function; without it an example")
@@ -144,11 +201,13 @@ def main():
     token = os.environ.get(given.token_env) if given.token_env else None
     if given.token_env and not token:
         parser.error(f"--token-env {given.token_env}: there is no such variable; export it with the token")
+    if token and (len(token) < SHORTEST_TOKEN or not all("!" <= c <= "~" for c in token)):
+        parser.error(f"--token-env {given.token_env}: the token must have {SHORTEST_TOKEN} characters or more, and no spaces; "
+                     "make one with: openssl rand -hex 32")
     host, _, port = given.listen.rpartition(":")
     if token is None and host not in ("127.0.0.1", "localhost"):
         parser.error(f"--listen {given.listen}: other machines could ask this server; give --token-env as well")
-    ThreadingHTTPServer.request_queue_size = 256  # many ranks come at once
-    server = ThreadingHTTPServer((host, int(port)), handler(score, given.name, token))
+    server = Server((host, int(port)), handler(score, given.name, token))
     print(f"serving {given.name} at http://{host}:{server.server_port}", file=sys.stderr, flush=True)
     try:
         server.serve_forever()

@@ -6,11 +6,11 @@ use crate::config;
 use crate::device::{self, DeviceChoice};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::observe::logging;
-use crate::reward::{Loader, RewardConfig, RewardKind, serve};
+use crate::reward::{Loader, RewardConfig, RewardKind, Token, serve};
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tokio::sync::oneshot;
 
 /// What is served, and where.
@@ -28,7 +28,7 @@ pub struct Arguments {
     /// Where models of the CLIP family compute: auto takes the GPU where there is one that works
     #[arg(long, value_enum, value_name = "auto|cpu|cuda", hide_possible_values = true, default_value = "auto")]
     device: DeviceChoice,
-    /// File with a token that every request must have; needed where other machines may ask
+    /// File with a token that every request must have, which only its owner may read; needed where other machines may ask
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -40,11 +40,11 @@ struct Served {
     reward: Vec<RewardConfig>,
 }
 
-/// Serves until SIGTERM or SIGINT; what was asked before is answered.
+/// Serves until SIGTERM or SIGINT; what was asked before is answered, unless a second signal comes.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     choose_threads();
     logging::init(0, None, "info")?;
-    let token = arguments.token_file.as_deref().map(token).transpose()?;
+    let token = arguments.token_file.as_deref().map(Token::read).transpose()?;
     let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;
     let configs = configs(arguments)?;
     let without = ["--device cuda", "give --device cpu"];
@@ -56,15 +56,19 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::Failed(format!("signals cannot be caught: {e}")))?;
     let handle = signals.handle();
     let waiter = std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
+        let mut signals = signals.forever();
+        if let Some(signal) = signals.next() {
             eprintln!("flowrl-dist: signal {signal}: answering what was asked, then stopping");
         }
         stop.send(()).ok();
+        if let Some(signal) = signals.next() {
+            std::process::exit(128 + signal);
+        }
     });
     let names: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
     eprintln!("flowrl-dist: models compute on {why}");
     eprintln!("flowrl-dist: serving {} at http://{address}", names.join(", "));
-    let result = serve::serve(&rewards, listener, token.as_deref(), stopped);
+    let result = serve::serve(rewards.into(), listener, token, stopped);
     handle.close();
     waiter.join().ok();
     result.map(|()| EXIT_DONE)
@@ -103,14 +107,5 @@ fn named(name: &str) -> Result<RewardConfig> {
                 names.join(", ")
             )))
         }
-    }
-}
-
-/// The token in a file, without the line's end.
-fn token(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    match text.trim() {
-        "" => Err(Error::Usage(format!("--token-file {}: holds no token; write one line into it", path.display()))),
-        token => Ok(token.to_string()),
     }
 }

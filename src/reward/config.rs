@@ -1,5 +1,6 @@
 //! `[[reward]]`: which rewards there are, and their keys.
 
+use super::Token;
 use super::remote::{OnFailure, WireFormat};
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
@@ -162,6 +163,7 @@ impl RewardConfig {
         if !self.weight.is_finite() {
             return Err(format!("weight = {}: must be a finite number, such as 1.0", self.weight));
         }
+        self.url.as_deref().map_or(Ok(()), check_url)?; // before any message that shows it
         let clip = self.name.uses_clip();
         let (aesthetic, remote) = (self.name == RewardKind::Aesthetic, self.name == RewardKind::Remote);
         let family = "clip-score, pick-score, hps, aesthetic";
@@ -206,23 +208,24 @@ impl RewardConfig {
     /// The server's token, in the variable that `token_env` names; none if it names none.
     ///
     /// # Errors
-    /// One line: there is no such variable.
-    pub fn token(&self) -> Result<Option<String>, String> {
-        let missing = |variable: &String| {
+    /// One line: there is no such variable, or it holds no token that a server takes.
+    pub fn token(&self) -> Result<Option<Token>, String> {
+        let Some(variable) = &self.token_env else { return Ok(None) };
+        let of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        if !variable.chars().all(of_name) || variable.is_empty() {
+            // Not shown: it may be the token itself.
+            return Err("token_env: must be the name of the environment variable that holds the token".into());
+        }
+        let missing = |_| {
             format!("token_env = {variable:?}: there is no such variable; export it, with the token, on every rank")
         };
-        let read = |variable| std::env::var(variable).map_err(|_| missing(variable));
-        self.token_env.as_ref().map(read).transpose()
+        let token = std::env::var(variable).map_err(missing)?;
+        Token::new(&token).map(Some).map_err(|message| format!("token_env = {variable:?}: the variable {message}"))
     }
 
     fn check_remote(&self, deadline_s: u64) -> Result<(), String> {
         if self.url.is_none() {
             return Err(self.lacks("url", "the server's address such as \"http://node7:8000\""));
-        }
-        let url = self.url.as_deref().unwrap_or_default();
-        let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-        if host.is_none_or(|host| host.is_empty() || host.contains(char::is_whitespace)) {
-            return Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\""));
         }
         if self.reward.is_none() {
             return Err(self.lacks("reward", "the server's name for the reward such as \"geneval\""));
@@ -263,5 +266,49 @@ impl RewardConfig {
             Some(value) if !belongs => Err(format!("{key} = {value:?}: belongs to {owners}; remove it here")),
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether it is the address of a server, without a secret in it, which logs and config.toml would show.
+fn check_url(url: &str) -> Result<(), String> {
+    if let Some((_, host)) = url.rsplit_once('@') {
+        return Err(format!(
+            "url = \"...@{}\": has a user or password in it, which logs and files would show; give the server a token, and name \
+             the variable that holds it in token_env",
+            host.split(['?', '#']).next().unwrap_or_default()
+        ));
+    }
+    if let Some((address, _)) = url.split_once(['?', '#']) {
+        return Err(format!("url = \"{address}?...\": must end before ? and #: paths are added to it"));
+    }
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control()) => Ok(()),
+        _ => Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever reward they stand at, and whatever else is wrong with them.
+    #[test]
+    fn secrets_where_they_would_be_shown_are_refused_and_not_shown() {
+        for kind in [RewardKind::Remote, RewardKind::Ocr] {
+            for url in ["http://me:s3cret@node7:8000", "me:s3cret@node7:8000?s3cret", "https://node7:8000/a?key=s3cret"]
+            {
+                let config = RewardConfig { url: Some(url.into()), ..RewardConfig::new(kind) };
+                let refused = config.check(600).unwrap_err();
+                assert!(refused.starts_with("url = \"") && refused.contains("node7:8000"), "{refused}");
+                assert!(!refused.contains("s3cret"), "{refused}");
+            }
+        }
+        let config = RewardConfig { token_env: Some("s3cret/s3cret".into()), ..RewardConfig::new(RewardKind::Remote) };
+        let refused = config.token().unwrap_err();
+        assert!(
+            refused.contains("must be the name of the environment variable") && !refused.contains("s3cret"),
+            "{refused}"
+        );
     }
 }

@@ -12,6 +12,7 @@ pub mod preprocess;
 pub mod remote;
 mod scoring;
 pub mod serve;
+mod token;
 
 pub use clip::{Aesthetic, Alignment, Backbone, ClipReward};
 pub use colour::{ColourMatch, colour_match};
@@ -22,6 +23,7 @@ pub use ocr::{Ocr, edit_reward, found_reward};
 pub use pixels::to_rgb8;
 pub use remote::Remote;
 pub use scoring::{Overlap, Rewards, Scoring};
+pub use token::Token;
 
 use crate::{
     advantage::Scores,

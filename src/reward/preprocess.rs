@@ -8,6 +8,7 @@ use crate::error::Result;
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// How a model of the CLIP family sees a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +36,10 @@ impl Preprocess {
                 normalised(&bytes.iter().map(|&byte| (f64::from(byte) * (1.0 / 255.0)) as f32).collect::<Vec<_>>())
             }
             Preprocess::Tensor => {
-                let (h, w) = shortest_edge(picture, size);
-                let resized = resize(&unit(picture), dimensions(picture), (h, w), Filter::Bilinear);
-                let at = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
-                normalised(&crop(&resized, w, (at(h), at(w)), size))
+                let first = |side: usize| ((side - size) as f64 / 2.0).round_ties_even() as usize;
+                let square =
+                    shortest_edge(picture, size).map(|side| Line { side, kept: first(side)..first(side) + size });
+                normalised(&resize(&unit(picture), dimensions(picture), square, Filter::Bilinear))
             }
             Preprocess::Padded => normalised(&fitted(picture, size)),
         };
@@ -50,9 +51,9 @@ impl Preprocess {
 /// The picture as Pillow resizes it, bicubic, to `size` pixels on its shortest edge, and its middle square:
 /// `[size, size, 3]`.
 pub fn resized_and_cropped(picture: &RgbImage, size: usize) -> Vec<u8> {
-    let (h, w) = shortest_edge(picture, size);
-    let resized = resize(picture.as_raw(), dimensions(picture), (h, w), Filter::Bicubic);
-    crop(&resized, w, ((h - size) / 2, (w - size) / 2), size)
+    let first = |side: usize| (side - size) / 2;
+    let square = shortest_edge(picture, size).map(|side| Line { side, kept: first(side)..first(side) + size });
+    resize(picture.as_raw(), dimensions(picture), square, Filter::Bicubic)
 }
 
 /// Bicubic to fit a square of `size`, padded with black: `[size, size, 3]` in [0, 1].
@@ -61,7 +62,7 @@ fn fitted(picture: &RgbImage, size: usize) -> Vec<f32> {
     let scale = size as f64 / h.max(w) as f64;
     let to = |side: usize| ((side as f64 * scale).round_ties_even() as usize).max(1);
     let (to_h, to_w) = (to(h), to(w));
-    let resized = resize(&unit(picture), (h, w), (to_h, to_w), Filter::Bicubic);
+    let resized = resize(&unit(picture), (h, w), [Line::whole(to_h), Line::whole(to_w)], Filter::Bicubic);
     let (top, left) = ((size - to_h) / 2, (size - to_w) / 2);
     let mut padded = vec![0.0; 3 * size * size];
     for (y, row) in resized.chunks_exact(3 * to_w).enumerate() {
@@ -82,16 +83,10 @@ fn unit(picture: &RgbImage) -> Vec<f32> {
 }
 
 /// Height and width with the shortest edge at `size`, the longer one rounded down.
-fn shortest_edge(picture: &RgbImage, size: usize) -> (usize, usize) {
+fn shortest_edge(picture: &RgbImage, size: usize) -> [usize; 2] {
     let (h, w) = dimensions(picture);
     let long = |long: usize, short: usize| size * long / short;
-    if h <= w { (size, long(w, h)) } else { (long(h, w), size) }
-}
-
-/// A square of `size` from (top, left) of `[_, width, 3]`.
-fn crop<T: Copy>(pixels: &[T], width: usize, (top, left): (usize, usize), size: usize) -> Vec<T> {
-    let row = |y: usize| &pixels[3 * ((top + y) * width + left)..][..3 * size];
-    (0..size).flat_map(row).copied().collect()
+    if h <= w { [size, long(w, h)] } else { [long(h, w), size] }
 }
 
 /// `[H, W, 3]` in [0, 1] to `[3, H, W]` of CLIP's mean and deviation.
@@ -179,11 +174,29 @@ impl Sample for f32 {
     }
 }
 
+/// A line of a resized picture, and which of its values are kept: others are not computed, for those of a thin strip whose
+/// short edge is enlarged are many.
+struct Line {
+    side: usize,
+    kept: Range<usize>,
+}
+
+impl Line {
+    fn whole(side: usize) -> Self {
+        Self { side, kept: 0..side }
+    }
+
+    fn is_whole(&self, side: usize) -> bool {
+        self.side == side && self.kept.len() == side
+    }
+}
+
 /// `[H, W, 3]` at another size (height, width): rows first, then columns, as Pillow and torch do; a direction that keeps
 /// its size is left alone.
-fn resize<T: Sample>(pixels: &[T], (h, w): (usize, usize), (to_h, to_w): (usize, usize), filter: Filter) -> Vec<T> {
-    let rows = if to_w == w { pixels.to_vec() } else { pass(pixels, 3, &taps::<T>(filter, w, to_w), w) };
-    if to_h == h { rows } else { pass(&rows, 3 * to_w, &taps::<T>(filter, h, to_h), h) }
+fn resize<T: Sample>(pixels: &[T], (h, w): (usize, usize), [to_h, to_w]: [Line; 2], filter: Filter) -> Vec<T> {
+    let width = to_w.kept.len();
+    let rows = if to_w.is_whole(w) { pixels.to_vec() } else { pass(pixels, 3, &taps::<T>(filter, w, to_w), w) };
+    if to_h.is_whole(h) { rows } else { pass(&rows, 3 * width, &taps::<T>(filter, h, to_h), h) }
 }
 
 /// What one value of a resized line is made of: the weights of the source's values from `first` on, of sum 1.
@@ -192,9 +205,9 @@ struct Taps<W> {
     weights: Vec<W>,
 }
 
-/// The taps of a line of `output` values made from `input` (Pillow's libImaging/Resample.c, `precompute_coeffs`).
-fn taps<T: Sample>(filter: Filter, input: usize, output: usize) -> Vec<Taps<T::Weight>> {
-    let scale = input as f64 / output as f64;
+/// The taps of a line made from `input` values (Pillow's libImaging/Resample.c, `precompute_coeffs`).
+fn taps<T: Sample>(filter: Filter, input: usize, output: Line) -> Vec<Taps<T::Weight>> {
+    let scale = input as f64 / output.side as f64;
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
     let one = |i: usize| {
@@ -205,7 +218,7 @@ fn taps<T: Sample>(filter: Filter, input: usize, output: usize) -> Vec<Taps<T::W
         let sum: f64 = raw.iter().sum();
         Taps { first, weights: raw.into_iter().map(|weight| T::weight(weight / sum)).collect() }
     };
-    (0..output).map(one).collect()
+    output.kept.map(one).collect()
 }
 
 /// `[_, input, inner]` to `[_, taps, inner]`.
@@ -222,4 +235,31 @@ fn pass<T: Sample>(pixels: &[T], inner: usize, taps: &[Taps<T::Weight>], input: 
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The middle square of what is resized as a whole; and a strip whose whole would have 600 million values.
+    #[test]
+    fn only_what_is_kept_is_computed() {
+        let drawn =
+            |w, h| RgbImage::from_fn(w, h, |x, y| image::Rgb([(x * 7 % 251) as u8, (y * 31) as u8, (x * y) as u8]));
+        for (w, h) in [(300, 20), (20, 300), (24, 90), (64, 24)] {
+            let picture = drawn(w, h);
+            let [high, wide] = shortest_edge(&picture, 24);
+            let whole = resize(picture.as_raw(), dimensions(&picture), [high, wide].map(Line::whole), Filter::Bicubic);
+            let (top, left) = ((high - 24) / 2, (wide - 24) / 2);
+            let row = |y: usize| &whole[3 * ((top + y) * wide + left)..][..3 * 24];
+            assert!(
+                resized_and_cropped(&picture, 24) == (0..24).flat_map(row).copied().collect::<Vec<_>>(),
+                "{w} x {h}"
+            );
+        }
+        let begun = std::time::Instant::now();
+        assert_eq!(Preprocess::Tensor.run(&[drawn(4096, 1)], 224).unwrap().dims(), [1, 3, 224, 224]);
+        assert_eq!(resized_and_cropped(&drawn(1, 4096), 224).len(), 3 * 224 * 224);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    }
 }

@@ -253,7 +253,7 @@ fn other_servers_languages_are_spoken() {
 #[test]
 fn a_served_reward_is_the_reward() {
     let names = [RewardKind::JpegIncompressibility, RewardKind::Colour];
-    let rewards = build(&names.map(RewardConfig::new), 1).unwrap();
+    let rewards: Rewards = build(&names.map(RewardConfig::new), 1).unwrap().into();
     let (listener, address) = serve::listen("127.0.0.1:0", false).unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel();
     // Red on yellow; the reward scores the first three prompts, all differently, and not the others.
@@ -288,7 +288,7 @@ fn a_served_reward_is_the_reward() {
             stop.send(()).unwrap();
             asked
         });
-        serve::serve(&rewards, listener, None, stopped).unwrap();
+        serve::serve(rewards.clone(), listener, None, stopped).unwrap();
         let (jpeg, colour) = asking.join().unwrap().unwrap();
         assert_eq!(jpeg, rewards[0].score(&images, &prompts).unwrap());
         assert_eq!(colour, [Some(1.0), Some(0.5), Some(0.0), None, None]);

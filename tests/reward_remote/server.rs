@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// What a server does with its n-th request, counted from 0.
 #[derive(Clone)]
 pub enum Does {
-    /// Answers with status and body; `{n}` in the body is the number of images.
+    /// Answers with status and body; `{n}` in the body is a score for each image, `{authorization}` what the client sent.
     Says(u16, String),
     /// Closes the connection without a word.
     HangsUp,
@@ -99,7 +99,7 @@ fn converse(
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut stream = stream;
     loop {
-        let (mut first, mut length) = (String::new(), 0);
+        let (mut first, mut length, mut authorization) = (String::new(), 0, String::new());
         if reader.read_line(&mut first).unwrap_or(0) == 0 {
             return;
         }
@@ -108,6 +108,9 @@ fn converse(
             reader.read_line(&mut line).unwrap();
             if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
                 length = value.trim().parse().unwrap();
+            }
+            if line.to_lowercase().starts_with("authorization:") {
+                authorization = line.trim().to_string();
             }
             if line.trim().is_empty() {
                 break;
@@ -129,6 +132,7 @@ fn converse(
         let gone = match action {
             Does::Says(status, text) => {
                 let text = text.replace("{n}", &vec![r#"{"good": 0.5}"#; images].join(", "));
+                let text = text.replace("{authorization}", &authorization);
                 write!(stream, "{}{text}", header(status, text.len())).is_err()
             }
             Does::HangsUp => true,

@@ -1,8 +1,10 @@
 //! The program `serve-reward`: its token, its limits, its end.
 
 use serde_json::Value;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -44,6 +46,25 @@ impl Serving {
                 return line;
             }
             all.push_str(&line);
+        }
+    }
+
+    /// Sends SIGTERM, and waits until it has been seen.
+    fn terminate(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.says("signal 15: answering what was asked, then stopping");
+    }
+
+    /// Waits for its end; its exit code.
+    fn ends(&mut self) -> Option<i32> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < end, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -93,16 +114,16 @@ fn score(answer: &str) -> Option<f64> {
 fn only_who_has_the_token_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
-    std::fs::write(&file, "sesame 1\n").unwrap();
+    secret(&file, "open-sesame-1234\n");
     let serving = Serving::start(&["--token-file", path(&file), "--device", "cpu"]);
     let body = asking();
     for (given, status) in [
         ("", 401),
-        ("Authorization: Bearer sesame\r\n", 401),
-        ("Authorization: Bearer sesame 12\r\n", 401),
-        ("Authorization: Basic sesame 1\r\n", 401),
-        ("Authorization: sesame 1\r\n", 401),
-        ("Authorization: Bearer sesame 1\r\n", 200),
+        ("Authorization: Bearer open-sesame\r\n", 401),
+        ("Authorization: Bearer open-sesame-12345\r\n", 401),
+        ("Authorization: Basic open-sesame-1234\r\n", 401),
+        ("Authorization: open-sesame-1234\r\n", 401),
+        ("Authorization: Bearer open-sesame-1234\r\n", 200),
     ] {
         let health = serving.ask("GET /health", given, b"");
         let scored = serving.ask("POST /score", given, body.as_bytes());
@@ -110,13 +131,25 @@ fn only_who_has_the_token_is_answered() {
         let known = health.1.contains("jpeg-incompressibility") && score(&scored.1).is_some();
         assert_eq!(known, status == 200, "{given:?}: {} {}", health.1, scored.1);
     }
-    let empty = folder.path().join("empty");
-    std::fs::write(&empty, "\n").unwrap();
-    let program = env!("CARGO_BIN_EXE_flowrl-dist");
-    let output = Command::new(program).args(["serve-reward", "--reward", "ocr", "--token-file", path(&empty)]).output();
-    let output = output.unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("holds no token"));
+    for (text, mode, said) in [
+        ("\n", 0o600, "holds no token"),
+        ("x\n", 0o600, "has 1 characters"),
+        ("open-sesame-1234\n", 0o644, "others may read or write it (mode 644); chmod 600 "),
+    ] {
+        secret(&file, text);
+        std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        let program = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+        let output =
+            { program }.args(["serve-reward", "--reward", "ocr", "--token-file", path(&file)]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && error.contains(said), "{text:?} {mode:o}: {error}");
+    }
+}
+
+/// Writes a file that only its owner may read.
+fn secret(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
 }
 
 fn path(path: &Path) -> &str {
@@ -150,9 +183,7 @@ fn sigterm_ends_it_after_the_answer_under_way() {
     assert_eq!(line.trim(), "HTTP/1.1 100 Continue", "the server waits for the body");
     answer.read_line(&mut line).unwrap();
 
-    let pid = serving.child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    serving.says("signal 15: answering what was asked, then stopping");
+    serving.terminate();
     let end = Instant::now() + PATIENCE;
     while TcpStream::connect(&serving.address).is_ok() {
         assert!(Instant::now() < end, "others are still accepted");
@@ -165,15 +196,47 @@ fn sigterm_ends_it_after_the_answer_under_way() {
     answer.read_to_string(&mut said).unwrap(); // the server closes the connection
     assert!(said.starts_with("HTTP/1.1 200"), "{said}");
     assert!(score(said.split_once("\r\n\r\n").unwrap().1).is_some(), "{said}");
-    let end = Instant::now() + PATIENCE;
-    let status = loop {
-        match serving.child.try_wait().unwrap() {
-            Some(status) => break status,
-            None => assert!(Instant::now() < end, "it does not end"),
-        }
-        std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(serving.ends(), Some(0));
+}
+
+/// Clients that never finish what they began: half a head, a body that does not come, an answer that is not read. They hold
+/// the server for as long as it gives requests under way, at most.
+#[test]
+fn sigterm_ends_it_whatever_clients_do() {
+    let mut serving = Serving::start(&[]);
+    let body = asking();
+    let begun = |text: &str| {
+        let mut stream = serving.connect();
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
     };
-    assert_eq!(status.code(), Some(0));
+    let post = |length: usize, rest: &str| {
+        format!("POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{rest}")
+    };
+    let silent = begun("");
+    let half_a_head = begun("POST /score HTTP/1.1\r\nHost:");
+    let half_a_body = begun(&post(body.len(), &body[..9]));
+    let unread = begun(&post(body.len(), &body).repeat(50));
+    assert_eq!(serving.ask("GET /health", "", b"").0, 200);
+    serving.terminate();
+    let since = Instant::now();
+    assert_eq!(serving.ends(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(25), "{:?}", since.elapsed());
+    drop((silent, half_a_head, half_a_body, unread));
+}
+
+/// Nor do they hold a connection while nobody wants it to stop.
+#[test]
+fn a_head_that_does_not_come_closes_the_connection() {
+    let serving = Serving::start(&[]);
+    let since = Instant::now();
+    let mut streams = [serving.connect(), serving.connect()];
+    write!(streams[1], "GET /health HTTP/1.1\r\nHost:").unwrap();
+    for mut stream in streams {
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    assert_eq!(serving.ask("GET /health", "", b"").0, 200);
 }
 
 #[test]

@@ -154,6 +154,42 @@ fn a_mistake_in_a_remote_reward_is_exit_code_2() {
     assert!(!out.join("metrics.jsonl").exists(), "{said}");
 }
 
+/// Everything in a folder, and below it.
+fn all_of(folder: &Path) -> String {
+    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let text = |path: std::path::PathBuf| match path.is_dir() {
+        true => all_of(&path),
+        false => String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned(),
+    };
+    paths.map(text).collect()
+}
+
+/// With every message of every library, and a server that repeats what it was sent.
+#[test]
+fn a_token_is_in_no_log_at_any_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let server = Server::start(|n| match n {
+        2 => Does::Says(500, "oops: {authorization}".into()),
+        0..4 => right(),
+        _ => says(r#"{"results": [{}, {}], "errors": [{"good": "{authorization}"}, {"good": "{authorization}"}]}"#),
+    });
+    let start = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+    let mut command = with_server(start, &out, &server, &["reward.0.token_env=FLOWRL_TEST_TOKEN"]);
+    // Whatever part of it stands in a line, as text or in hexadecimal, it can be told.
+    let token = "ZQ".repeat(32);
+    let output = command.env("FLOWRL_TEST_TOKEN", &token).env("RUST_LOG", "trace").output().unwrap();
+    let written = text(&output) + &all_of(&out);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("Authorization: Bearer (token)"), "{}", text(&output));
+    assert!(
+        written.contains("DEBUG ureq") && written.contains("oops: Authorization: Bearer (token)"),
+        "little is told"
+    );
+    let lines = written.lines().filter(|line| line.contains("ZQZQ") || line.contains("5a51"));
+    assert_eq!(lines.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
 /// Two ranks that meet over TCP, so that each has an exit code and a last word of its own: both, and seconds.
 fn two_ranks(out: &Path, server: &Server, settings: &[&str]) -> (Vec<i32>, String, f64) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();

@@ -35,6 +35,9 @@ const NAME: &str = "ocr";
 const HEIGHT: u32 = 48;
 /// Pixels a time step of the recogniser is wide: widths are multiples of it.
 const STEP: u32 = 8;
+/// The widest line that the recogniser sees, in pixels; a longer one is squeezed, as PaddleX does (`MAX_IMG_W`): time and
+/// memory grow with the square of it.
+const WIDEST: u32 = 3200;
 /// A found line counts as text if its characters are as likely as this on average (PaddleOCR's `drop_score`).
 const LEAST_CONFIDENCE: f32 = 0.5;
 
@@ -170,10 +173,11 @@ fn normal(text: &str) -> String {
     text.split_whitespace().collect::<String>().to_lowercase()
 }
 
-/// Normalised BGR `[3, 48, W]` and W: resized bilinearly to 48 rows with its aspect kept to the nearest whole step.
+/// Normalised BGR `[3, 48, W]` and W: resized bilinearly to 48 rows with its aspect kept to the nearest whole step, up to
+/// [`WIDEST`].
 fn preprocess(picture: &RgbImage) -> (Vec<f32>, usize) {
-    let steps = f64::from(picture.width() * HEIGHT) / f64::from(picture.height() * STEP);
-    let width = STEP * (steps.round() as u32).max(1);
+    let steps = f64::from(picture.width()) * f64::from(HEIGHT) / (f64::from(picture.height()) * f64::from(STEP));
+    let width = STEP * (steps.round() as u32).clamp(1, WIDEST / STEP);
     let resized = resize(picture, width, HEIGHT, FilterType::Triangle);
     let channel = |c: usize| resized.pixels().map(move |pixel| (f32::from(pixel[c]) / 255.0 - 0.5) / 0.5);
     ([2, 1, 0].into_iter().flat_map(channel).collect(), width as usize)

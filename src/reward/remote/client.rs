@@ -2,9 +2,10 @@
 
 use super::wire::{Answer, Item, WireFormat, one_line};
 use crate::error::{Error, Result};
+use crate::reward::Token;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use ureq::Agent;
 use ureq::http::Response;
+use ureq::{Agent, RequestBuilder};
 
 /// Seconds to wait for a connection, at most.
 const CONNECT_S: u64 = 10;
@@ -28,7 +29,7 @@ pub(super) struct Client {
     pub reward: String,
     pub format: WireFormat,
     pub retries: u32,
-    pub token: Option<String>,
+    token: Option<Token>,
     agent: Agent,
 }
 
@@ -45,7 +46,7 @@ impl Client {
         reward: &str,
         format: WireFormat,
         (timeout, retries, connections): (Duration, u32, usize),
-        token: Option<String>,
+        token: Option<Token>,
     ) -> Self {
         let agent = Agent::config_builder()
             .timeout_global(Some(timeout))
@@ -69,11 +70,7 @@ impl Client {
     pub fn health(&self) -> Result<()> {
         let ask = || {
             let request = self.agent.get(format!("{}/health", self.url));
-            let request = match &self.token {
-                Some(token) => request.header("Authorization", format!("Bearer {token}")),
-                None => request,
-            };
-            body(request.call(), ANSWER)
+            self.body(self.authorized(request).call(), ANSWER)
         };
         let answer = self.tried(ask).map_err(|message| {
             self.error(format!("{message}; start the server, or take the reward out of the configuration"))
@@ -127,13 +124,52 @@ impl Client {
         let limit = ANSWER + ANSWER_PER_IMAGE * items.len() as u64;
         let request = self.agent.post(format!("{}/{}", self.url, self.format.path()));
         let request = request.header("Content-Type", "application/json");
-        let request = match &self.token {
-            Some(token) => request.header("Authorization", format!("Bearer {token}")),
-            None => request,
-        };
-        let body = body(request.send(&sent), limit)?;
+        let body = self.body(self.authorized(request).send(&sent), limit)?;
         let wrong = |message| Failure { message, passing: true };
         self.format.answers(&body, &self.reward, items.len()).map_err(wrong)
+    }
+
+    /// A request with the token, if there is one.
+    fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match self.token.as_ref().and_then(Token::authorization) {
+            Some(value) => request.header("Authorization", value),
+            None => request,
+        }
+    }
+
+    /// The body of a good answer, up to `limit` bytes, without the token wherever the server repeats it.
+    fn body(
+        &self,
+        response: std::result::Result<Response<ureq::Body>, ureq::Error>,
+        limit: u64,
+    ) -> std::result::Result<Vec<u8>, Failure> {
+        let passing = |message: String| Failure { message, passing: true };
+        let mut response = response.map_err(|error| Failure {
+            passing: !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound),
+            message: words(&error),
+        })?;
+        let status = response.status();
+        let read = response.body_mut().with_config().limit(limit).read_to_vec();
+        let read = read.map(|body| match &self.token {
+            Some(token) => token.hidden_in(body),
+            None => body,
+        });
+        if !status.is_success() {
+            let said = one_line(&String::from_utf8_lossy(&read.unwrap_or_default()));
+            let remedy = match status.as_u16() {
+                401 | 403 => "; set token_env to the variable that holds the server's token",
+                404 => "; is its format another one?",
+                413 => "; use a smaller batch",
+                _ => "",
+            };
+            // Too many requests, a timeout on the way, and everything that is the server's own fault may pass.
+            let passing = matches!(status.as_u16(), 408 | 429) || status.is_server_error();
+            return Err(Failure { message: format!("it answers {status}: {said}{remedy}"), passing });
+        }
+        read.map_err(|error| match error {
+            ureq::Error::BodyExceedsLimit(_) => passing(format!("its answer is longer than {limit} bytes")),
+            error => passing(words(&error)),
+        })
     }
 
     /// Tries until it succeeds, cannot succeed, or has been tried often enough; each pause is twice the last, and a
@@ -166,36 +202,6 @@ impl Client {
 fn jitter() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     f64::from(now.wrapping_mul(2_654_435_761) ^ std::process::id().rotate_left(16)) / 4_294_967_296.0
-}
-
-/// The body of a good answer, up to `limit` bytes.
-fn body(
-    response: std::result::Result<Response<ureq::Body>, ureq::Error>,
-    limit: u64,
-) -> std::result::Result<Vec<u8>, Failure> {
-    let passing = |message: String| Failure { message, passing: true };
-    let mut response = response.map_err(|error| Failure {
-        passing: !matches!(error, ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::HostNotFound),
-        message: words(&error),
-    })?;
-    let status = response.status();
-    let read = response.body_mut().with_config().limit(limit).read_to_vec();
-    if !status.is_success() {
-        let said = one_line(&String::from_utf8_lossy(&read.unwrap_or_default()));
-        let remedy = match status.as_u16() {
-            401 | 403 => "; set token_env to the variable that holds the server's token",
-            404 => "; is its format another one?",
-            413 => "; use a smaller batch",
-            _ => "",
-        };
-        // Too many requests, a timeout on the way, and everything that is the server's own fault may pass.
-        let passing = matches!(status.as_u16(), 408 | 429) || status.is_server_error();
-        return Err(Failure { message: format!("it answers {status}: {said}{remedy}"), passing });
-    }
-    read.map_err(|error| match error {
-        ureq::Error::BodyExceedsLimit(_) => passing(format!("its answer is longer than {limit} bytes")),
-        error => passing(words(&error)),
-    })
 }
 
 /// What the client says of a failure, in the user's words.
