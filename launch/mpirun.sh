@@ -8,7 +8,7 @@
 # -n RANKS (default: the slots of the hosts, 2 without a hostfile) and --hostfile FILE come first; the rest are the program's
 # arguments. A line of the hostfile is "node1 slots=8" (MPICH: "node1:8"). The run folder must be the same on all hosts.
 #
-# SIGUSR1, SIGTERM and SIGINT make the ranks save and leave: exit code 75, and the same command continues. Read from the
+# SIGUSR1, SIGTERM, SIGINT and SIGHUP make the ranks save and leave: exit code 75, and the same command continues. Read from the
 # environment, beside what launch/supervise.sh reads:
 #   FLOWRL_HOSTFILE      the hostfile
 #   FLOWRL_MPIRUN_FLAGS  further flags for mpirun: "--mca plm_rsh_agent rsh"

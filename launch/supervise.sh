@@ -179,3 +179,4 @@ supervise() {
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 trap 'pass_on INT' INT
+trap 'pass_on HUP' HUP

@@ -1,8 +1,10 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all, and files that are appended to for days.
 
 use crate::error::{Error, Result};
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// Writes `path`, in a folder that is made if absent: beside it first, then renamed, so that a process that is killed leaves
 /// the file as it was and a reader never sees half of it. A pipe or a device of that name is written to as it is.
@@ -20,4 +22,90 @@ pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     let unfinished = path.with_file_name(format!(".writing-{name}"));
     fs::write(&unfinished, bytes).map_err(Error::io(&unfinished))?;
     fs::rename(&unfinished, path).map_err(Error::io(path))
+}
+
+/// A file that is appended to under its name: where a person removes or replaces it meanwhile, what is written goes into the
+/// file that has the name then, not into one that nobody can read any more.
+#[derive(Debug)]
+pub(crate) struct Appended {
+    path: PathBuf,
+    /// The folder without which it is not made anew.
+    within: PathBuf,
+    file: File,
+}
+
+impl Appended {
+    /// Opens or makes `path`, which is in the folder `within` or below it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(within: &Path, path: PathBuf) -> Result<Self> {
+        let file = opened(&path).map_err(Error::io(&path))?;
+        Ok(Self { path, within: within.to_path_buf(), file })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that has the name now, and whether that is another one than the last time: what was written before is not in
+    /// it. Where the folder `within` is gone, nothing is made.
+    pub fn current(&mut self) -> io::Result<(&mut File, bool)> {
+        let own = self.file.metadata()?;
+        let named = match fs::metadata(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+            named => named.ok(),
+        };
+        let same = named.is_some_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino()));
+        if !same {
+            fs::metadata(&self.within)?;
+            if let Some(folder) = self.path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            self.file = opened(&self.path)?;
+        }
+        Ok((&mut self.file, !same))
+    }
+}
+
+impl Write for Appended {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.current()?.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn opened(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_appended_goes_into_the_file_that_has_the_name() {
+        let out = tempfile::tempdir().unwrap();
+        let path = out.path().join("logs/a");
+        fs::create_dir(out.path().join("logs")).unwrap();
+        let mut file = Appended::open(out.path(), path.clone()).unwrap();
+        let read = || fs::read_to_string(&path).unwrap();
+        file.write_all(b"1").unwrap();
+        file.write_all(b"2").unwrap();
+        assert_eq!((read().as_str(), file.current().unwrap().1), ("12", false));
+        fs::remove_dir_all(out.path().join("logs")).unwrap();
+        file.write_all(b"3").unwrap();
+        assert_eq!((read().as_str(), file.current().unwrap().1), ("3", false));
+        write(&path, "an editor's, ").unwrap();
+        assert!(file.current().unwrap().1);
+        file.write_all(b"4").unwrap();
+        assert_eq!(read(), "an editor's, 4");
+        fs::remove_dir_all(out.path()).unwrap();
+        assert_eq!(file.write(b"5").unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(!out.path().exists());
+    }
 }

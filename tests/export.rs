@@ -56,6 +56,7 @@ fn run_folder(out: &Path, config: &RunConfig) -> (PathBuf, ModelConfig, Layout) 
     let shard = Shard { ranges: std::iter::once(0..layout.total).collect(), vectors: vectors.into() };
     let state = TrainState { update: 2, iteration: 2, extra: serde_json::Value::Null };
     let root = checkpoint::root(out);
+    fs::create_dir_all(out).unwrap();
     let writing = checkpoint::begin(&root, 2, 0).unwrap();
     let entry = checkpoint::write_shard(&writing, 0, 1, &shard).unwrap();
     checkpoint::commit(&root, &state, &identity, vec![entry], 0).unwrap();

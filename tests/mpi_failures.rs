@@ -67,7 +67,7 @@ fn join(world: &World) -> Result<()> {
 
 /// Only rank 1 gets the signal; all leave at the same iteration.
 fn leave_together(world: &World) -> Result<()> {
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::install(|_| ())?;
     for iteration in 0.. {
         if world.rank() == 1 && iteration == 5 {
             raise(SIGUSR1).unwrap();

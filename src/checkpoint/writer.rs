@@ -19,8 +19,11 @@ const BLOCK: usize = 1 << 18;
 /// # Errors
 /// `root` cannot be written.
 pub fn begin(root: &Path, update: u64, generation: u64) -> Result<PathBuf> {
-    fs::create_dir_all(root).map_err(Error::io(root))?;
-    clear_unfinished(root)?;
+    match fs::create_dir(root) {
+        // Not the run folder: where that was removed nothing is to be saved.
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(Error::io(root)(e)),
+        _ => clear_unfinished(root)?,
+    }
     let writing = root.join(writing_name(update, generation));
     fs::create_dir(&writing).map_err(Error::io(&writing))?;
     Ok(writing)

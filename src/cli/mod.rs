@@ -16,6 +16,7 @@ mod train;
 
 use crate::comm::{Backend, World};
 use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
+use crate::observe::logging::say;
 use clap::{Parser, Subcommand};
 use std::path::Path;
 use std::time::Duration;
@@ -103,7 +104,7 @@ pub fn run() -> i32 {
             if crate::comm::launched_rank() > 0 {
                 std::thread::sleep(Duration::from_secs(2));
             }
-            eprintln!("flowrl-dist: {e}");
+            say(&e.to_string());
             e.exit_code()
         }
     }

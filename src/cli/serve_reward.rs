@@ -5,7 +5,7 @@ use crate::comm::World;
 use crate::config;
 use crate::device::{self, DeviceChoice};
 use crate::error::{EXIT_DONE, Error, Result};
-use crate::observe::logging;
+use crate::observe::logging::{self, say};
 use crate::reward::{Loader, RewardConfig, RewardKind, Token, serve};
 use serde::Deserialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -58,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let waiter = std::thread::spawn(move || {
         let mut signals = signals.forever();
         if let Some(signal) = signals.next() {
-            eprintln!("flowrl-dist: signal {signal}: answering what was asked, then stopping");
+            say(&format!("signal {signal}: answering what was asked, then stopping; again to stop at once"));
         }
         stop.send(()).ok();
         if let Some(signal) = signals.next() {
@@ -66,8 +66,8 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         }
     });
     let names: Vec<&str> = rewards.iter().map(|reward| reward.name()).collect();
-    eprintln!("flowrl-dist: models compute on {why}");
-    eprintln!("flowrl-dist: serving {} at http://{address}", names.join(", "));
+    say(&format!("models compute on {why}"));
+    say(&format!("serving {} at http://{address}", names.join(", ")));
     let result = serve::serve(rewards.into(), listener, token, stopped);
     handle.close();
     waiter.join().ok();

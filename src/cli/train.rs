@@ -5,6 +5,7 @@ use crate::checkpoint::Resume;
 use crate::comm::launched_ranks;
 use crate::config::{RunConfig, file_in_the_way};
 use crate::error::{EXIT_DONE, EXIT_RESTART, Error, Result};
+use crate::observe::logging::say;
 use crate::train::{Outcome, train};
 use std::path::PathBuf;
 
@@ -61,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             }
             Outcome::Interrupted(line) => {
                 if first {
-                    eprintln!("flowrl-dist: {line}");
+                    say(&line);
                 }
                 Ok(EXIT_RESTART)
             }

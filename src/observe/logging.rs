@@ -1,11 +1,13 @@
 //! Messages: warnings and notices of rank 0 on the terminal, everything of every rank in a file of its own.
 
 use crate::error::{Error, Result};
+use crate::files::Appended;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::Path;
+use std::sync::Mutex;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::Writer;
@@ -54,6 +56,11 @@ impl Terminal {
     }
 }
 
+/// Tells a person something in one line, where no bar is drawn. A terminal that is closed meanwhile ends nothing.
+pub fn say(line: &str) {
+    writeln!(io::stderr(), "flowrl-dist: {line}").ok();
+}
+
 /// Sends `tracing` to the terminal (rank 0) and to `out_dir/logs/rank_00000.log` (every rank, appended).
 ///
 /// `level` is a level (`info`) or a list of `tracing` directives (`warn,flowrl_dist=debug`); the environment variable
@@ -79,7 +86,7 @@ pub fn init(rank: usize, out_dir: Option<&Path>, level: &str) -> Result<Terminal
             let folder = out_dir.join("logs");
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             let path = folder.join(format!("rank_{rank:05}.log"));
-            let file = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
+            let file = Mutex::new(Appended::open(out_dir, path)?);
             Some(layer::layer().with_ansi(false).event_format(ForFile { rank }).with_writer(file))
         }
     };

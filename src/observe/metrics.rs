@@ -3,12 +3,12 @@
 use super::tensorboard::EventWriter;
 use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Appended};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How the contributions to one name are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -147,8 +147,7 @@ fn join_ranks(ranks: Vec<Metrics>) -> Result<Metrics> {
 /// `OUT/metrics.jsonl` and the TensorBoard event file beside it. Opened on rank 0 only.
 #[derive(Debug)]
 pub struct MetricsLog {
-    path: PathBuf,
-    lines: File,
+    lines: Appended,
     /// Lines, or what is left of one, that could not be written yet.
     unwritten: Vec<u8>,
     events: EventWriter,
@@ -171,9 +170,9 @@ impl MetricsLog {
                 EventWriter::remove_all(out_dir)?;
             }
         }
-        let lines = OpenOptions::new().append(true).create(true).open(&path).map_err(Error::io(&path))?;
+        let lines = Appended::open(out_dir, path)?;
         let events = EventWriter::create(out_dir, resume_update.map(|update| update + 1))?;
-        Ok(Self { path, lines, unwritten: Vec::new(), events })
+        Ok(Self { lines, unwritten: Vec::new(), events })
     }
 
     /// Writes one line `{"update": .., name: value, ..}` and the scalars; both are with the system when this returns.
@@ -199,12 +198,20 @@ impl MetricsLog {
     /// # Errors
     /// [`Error::Io`]: they are kept.
     pub fn flush(&mut self) -> Result<()> {
+        let path = self.lines.path().to_path_buf();
+        let (file, anew) = self.lines.current().map_err(Error::io(&path))?;
+        if anew {
+            tracing::warn!(
+                "{}: was removed or replaced while the run writes it: earlier lines are gone",
+                path.display()
+            );
+        }
         while !self.unwritten.is_empty() {
-            match self.lines.write(&self.unwritten) {
-                Ok(0) => return Err(Error::io(&self.path)(ErrorKind::WriteZero.into())),
+            match file.write(&self.unwritten) {
+                Ok(0) => return Err(Error::io(&path)(ErrorKind::WriteZero.into())),
                 Ok(written) => drop(self.unwritten.drain(..written)),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(&self.path)(e)),
+                Err(e) => return Err(Error::io(&path)(e)),
             }
         }
         Ok(())
@@ -269,15 +276,16 @@ mod tests {
     fn lines_that_a_full_disk_refuses_are_written_later() {
         let folder = tempfile::tempdir().unwrap();
         let mut log = MetricsLog::open(folder.path(), None).unwrap();
-        let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
-        let disk = std::mem::replace(&mut log.lines, full);
+        let path = folder.path().join("metrics.jsonl");
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
         for update in 1..3 {
             assert!(matches!(log.write(update, &Metrics::default()), Err(Error::Io { .. })));
         }
         log.flush().unwrap_err();
-        log.lines = disk;
+        fs::remove_file(&path).unwrap();
         log.write(3, &Metrics::default()).unwrap();
-        let text = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        let text = fs::read_to_string(path).unwrap();
         assert_eq!(text, "{\"update\":1}\n{\"update\":2}\n{\"update\":3}\n");
     }
 

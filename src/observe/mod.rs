@@ -12,3 +12,4 @@ pub mod tensorboard;
 pub use logging::Terminal;
 pub use metrics::{Metrics, MetricsLog};
 pub use progress::Progress;
+pub(crate) use progress::in_words;

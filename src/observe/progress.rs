@@ -197,7 +197,7 @@ fn pace_parts(left: u64, per_update: Option<Duration>) -> Vec<String> {
 }
 
 /// Seconds as `42s`, `1m 31s`, `2h 05m`, `3d 04h`.
-pub(super) fn in_words(seconds: f64) -> String {
+pub(crate) fn in_words(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s}s"),

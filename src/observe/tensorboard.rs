@@ -5,10 +5,11 @@
 //! little-endian.
 
 use crate::error::{Error, Result};
+use crate::files::Appended;
 use image::{ImageFormat, RgbImage};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{Cursor, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const PREFIX: &str = "events.out.tfevents.";
@@ -16,8 +17,7 @@ const PREFIX: &str = "events.out.tfevents.";
 /// Appends scalars and pictures to one event file of its own.
 #[derive(Debug)]
 pub struct EventWriter {
-    path: PathBuf,
-    file: File,
+    file: Appended,
 }
 
 impl EventWriter {
@@ -32,9 +32,7 @@ impl EventWriter {
         );
         // The number keeps two writers of one process in one second apart.
         let path = (0..).map(|n| dir.join(format!("{stem}.{n}"))).find(|path| !path.exists()).unwrap_or_default();
-        let file = OpenOptions::new().append(true).create_new(true).open(&path).map_err(Error::io(&path))?;
-        let mut writer = Self { path, file };
-        writer.event(0, |event| event.bytes(3, b"brain.Event:2"))?;
+        let mut writer = Self { file: Appended::open(dir, path)? };
         if let Some(step) = restart_step {
             let mut start = Message::default();
             start.int(1, 1); // SessionLog.status = START
@@ -56,7 +54,7 @@ impl EventWriter {
 
     /// The file that is written.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Writes named values of one step, as f32. The part of a name before its first dot becomes TensorBoard's group.
@@ -95,12 +93,29 @@ impl EventWriter {
         event.double(1, since_epoch());
         event.int(2, step);
         what(&mut event);
-        let whole = self.file.metadata().map_err(Error::io(&self.path))?.len();
-        self.file.write_all(&frame(&event.0)).map_err(|e| {
-            let _ = self.file.set_len(whole); // behind a torn event nothing is read
-            Error::io(&self.path)(e)
+        let path = self.file.path().to_path_buf();
+        let (file, anew) = self.file.current().map_err(Error::io(&path))?;
+        if anew {
+            tracing::warn!(
+                "{}: was removed or replaced while the run writes it: earlier events are gone",
+                path.display()
+            );
+        }
+        let whole = file.metadata().map_err(Error::io(&path))?.len();
+        let first = if whole == 0 { frame(&version().0) } else { Vec::new() };
+        file.write_all(&[first, frame(&event.0)].concat()).map_err(|e| {
+            let _ = file.set_len(whole); // behind a torn event nothing is read
+            Error::io(&path)(e)
         })
     }
+}
+
+/// The event that a file begins with.
+fn version() -> Message {
+    let mut event = Message::default();
+    event.double(1, since_epoch());
+    event.bytes(3, b"brain.Event:2");
+    event
 }
 
 /// Seconds since 1970.

@@ -4,6 +4,7 @@ mod clock;
 mod gather;
 mod inputs;
 mod lock;
+mod outlook;
 mod points;
 mod preflight;
 mod records;

@@ -1,23 +1,37 @@
 //! Where a run begins: at the start, or where a checkpoint stands.
 
-use super::lock::{self, RunLock};
+use super::lock::{self, Held, RunLock};
 use crate::checkpoint::{self, Resume};
 use crate::comm::{World, exchange};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
+use crate::interrupt::Interrupt;
 use std::path::{Path, PathBuf};
 
-/// Holds the run folder and finds the checkpoint to continue from: rank 0 does, and tells all. Collective.
+/// Where a run begins, with its folder held.
+pub(super) struct Begin {
+    /// On rank 0.
+    pub lock: Option<RunLock>,
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Holds the run folder and finds the checkpoint to continue from: rank 0 does, and tells all; none where a signal came
+/// first. Collective.
 ///
 /// # Errors
 /// [`Error::Usage`] where another run holds the folder or the history in it would be mixed with another;
 /// [`Error::Checkpoint`] where there is no such checkpoint. An error of rank 0 is rank 0's alone.
-pub(super) fn begin(config: &RunConfig, resume: &Resume, world: &World) -> Result<(Option<RunLock>, Option<PathBuf>)> {
+pub(super) fn begin(
+    config: &RunConfig,
+    resume: &Resume,
+    interrupt: &Interrupt,
+    world: &World,
+) -> Result<Option<Begin>> {
     let root = checkpoint::root(&config.run.out);
     if world.rank() == 0 {
         choose(&root, resume)?; // before anything is written
     }
-    let lock = lock::hold(&config.run.out, world)?;
+    let Held::Here(lock) = lock::hold(&config.run.out, interrupt, world)? else { return Ok(None) };
     let mut chosen = None;
     if world.rank() == 0 {
         if root.exists() {
@@ -25,7 +39,7 @@ pub(super) fn begin(config: &RunConfig, resume: &Resume, world: &World) -> Resul
         }
         chosen = choose(&root, resume)?;
     }
-    Ok((lock, exchange(&*world.host, &chosen)?.swap_remove(0)))
+    Ok(Some(Begin { lock, checkpoint: exchange(&*world.host, &chosen)?.swap_remove(0) }))
 }
 
 /// The checkpoint to continue from.

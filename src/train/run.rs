@@ -1,13 +1,15 @@
 //! The run around the iterations: start or resume, evaluate, save, log, leave when asked.
 
+use super::Trainer;
 use super::inputs::{self, Digests};
 use super::lock::RunLock;
+use super::outlook::{Outlook, Work};
 use super::points::Points;
 use super::preflight::preflight;
 use super::records::Records;
+use super::resume::{self, Begin};
 use super::saving::{Best, OLD_IS_POLICY, Scored, UNEVALUATED};
 use super::stages::Stages;
-use super::{Trainer, resume};
 use crate::checkpoint::{self, Identity, Resume, Saver};
 use crate::comm::{World, agreed, binding_advice, exchange, phase};
 use crate::config::RunConfig;
@@ -38,8 +40,16 @@ pub enum Outcome {
 
 /// Trains as `config` says, from the start or from a checkpoint.
 pub fn train(config: &RunConfig, resume: &Resume, world: &World) -> Result<Outcome> {
-    let interrupt = Interrupt::install()?;
-    let mut run = Run::start(config, resume, world)?;
+    let outlook = Outlook::new(world.rank() == 0);
+    let answering = outlook.clone();
+    let interrupt = Interrupt::install(move |signal| answering.answer(signal))?;
+    let warnings = preflight(config, world)?;
+    let Some(begin) = resume::begin(config, resume, &interrupt, world)? else {
+        let signal = interrupt.requested().unwrap_or("a signal on another rank");
+        let out = config.run.out.display();
+        return Ok(Outcome::Interrupted(format!("{signal}: left {out} as it was; the same command starts again")));
+    };
+    let mut run = Run::start(config, begin, warnings, outlook, world)?;
     if run.until_done(&|world| interrupt.agreed(world))? {
         let signal = interrupt.requested().unwrap_or("a signal on another rank");
         let (update, out) = (run.trainer.state.update, config.run.out.display());
@@ -73,17 +83,23 @@ pub(super) struct Run<'a> {
     pub(super) unevaluated: bool,
     records: Records,
     pub(super) progress: Progress,
+    outlook: Outlook,
     begun: Instant,
     /// On rank 0.
     lock: Option<RunLock>,
 }
 
 impl<'a> Run<'a> {
-    fn start(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Self> {
+    fn start(
+        config: &'a RunConfig,
+        Begin { lock, checkpoint: chosen }: Begin,
+        warnings: Vec<String>,
+        outlook: Outlook,
+        world: &World,
+    ) -> Result<Self> {
         let out = &config.run.out;
-        let warnings = preflight(config, world)?;
-        let (lock, chosen) = resume::begin(config, resume, world)?;
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
+        outlook.show_on(&terminal);
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
         let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
@@ -137,6 +153,7 @@ impl<'a> Run<'a> {
         let old_is_policy = old_is_policy.unwrap_or_else(|| config.old_policy_decay().eta(update) == 0.0);
         let policies = Policies::new(&*base, &pipeline.model.specs(), trainable, &state, old_is_policy, world)?;
         let first = world.rank() == 0;
+        lock.as_ref().map_or(Ok(()), RunLock::check)?; // loading may have taken long
         let records = Records::open(out, chosen.is_some().then_some(update), first)?;
         // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
         if first && (chosen.is_none() || update < config.run.updates) {
@@ -188,6 +205,7 @@ impl<'a> Run<'a> {
             unevaluated,
             records,
             progress,
+            outlook,
             begun,
             lock,
         })
@@ -196,13 +214,14 @@ impl<'a> Run<'a> {
     /// Trains, evaluates and saves until all updates are taken, or until the ranks are `asked` to leave, which all are told
     /// alike; then saves at once, without an evaluation, and returns true.
     fn until_done(&mut self, asked: &dyn Fn(&World) -> Result<bool>) -> Result<bool> {
-        if self.unevaluated {
+        let mut leaving = asked(self.world())?;
+        if !leaving && self.unevaluated {
             self.evaluate().map_err(|e| self.ended_by(e))?;
             if self.iteration > 0 {
                 self.save()?; // of the same update: now with its evaluation
             }
+            leaving = asked(self.world())?;
         }
-        let mut leaving = asked(self.world())?;
         while !leaving && !self.done() {
             self.iteration().map_err(|e| self.ended_by(e))?;
             self.look_after_saving()?;
@@ -217,6 +236,7 @@ impl<'a> Run<'a> {
             }
         }
         if leaving {
+            self.outlook.begin(Work::Saving);
             self.save()?;
             self.saved_at_last()?;
             self.records.flush();
@@ -224,12 +244,14 @@ impl<'a> Run<'a> {
         Ok(leaving)
     }
 
-    /// Fails on rank 0, which ends all ranks, where another run has taken over the folder.
+    /// Fails on rank 0, which ends all ranks, where another run has taken over the folder, or it was removed or moved. Before
+    /// anything is written into it: what is written where nobody finds it would be lost without a word.
     pub(super) fn check_lock(&self) -> Result<()> {
         self.lock.as_ref().map_or(Ok(()), RunLock::check)
     }
 
     fn iteration(&mut self) -> Result<()> {
+        self.outlook.begin(Work::Iteration);
         self.before = self.trainer.state.update;
         let progress = &mut self.progress;
         let updates = match self.trainer.iteration(self.iteration, &mut |name| progress.phase(name)) {
@@ -285,6 +307,7 @@ impl<'a> Run<'a> {
     /// The EMA's scores on the evaluation prompts, into the log, with a grid of pictures.
     fn evaluate(&mut self) -> Result<()> {
         phase("evaluate");
+        self.outlook.begin(Work::Evaluation);
         self.progress.aside("evaluate");
         let since = Instant::now();
         let sent = self.world().sent();
@@ -296,6 +319,7 @@ impl<'a> Run<'a> {
         let update = self.trainer.state.update;
         self.best.evaluated = main_reward(self.config, &metrics).map(|reward| Scored { update, reward });
         self.unevaluated = false;
+        self.check_lock()?;
         self.records.evaluation(update, &metrics, &gallery)?;
         self.progress.evaluation(update, &metrics);
         Ok(())
@@ -317,6 +341,8 @@ impl<'a> Run<'a> {
 
     /// The last checkpoint, the pictures before and after, the report, and the last line.
     fn finish(mut self) -> Result<Outcome> {
+        self.outlook.begin(Work::Finish);
+        self.check_lock()?;
         self.saved_at_last()?;
         self.progress.aside("report");
         let count = COMPARED.min(self.eval_prompts.len());
@@ -328,6 +354,7 @@ impl<'a> Run<'a> {
         if self.world().rank() != 0 {
             return Ok(Outcome::Done(String::new()));
         }
+        self.check_lock()?;
         let out = &self.config.run.out;
         let title = format!("after update {}", self.trainer.state.update);
         self.records.finish(&before, &after, &title)?;

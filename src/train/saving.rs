@@ -6,6 +6,7 @@ use super::run::Run;
 use crate::checkpoint::{self, STAGES, Saved, TrainState};
 use crate::comm::phase;
 use crate::error::{Error, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -52,6 +53,8 @@ impl Run<'_> {
     pub(super) fn save(&mut self) -> Result<()> {
         self.check_lock()?;
         self.await_saved()?;
+        self.check_lock()?; // that may have taken long
+        self.keep_config()?;
         phase("checkpoint");
         self.progress.aside("checkpoint");
         let update = self.trainer.state.update;
@@ -68,6 +71,16 @@ impl Run<'_> {
         let shard = self.trainer.state.snapshot()?;
         let begun = self.saver.begin(&state, shard, &*self.trainer.world.host);
         self.tolerate(begun.map(|()| None))
+    }
+
+    /// Writes the configuration again if it was removed meanwhile: checkpoints are used with it. By rank 0.
+    fn keep_config(&self) -> Result<()> {
+        let path = self.config.run.out.join("config.toml");
+        if self.world().rank() != 0 || path.exists() {
+            return Ok(());
+        }
+        tracing::warn!("{}: was removed while the run goes on: it is written again", path.display());
+        files::write(&path, self.config.to_toml()?)
     }
 
     /// Completes a checkpoint that has been written meanwhile.

@@ -7,6 +7,7 @@
 mod common;
 
 mod finite;
+mod folder;
 mod interruption;
 mod ranks;
 mod resume;

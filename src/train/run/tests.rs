@@ -14,6 +14,12 @@ fn config(folder: &tempfile::TempDir, settings: &[&str]) -> Result<RunConfig> {
     Ok(config)
 }
 
+/// The run begins, whatever signals come.
+fn start<'a>(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Run<'a>> {
+    let begin = resume::begin(config, resume, &Interrupt::default(), world)?.expect("no signal");
+    Run::start(config, begin, Vec::new(), Outlook::new(world.rank() == 0), world)
+}
+
 /// The updates' lines of the log: update, iteration and what was left out until then.
 fn logged(folder: &tempfile::TempDir) -> Vec<[f64; 3]> {
     let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
@@ -26,7 +32,7 @@ fn what_is_not_finite_is_left_out_and_counted_over_lives() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["optim.not_finite=skip"])?;
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         let before = bits(&run.trainer)?;
         for (bad, count) in [(By::NAN, 1), (By::HUGE, 2)] {
             run.trainer.rewards = if world.rank() == 1 { bad } else { By::MEAN }.alone();
@@ -41,7 +47,7 @@ fn what_is_not_finite_is_left_out_and_counted_over_lives() -> Result<()> {
         run.saved_at_last()
     })?;
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Auto, &world)?;
+        let mut run = start(&config, &Resume::Auto, &world)?;
         assert_eq!((run.trainer.state.update, run.iteration, run.trainer.skipped), (1, 3, 2));
         for reward in [By::NAN, By::MEAN] {
             run.trainer.rewards = reward.alone();
@@ -58,7 +64,7 @@ fn a_reward_that_is_not_finite_ends_a_run_that_shall_stop() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["optim.not_finite=stop"])?;
     let messages = ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         let before = bits(&run.trainer)?;
         let mut messages = Vec::new();
         for bad in [By::NAN, By::HUGE] {
@@ -79,7 +85,7 @@ fn a_run_that_leaves_everything_out_ends() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["optim.not_finite=skip"])?;
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         run.trainer.rewards = By::NAN.alone();
         for _ in 1..MOST_FRUITLESS {
             run.iteration()?;
@@ -99,7 +105,7 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["parallel.shard=none", "parallel.check_every=3"])?;
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         run.trainer.rewards = By::MEAN.alone();
         run.iteration()?;
         if world.rank() == 1 {
@@ -125,7 +131,7 @@ fn a_disk_that_takes_no_metrics_does_not_end_a_run_before_its_end() -> Result<()
     std::os::unix::fs::symlink("/dev/full", folder.path().join("metrics.jsonl")).unwrap();
     std::fs::write(folder.path().join("samples"), "no folder").unwrap();
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         assert!(!run.until_done(&|_| Ok(false))?);
         assert_eq!(checkpoint::newest(&checkpoint::root(&config.run.out))?.map(|found| found.update), Some(1));
         match run.finish() {
@@ -144,7 +150,7 @@ fn the_gallery_is_the_same_on_any_number_of_ranks() -> Result<()> {
         let folder = tempfile::tempdir().unwrap();
         let config = config(&folder, &["eval.steps=2"])?;
         let galleries = ThreadGroup::run(ranks, |world| {
-            let run = Run::start(&config, &Resume::Never, &world)?;
+            let run = start(&config, &Resume::Never, &world)?;
             let (_, Gallery { images, captions }) =
                 run.sampled(&*run.trainer.policies.reference, 4, &Rewards::default())?;
             Ok((images.flatten_all()?.to_vec1::<f32>()?, captions))
@@ -165,7 +171,7 @@ fn an_evaluation_may_have_fewer_steps_than_the_rollouts_have_stochastic_ones() -
     let folder = tempfile::tempdir().unwrap();
     let settings = ["sampler.sde.window=4", "sampler.steps=5", "eval.steps=3", "eval.prompts=1"];
     let config = config(&folder, &settings)?;
-    ThreadGroup::run(1, |world| Run::start(&config, &Resume::Never, &world)?.evaluate())?;
+    ThreadGroup::run(1, |world| start(&config, &Resume::Never, &world)?.evaluate())?;
     Ok(())
 }
 
@@ -176,17 +182,18 @@ fn a_run_that_is_asked_to_leave_saves_at_once_and_misses_no_evaluation() -> Resu
     let folder = tempfile::tempdir().unwrap();
     let settings = ["run.updates=3", "run.eval_every=1", "run.checkpoint_every=0", "eval.prompts=2", "eval.steps=2"];
     let config = config(&folder, &settings)?;
-    // Asked at first, then after each iteration and each evaluation.
-    let lives: [(usize, (bool, u64), &[u64]); 5] = [
-        (1, (true, 0), &[0]),
+    // Asked at first, then after each evaluation and each iteration.
+    let lives: [(usize, (bool, u64), &[u64]); 6] = [
+        (1, (true, 0), &[]),
+        (2, (true, 0), &[0]),
         (2, (true, 1), &[0]),
-        (2, (true, 2), &[0, 1]),
-        (3, (true, 3), &[0, 1, 2, 3]),
+        (3, (true, 2), &[0, 1]),
+        (4, (true, 3), &[0, 1, 2, 3]),
         (0, (false, 3), &[0, 1, 2, 3]),
     ];
     for (leave_at, outcome, evaluated) in lives {
         let outcomes = ThreadGroup::run(RANKS, |world| {
-            let mut run = Run::start(&config, &Resume::Auto, &world)?;
+            let mut run = start(&config, &Resume::Auto, &world)?;
             let asked = Cell::new(0);
             let left = run.until_done(&|_| Ok(asked.replace(asked.get() + 1) + 1 == leave_at))?;
             Ok((left, run.trainer.state.update))
@@ -209,7 +216,7 @@ fn the_report_is_there_after_an_evaluation() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["eval.prompts=2", "eval.steps=1"])?;
     ThreadGroup::run(RANKS, |world| {
-        let mut run = Run::start(&config, &Resume::Never, &world)?;
+        let mut run = start(&config, &Resume::Never, &world)?;
         run.evaluate()?;
         world.host.barrier()?; // rank 0 writes it
         let page = std::fs::read_to_string(folder.path().join(report::FILE)).map_err(Error::io(report::FILE))?;
