@@ -49,29 +49,44 @@ impl Appended {
         &self.path
     }
 
-    /// The file that has the name now, and whether that is another one than the last time: what was written before is not in
-    /// it. Where the folder `within` is gone, nothing is made.
-    pub fn current(&mut self) -> io::Result<(&mut File, bool)> {
+    /// The file that has the name now; warns where that is another one than the last time.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn file(&mut self) -> Result<&mut File> {
+        if self.follow().map_err(Error::io(&self.path))? {
+            let path = self.path.display();
+            tracing::warn!(
+                "{path}: was removed or replaced while the run writes it: what it wrote before is not in it"
+            );
+        }
+        Ok(&mut self.file)
+    }
+
+    /// Opens or makes the file that has the name now; whether that is another one than the last time. Where the folder `within`
+    /// is gone, nothing is made.
+    fn follow(&mut self) -> io::Result<bool> {
         let own = self.file.metadata()?;
         let named = match fs::metadata(&self.path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             named => named.ok(),
         };
-        let same = named.is_some_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino()));
-        if !same {
-            fs::metadata(&self.within)?;
-            if let Some(folder) = self.path.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            self.file = opened(&self.path)?;
+        if named.is_some_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino())) {
+            return Ok(false);
         }
-        Ok((&mut self.file, !same))
+        fs::metadata(&self.within)?;
+        if let Some(folder) = self.path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        self.file = opened(&self.path)?;
+        Ok(true)
     }
 }
 
 impl Write for Appended {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.current()?.0.write(bytes)
+        self.follow()?; // without a warning: that would be written here
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -96,12 +111,12 @@ mod tests {
         let read = || fs::read_to_string(&path).unwrap();
         file.write_all(b"1").unwrap();
         file.write_all(b"2").unwrap();
-        assert_eq!((read().as_str(), file.current().unwrap().1), ("12", false));
+        assert_eq!((read().as_str(), file.follow().unwrap()), ("12", false));
         fs::remove_dir_all(out.path().join("logs")).unwrap();
         file.write_all(b"3").unwrap();
-        assert_eq!((read().as_str(), file.current().unwrap().1), ("3", false));
+        assert_eq!((read().as_str(), file.follow().unwrap()), ("3", false));
         write(&path, "an editor's, ").unwrap();
-        assert!(file.current().unwrap().1);
+        assert!(file.follow().unwrap());
         file.write_all(b"4").unwrap();
         assert_eq!(read(), "an editor's, 4");
         fs::remove_dir_all(out.path()).unwrap();

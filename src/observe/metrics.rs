@@ -199,13 +199,7 @@ impl MetricsLog {
     /// [`Error::Io`]: they are kept.
     pub fn flush(&mut self) -> Result<()> {
         let path = self.lines.path().to_path_buf();
-        let (file, anew) = self.lines.current().map_err(Error::io(&path))?;
-        if anew {
-            tracing::warn!(
-                "{}: was removed or replaced while the run writes it: earlier lines are gone",
-                path.display()
-            );
-        }
+        let file = self.lines.file()?;
         while !self.unwritten.is_empty() {
             match file.write(&self.unwritten) {
                 Ok(0) => return Err(Error::io(&path)(ErrorKind::WriteZero.into())),

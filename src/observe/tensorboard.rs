@@ -94,13 +94,7 @@ impl EventWriter {
         event.int(2, step);
         what(&mut event);
         let path = self.file.path().to_path_buf();
-        let (file, anew) = self.file.current().map_err(Error::io(&path))?;
-        if anew {
-            tracing::warn!(
-                "{}: was removed or replaced while the run writes it: earlier events are gone",
-                path.display()
-            );
-        }
+        let file = self.file.file()?;
         let whole = file.metadata().map_err(Error::io(&path))?.len();
         let first = if whole == 0 { frame(&version().0) } else { Vec::new() };
         file.write_all(&[first, frame(&event.0)].concat()).map_err(|e| {

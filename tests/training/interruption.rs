@@ -86,7 +86,7 @@ impl Drop for Listened {
 #[test]
 fn the_first_ctrl_c_is_answered_at_once_and_the_second_ends_the_run() {
     let _alone = alone();
-    let training = Training::new(&["batch.images_per_prompt=120", "run.eval_every=0", "eval.prompts=1"]);
+    let training = Training::new(&["batch.images_per_prompt=40", "run.eval_every=0", "eval.prompts=1"]);
     let mut run = Listened::start(&mut training.command(1, UPDATES));
     run.says("is written anew after each evaluation");
     run.signal("INT");
@@ -100,8 +100,9 @@ fn the_first_ctrl_c_is_answered_at_once_and_the_second_ends_the_run() {
     let logged = training.newest_logged();
     run.signal("INT");
     let said = run.says("SIGINT: ");
-    assert!(said.starts_with("flowrl-dist: SIGINT: saving after this iteration, about "), "{said}");
-    assert!(said.ends_with("s; again to quit without saving\n"), "{said}");
+    let when = said.strip_prefix("flowrl-dist: SIGINT: saving after this iteration, ").unwrap();
+    let when = when.strip_suffix("; again to quit without saving\n").unwrap();
+    assert!(when == "in a moment" || when.starts_with("about ") && when.ends_with('s'), "{said}");
     assert_eq!(training.newest_logged(), logged, "it waited for the end of the iteration");
     run.says(&format!("SIGINT: saved update {} of {UPDATES} in ", logged + 1));
     assert_eq!(run.ends(), EXIT_RESTART);

@@ -49,30 +49,36 @@ const FOUND: [fn(&Path); 4] = [
 /// Two starters and what they hold.
 struct Two {
     out: tempfile::TempDir,
+    patience: [Duration; 2],
     claims: [Claim; 2],
     locks: [Option<RunLock>; 2],
+}
+
+fn claim(out: &Path, patience: Duration) -> Claim {
+    Claim::new(out, Duration::from_secs(600), patience, |_| ()).unwrap()
 }
 
 impl Two {
     fn new(found: fn(&Path), patience: [Duration; 2]) -> Self {
         let out = tempfile::tempdir().unwrap();
         found(out.path());
-        let claims =
-            patience.map(|patience| Claim::new(out.path(), Duration::from_secs(600), patience, |_| ()).unwrap());
-        Self { out, claims, locks: [None, None] }
+        let claims = patience.map(|patience| claim(out.path(), patience));
+        Self { out, patience, claims, locks: [None, None] }
     }
 
-    /// A step of a starter; one that holds ends its run instead. Returns whether there is more for it to do.
-    fn act(&mut self, starter: usize) -> bool {
+    /// A step of a starter. One that holds the folder ends its run instead; one that is refused is started again.
+    fn act(&mut self, starter: usize) {
         if self.locks[starter].take().is_some() {
-            return true;
+            return;
         }
-        match self.claims[starter].step().unwrap() {
-            Step::Held(lock) => self.locks[starter] = Some(lock),
-            Step::Goes => {}
-            Step::Waits => return false,
+        match self.claims[starter].step() {
+            Ok(Step::Held(lock)) => self.locks[starter] = Some(lock),
+            Ok(Step::Goes | Step::Waits) => {}
+            Err(refused) => {
+                assert!(refused.to_string().contains(" is training in it"), "{refused}");
+                self.claims[starter] = claim(self.out.path(), self.patience[starter]);
+            }
         }
-        true
     }
 
     /// How many believe with reason that they hold the folder.
@@ -104,7 +110,7 @@ fn never_two_hold_a_folder_whatever_the_order_of_their_steps() {
             both += usize::from(had == [true, true]);
             // Whatever they leave, the next one has it, and leaves nothing.
             two.locks = [None, None];
-            let mut last = Claim::new(two.out.path(), Duration::from_secs(600), Duration::ZERO, |_| ()).unwrap();
+            let mut last = claim(two.out.path(), Duration::ZERO);
             let step = |_| match last.step().unwrap() {
                 Step::Held(lock) => Some(lock),
                 _ => None,
