@@ -239,7 +239,8 @@ fn a_folder_that_is_removed_or_moved_is_missed() {
 #[test]
 fn what_no_run_left_is_refused() {
     let fifo = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
-    let made: [(&str, &dyn Fn(&Path)); 7] = [
+    type Made<'a> = (&'a str, &'a dyn Fn(&Path));
+    let made: [Made; 7] = [
         ("is no folder", &|path| std::os::unix::fs::symlink("nowhere", path).unwrap()),
         ("is no folder", &|path| std::os::unix::fs::symlink(".", path).unwrap()),
         ("is no folder", &fifo),
