@@ -20,7 +20,7 @@ fn worker() {
         Ok("solo") => Backend::Solo,
         Ok("mpi") => Backend::Mpi,
         Ok("interrupted twice") => {
-            let interrupt = Interrupt::install().unwrap();
+            let interrupt = Interrupt::install(|_| ()).unwrap();
             raise(SIGINT).unwrap();
             println!("FIRST {:?}", interrupt.requested());
             raise(SIGINT).unwrap();

@@ -92,7 +92,7 @@ impl Two {
 /// while it stands between two steps, for one that has ended.
 #[test]
 fn never_two_hold_a_folder_whatever_the_order_of_their_steps() {
-    const STEPS: u32 = 9;
+    const STEPS: u32 = 8;
     const PATIENT: Duration = Duration::from_secs(600);
     for patience in [[PATIENT, PATIENT], [Duration::ZERO, PATIENT]] {
         let (mut both, mut disturbed) = (0, 0);
@@ -118,8 +118,8 @@ fn never_two_hold_a_folder_whatever_the_order_of_their_steps() {
             (0..20).find_map(step).unwrap().check().unwrap();
             assert_eq!(fs::read_dir(two.out.path()).unwrap().count(), 0, "{order:b}: something is left");
         }
-        assert!(both > 100, "{both}: the schedules are too short");
-        assert_eq!(disturbed > 100, patience[0].is_zero(), "{disturbed}");
+        assert!(both > 50, "{both}: the schedules are too short");
+        assert_eq!(disturbed > 10, patience[0].is_zero(), "{disturbed}");
     }
 }
 
