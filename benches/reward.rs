@@ -135,7 +135,7 @@ impl Bench {
             ..RewardConfig::new(RewardKind::Remote)
         };
         std::thread::scope(|scope| {
-            let server = scope.spawn(|| serve::serve(&rewards, listener, None, stopped));
+            let server = scope.spawn(|| serve::serve(rewards.into(), listener, None, stopped));
             let measured = self.measure("remote", &config, images, None);
             stop.send(()).ok();
             let served = server.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
