@@ -17,7 +17,7 @@ use flowrl_dist::model::mmdit::{self, Config};
 use flowrl_dist::model::ops::Wanted;
 use flowrl_dist::model::{Model, ops};
 use flowrl_dist::optim::{OldPolicySchedule, OptimConfig, Sharded};
-use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Role, Trainable};
+use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::shard::{Gradients, Partition, Sharding};
 
@@ -318,13 +318,12 @@ fn velocity_and_gradient(
 ) -> flowrl_dist::Result<(Tensor, Tensor)> {
     let specs = model.specs();
     let layout = Layout::new(&specs, trainable);
-    let trained = if trainable == Trainable::Full { Role::Base } else { Role::Adapter };
     // Nothing is zero, as it is at the start of training.
     let params = ParamSet::build(&specs, |spec| {
         let tensor = spec.initial(3, &Device::Cpu)?;
         let tensor = (tensor + (noise(blake(&spec.name), &spec.shape, DType::F32)? * 0.02)?)?;
-        let tensor = tensor.to_dtype(dtype)?.to_device(device)?;
-        Ok(if spec.role == trained { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
+        let tensor = tensor.to_dtype(spec.role.dtype(dtype))?.to_device(device)?;
+        Ok(if spec.role == trainable.role() { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     })?;
     let input = |id: u64, shape: &[usize]| noise(id, shape, DType::BF16)?.to_dtype(DType::F32)?.to_device(device);
     let (c, h, w) = model.latent;
