@@ -216,18 +216,15 @@ impl Bench {
         Ok(())
     }
 
-    /// Random weights of this size, and trainable ones as leaves; all in bf16. They are drawn on the GPU: their values do
+    /// Random weights of this size in bf16, adapters in f32, and trainable ones as leaves. They are drawn on the GPU: their values do
     /// not matter here, and two thousand million on the CPU take minutes.
     #[allow(clippy::disallowed_methods, reason = "nothing is compared with another rank or run")]
     fn parameter(&self, spec: &Spec, trainable: Trainable) -> Result<Tensor> {
         let fan_in = spec.shape.iter().skip(1).product::<usize>().max(1);
         let std = if spec.shape.len() < 2 { 0.1 } else { (fan_in as f64).powf(-0.5) };
-        let tensor = Tensor::randn(0f32, std as f32, spec.shape.as_slice(), &self.device)?.to_dtype(DType::BF16)?;
-        let trained = match trainable {
-            Trainable::Full => spec.role == Role::Base,
-            Trainable::Lora => spec.role == Role::Adapter,
-        };
-        Ok(if trained { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
+        let tensor = Tensor::randn(0f32, std as f32, spec.shape.as_slice(), &self.device)?;
+        let tensor = tensor.to_dtype(spec.role.dtype(DType::BF16))?;
+        Ok(if spec.role == trainable.role() { Var::from_tensor(&tensor)?.into_inner() } else { tensor })
     }
 
     /// x_t, t and the conditioning of `batch` samples.

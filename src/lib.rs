@@ -30,7 +30,8 @@
 //!
 //! # Precision, once
 //! Weights and activations of the model, and what of its weights travels: `model.dtype`, f32 or bf16; norms and softmax
-//! in it: f32. Master parameters, moments, old policy, EMA, the sum of gradients and its reduction, and every state of a
+//! in it: f32. Adapters: f32 in either, from the master parameters to their products, in which a GPU in bf16 takes a factor
+//! as high and low halves; the sum of an adapter and its layer is rounded. Master parameters, moments, old policy, EMA, the sum of gradients and its reduction, and every state of a
 //! solver: f32. A gradient has the type of its weight until it is added to the sum.
 //! Rewards, advantages, solver sigmas and every statistic: f64.
 

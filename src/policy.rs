@@ -26,6 +26,7 @@ pub struct Policies {
 struct Base {
     weights: BaseWeights,
     layout: Layout,
+    /// Of the trained parameters.
     dtype: DType,
     comm: Rc<dyn Communicator>,
 }
@@ -70,13 +71,13 @@ impl Policies {
                 (BaseWeights::Parts { frozen, slots }, Rc::new(reference))
             }
         };
-        let base = Base { weights, layout, dtype, comm };
+        let base = Base { weights, layout, dtype: trainable.role().dtype(dtype), comm };
         let (policy, old) = (base.with(&state.policy()?)?, base.with(state.old())?);
         Ok(Self { policy, old, reference, old_is_policy, base })
     }
 
-    /// The set whose trained parameters are those of all ranks' shards `[S]`, in the model's type: gathered now, or part of
-    /// the shard itself and gathered when they are used.
+    /// The set whose trained parameters are those of all ranks' shards `[S]`, weights in the model's type and adapters in f32:
+    /// gathered now, or part of the shard itself and gathered when they are used.
     pub fn with(&self, shard: &Tensor) -> Result<Rc<dyn Weights>> {
         self.base.with(shard)
     }
@@ -126,3 +127,6 @@ impl Base {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

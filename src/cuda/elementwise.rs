@@ -115,6 +115,28 @@ pub(super) fn add_into<G: Gpu>(gpu: &G, a: &Array, b: &Array, out: &Array) -> Re
     each(gpu, &kernel, a.len(), &[a.into(), b.into(), out.into(), a.len().into()])
 }
 
+/// `x [rows, width]`, f32, as `[rows, 3, width]` in bf16: the high halves of its numbers, and once more, and the low ones in
+/// place `low`, 1 or 2.
+pub fn bf16x3<G: Gpu>(gpu: &G, x: &Array, width: usize, low: usize) -> Result<G::Memory> {
+    if x.dtype != DType::F32 {
+        bail!("bf16x3: {x:?} is not f32");
+    }
+    let (memory, y) = allocate(gpu, DType::BF16, &[3 * x.len()])?;
+    each(gpu, "bf16x3", x.len(), &[x.into(), (&y).into(), x.len().into(), width.into(), low.into()])?;
+    Ok(memory)
+}
+
+/// The gradient of x, f32, given that of the result, bf16.
+pub fn bf16x3_backward<G: Gpu>(gpu: &G, dy: &Array, width: usize, low: usize) -> Result<G::Memory> {
+    if dy.dtype != DType::BF16 || !dy.len().is_multiple_of(3 * width.max(1)) {
+        bail!("bf16x3: {dy:?} is no gradient of rows of {width}");
+    }
+    let n = dy.len() / 3;
+    let (memory, dx) = allocate(gpu, DType::F32, &[n])?;
+    each(gpu, "bf16x3_backward", n, &[dy.into(), (&dx).into(), n.into(), width.into(), low.into()])?;
+    Ok(memory)
+}
+
 /// A part of each sample: `length` bytes from `start` on of `all`, of which each sample has so many.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Span {

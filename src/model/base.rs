@@ -20,12 +20,12 @@ pub struct BaseModel {
 enum Adapters {
     /// Drawn with this seed.
     Drawn(u64),
-    /// The flat vector of this layout.
+    /// The flat vector of this layout, f32.
     Given(Layout, Tensor),
 }
 
 impl BaseModel {
-    /// The weights, which have been checked to be the model's, as `dtype` on `device`; adapters are drawn with `seed`.
+    /// The weights, which have been checked to be the model's, as `dtype` on `device`; adapters, f32, are drawn with `seed`.
     pub fn new(model: &Model, weights: Weights, dtype: DType, seed: u64, device: &Device) -> Self {
         let specs = model.specs().into_iter().map(<[Spec]>::to_vec).collect();
         Self { specs, weights, adapters: Adapters::Drawn(seed), dtype, device: device.clone() }
@@ -40,20 +40,17 @@ impl BaseModel {
 impl Values for BaseModel {
     fn elements(&self, entry: &Entry, range: Range<usize>) -> Result<Tensor> {
         let spec = &self.specs[entry.stage][entry.slot];
-        let values = match (spec.role, &self.adapters) {
-            (Role::Base | Role::Buffer, _) => {
-                return self.weights.part(&spec.name, range, self.dtype, &self.device);
-            }
+        match (spec.role, &self.adapters) {
+            (Role::Base | Role::Buffer, _) => self.weights.part(&spec.name, range, self.dtype, &self.device),
             (Role::Adapter, Adapters::Drawn(seed)) => {
-                spec.initial(*seed, &self.device)?.flatten_all()?.narrow(0, range.start, range.len())?
+                Ok(spec.initial(*seed, &self.device)?.flatten_all()?.narrow(0, range.start, range.len())?)
             }
             (Role::Adapter, Adapters::Given(layout, flat)) => {
                 let given = layout.entries.iter().find(|e| (e.stage, e.slot) == (entry.stage, entry.slot));
                 let given = given.ok_or_else(|| Error::Failed(format!("{} is in no adapter", spec.name)))?;
-                flat.elements(given, range)?
+                flat.elements(given, range)
             }
-        };
-        Ok(values.to_dtype(self.dtype)?)
+        }
     }
 
     fn dtype(&self) -> DType {

@@ -65,11 +65,11 @@ pub enum Trainable {
 }
 
 impl Trainable {
-    /// Whether parameters of this role are trained.
-    fn selects(self, role: Role) -> bool {
+    /// The role of the parameters that are trained.
+    pub fn role(self) -> Role {
         match self {
-            Trainable::Full => role == Role::Base,
-            Trainable::Lora => role == Role::Adapter,
+            Trainable::Full => Role::Base,
+            Trainable::Lora => Role::Adapter,
         }
     }
 }
@@ -125,12 +125,12 @@ pub struct Layout {
 impl Layout {
     /// The layout of the parameters of `stages` that are trained.
     pub fn new(stages: &[&[Spec]], trainable: Trainable) -> Self {
-        Self::select(stages, |role| trainable.selects(role))
+        Self::select(stages, |role| role == trainable.role())
     }
 
     /// The layout of those that are not.
     pub fn frozen(stages: &[&[Spec]], trainable: Trainable) -> Self {
-        Self::select(stages, |role| !trainable.selects(role))
+        Self::select(stages, |role| role != trainable.role())
     }
 
     /// The layout of all parameters.

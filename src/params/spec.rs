@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// How a parameter starts when no file gives its value.
@@ -30,6 +30,18 @@ pub enum Role {
     Buffer,
     /// Of the LoRA adapter: trained instead of the base model.
     Adapter,
+}
+
+impl Role {
+    /// The type in which parameters of this role are kept and travel where the model computes in `model`. Adapters are f32
+    /// whatever it is: late in a run their updates are smaller than the last bit of bf16, and the difference of policy and
+    /// old policy would be that rounding.
+    pub fn dtype(self, model: DType) -> DType {
+        match self {
+            Role::Base | Role::Buffer => model,
+            Role::Adapter => DType::F32,
+        }
+    }
 }
 
 /// One parameter as a stage declares it.

@@ -13,7 +13,7 @@ pub trait Values: Send + Sync {
     /// The parameter is not there.
     fn elements(&self, entry: &Entry, range: Range<usize>) -> Result<Tensor>;
 
-    /// The type of the elements.
+    /// The type of the base model's elements; adapters have that of [`Role::dtype`](super::Role::dtype).
     fn dtype(&self) -> DType;
 
     /// Where the elements lie.

@@ -4,6 +4,7 @@ use crate::config::RunConfig;
 use crate::model::Model;
 use crate::params::{Layout, Trainable};
 use crate::shard::{Partition, Sharding};
+use candle_core::DType;
 use serde::Serialize;
 use std::iter::Sum;
 use std::ops::{Add, Mul};
@@ -61,6 +62,34 @@ impl Sum for Traffic {
 /// Bytes of master parameters, moments, gradients and slow copies, an element.
 const F32: usize = 4;
 
+/// Parameters in R parts.
+struct Vector {
+    partition: Partition,
+    /// Bytes of an element where it is used and on its way there.
+    width: usize,
+}
+
+impl Vector {
+    fn new(layout: &Layout, dtype: DType, ranks: usize) -> Self {
+        Self { partition: Partition::new(layout, ranks), width: dtype.size_in_bytes() }
+    }
+
+    /// Bytes of one part of a stage.
+    fn part(&self, stage: usize) -> usize {
+        self.width * part(&self.partition, stage)
+    }
+
+    /// Bytes of one part of all stages.
+    fn shard(&self) -> usize {
+        self.width * self.partition.shard_len()
+    }
+
+    /// Bytes of the whole.
+    fn total(&self) -> usize {
+        self.width * self.partition.total()
+    }
+}
+
 /// The parameters of a model on R ranks.
 pub(super) struct Cost<'a> {
     config: &'a RunConfig,
@@ -68,13 +97,10 @@ pub(super) struct Cost<'a> {
     stages: usize,
     /// The first stage with a trained parameter: gradients go back as far as there.
     first: usize,
-    /// Bytes of a weight.
-    width: usize,
     /// The optimizer's state, as this run cuts it.
     state: Partition,
-    /// The trained parameters and the others in R parts.
-    trained: Partition,
-    frozen: Partition,
+    trained: Vector,
+    frozen: Vector,
     /// Whether the objective needs the old policy's velocities.
     old: bool,
     /// Whether it needs the base model's, with trained parameters of its own.
@@ -85,16 +111,15 @@ impl<'a> Cost<'a> {
     pub fn new(config: &'a RunConfig, model: &Model, ranks: usize) -> Self {
         let (specs, trainable) = (model.specs(), config.model.trainable);
         let layout = Layout::new(&specs, trainable);
-        let needs = config.objective().needs();
+        let (needs, dtype) = (config.objective().needs(), config.model.dtype.dtype());
         Self {
             config,
             ranks,
             stages: specs.len(),
             first: layout.entries.first().map_or(specs.len(), |entry| entry.stage),
-            width: config.model.dtype.dtype().size_in_bytes(),
             state: Partition::new(&layout, config.parallel.shard.parts(ranks)),
-            trained: Partition::new(&layout, ranks),
-            frozen: Partition::new(&Layout::frozen(&specs, trainable), ranks),
+            trained: Vector::new(&layout, trainable.role().dtype(dtype), ranks),
+            frozen: Vector::new(&Layout::frozen(&specs, trainable), dtype, ranks),
             old: needs.old,
             reference: needs.reference && trainable == Trainable::Full,
         }
@@ -102,20 +127,19 @@ impl<'a> Cost<'a> {
 
     /// What a rank holds beside activations, in the order of the ways of sharing: weights, state, gradients.
     pub fn memory(&self) -> Vec<Item> {
-        let weights = |elements: usize| elements * self.width;
         let item = |name, bytes| Item { name, bytes };
         let shard = self.state.shard_len();
         let mut items = match self.config.parallel.shard {
             Sharding::None | Sharding::Optimizer => vec![
-                item("base weights", weights(self.frozen.total() + self.trained.total())),
-                item("policy", weights(self.trained.total())),
-                item("old policy", weights(self.trained.total())),
+                item("base weights", self.frozen.total() + self.trained.total()),
+                item("policy", self.trained.total()),
+                item("old policy", self.trained.total()),
             ],
             Sharding::Full => {
-                let own = if self.config.model.trainable == Trainable::Full { self.trained.shard_len() } else { 0 };
+                let own = if self.config.model.trainable == Trainable::Full { self.trained.shard() } else { 0 };
                 vec![
-                    item("base weights, this rank's parts", weights(self.frozen.shard_len() + own)),
-                    item("gathered stages, at most", weights(self.gathered())),
+                    item("base weights, this rank's parts", self.frozen.shard() + own),
+                    item("gathered stages, at most", self.gathered()),
                 ]
             }
         };
@@ -128,7 +152,7 @@ impl<'a> Cost<'a> {
         items
     }
 
-    /// Elements of the stages that are here at once: the one that runs and the next one, in the forward pass for every set,
+    /// Bytes of the stages that are here at once: the one that runs and the next one, in the forward pass for every set,
     /// in the backward pass for the policy, whose trained parameters are copied to be leaves; and those that keep their
     /// graph and with it their parameters.
     fn gathered(&self) -> usize {
@@ -140,7 +164,7 @@ impl<'a> Cost<'a> {
         let sets = 1 + updates.map(|update| self.others(update)).max().unwrap_or(0);
         let pair = |stage: usize| {
             let two = |sets| self.whole(stage, sets) + if stage == 0 { 0 } else { self.whole(stage - 1, sets) };
-            let leaves = part(&self.trained, stage) * self.ranks;
+            let leaves = self.trained.part(stage) * self.ranks;
             two(sets).max(two(1) + leaves)
         };
         (0..self.stages).map(pair).max().unwrap_or(0) + kept
@@ -164,14 +188,14 @@ impl<'a> Cost<'a> {
         again as f64 / blocks as f64
     }
 
-    /// Elements of a whole stage, with padding, the trained ones for each set.
+    /// Bytes of a whole stage, with padding, the trained parameters for each set.
     fn whole(&self, stage: usize, sets: usize) -> usize {
-        self.ranks * (part(&self.frozen, stage) + sets * part(&self.trained, stage))
+        self.ranks * (self.frozen.part(stage) + sets * self.trained.part(stage))
     }
 
-    /// A gather of these stages of a partition, in the model's type: one call for each that has elements.
-    fn gather(&self, partition: &Partition, stages: impl Iterator<Item = usize>) -> Traffic {
-        self.each(partition, stages, (self.ranks - 1) * self.width)
+    /// A gather of these stages of a vector: one call for each that has elements.
+    fn gather(&self, vector: &Vector, stages: impl Iterator<Item = usize>) -> Traffic {
+        self.each(&vector.partition, stages, (self.ranks - 1) * vector.width)
     }
 
     /// A call for each of these stages that has elements, which sends so many bytes for each element of a part.
@@ -212,7 +236,7 @@ impl<'a> Cost<'a> {
     /// norm, and the new parameters.
     pub fn update(&self, update: usize, micro_batches: usize) -> Vec<Sent> {
         let sent = |collective, what, traffic| Sent { collective, what, traffic };
-        let gradients = |width| self.each(&self.trained, 0..self.stages, (self.ranks - 1) * width);
+        let gradients = |width| self.each(&self.trained.partition, 0..self.stages, (self.ranks - 1) * width);
         let scattered = sent("reduce-scatter", "gradients", gradients(F32));
         let norm = Traffic { bytes: 2 * (self.ranks - 1) * size_of::<f64>(), calls: usize::from(self.ranks > 1) };
         let norm = sent("all-reduce", "the gradients' norm", norm);
@@ -228,7 +252,7 @@ impl<'a> Cost<'a> {
 
     /// Bytes of one all-reduce of all gradients.
     pub fn all_reduce(&self) -> usize {
-        2 * (self.ranks - 1) * self.trained.shard_len() * F32
+        2 * (self.ranks - 1) * self.trained.partition.shard_len() * F32
     }
 
     /// S.

@@ -96,11 +96,12 @@ fn parts_give_the_stages_of_the_whole_set() -> Result<()> {
     assert_eq!((layout.total, frozen.total), (2 * (3 + 5) + 2 * (4 + 5), 5 * 3 + 3 + 5 * 4 + 4));
     for (ranks, dtype) in [(1, DType::F32), (2, DType::F32), (3, DType::BF16), (4, DType::F32)] {
         ThreadGroup::run(ranks, |world| {
-            let set = ParamSet::build(&specs, |spec| Ok(spec.initial(1, &Device::Cpu)?.to_dtype(dtype)?))?;
+            let set =
+                ParamSet::build(&specs, |spec| Ok(spec.initial(1, &Device::Cpu)?.to_dtype(spec.role.dtype(dtype))?))?;
             let slots: Rc<[usize]> = specs.iter().map(|stage| stage.len()).collect();
-            let parts = |layout: &Layout| Parts::cut(&set, layout, dtype, &world.device);
-            let frozen = Rc::new(parts(&frozen)?);
-            let whole = PartSet::new(&slots, &frozen, Some(parts(&layout)?));
+            let parts = |layout: &Layout, dtype| Parts::cut(&set, layout, dtype, &world.device);
+            let frozen = Rc::new(parts(&frozen, dtype)?);
+            let whole = PartSet::new(&slots, &frozen, Some(parts(&layout, DType::F32)?));
             let base = PartSet::new(&slots, &frozen, None);
             let values = |t: &Tensor| -> Result<Vec<f32>> {
                 Ok(t.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
@@ -113,7 +114,7 @@ fn parts_give_the_stages_of_the_whole_set() -> Result<()> {
                     for (slot, tensor) in params.iter() {
                         let expected = set.stage(stage).iter().nth(slot).map(|(_, tensor)| tensor).expect("a tensor");
                         assert_eq!(values(tensor)?, values(expected)?, "{}", specs[slot].name);
-                        assert_eq!(tensor.dims(), expected.dims());
+                        assert_eq!((tensor.dims(), tensor.dtype()), (expected.dims(), expected.dtype()));
                         assert_eq!(tensor.is_variable(), leaves && specs[slot].role == Role::Adapter);
                     }
                 }
@@ -125,10 +126,10 @@ fn parts_give_the_stages_of_the_whole_set() -> Result<()> {
                 coming.into_iter().try_for_each(|coming| coming.values().map(drop))?;
                 Ok(sent)
             };
-            let part = |len: usize| ((ranks - 1) * len.div_ceil(ranks) * dtype.size_in_bytes()) as u64;
-            assert_eq!(begin(&[&base])?, part(24));
-            assert_eq!(begin(&[&whole, &base, &whole])?, part(24) + part(18));
-            assert_eq!(begin(&[&base])?, part(24), "what nobody uses any more is gathered again");
+            let part = |len: usize, dtype: DType| ((ranks - 1) * len.div_ceil(ranks) * dtype.size_in_bytes()) as u64;
+            assert_eq!(begin(&[&base])?, part(24, dtype));
+            assert_eq!(begin(&[&whole, &base, &whole])?, part(24, dtype) + part(18, DType::F32));
+            assert_eq!(begin(&[&base])?, part(24, dtype), "what nobody uses any more is gathered again");
             Ok(())
         })?;
     }

@@ -269,7 +269,7 @@ fn what_ranks_send_is_what_the_plan_says() -> Result<()> {
     for shard in ["none", "optimizer", "full"] {
         for settings in [
             &["model.trainable=full"][..],
-            &["model.trainable=lora", TWICE],
+            &["model.trainable=lora", "model.dtype=bf16", TWICE],
             &["method.name=diffusion-nft", "parallel.checkpoint_activations=2", TWICE],
             &["method.name=diffusion-nft", "old_policy.rate=0.0", TWICE],
         ] {

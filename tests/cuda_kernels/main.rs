@@ -302,6 +302,24 @@ fn sums_of_squares() {
     close("square_sums", &sum, &x.sqr().unwrap().sum_all().unwrap(), 1e-5);
 }
 
+/// An adapter's factors of f32 as high and low halves in bf16: A's by rows, B's by columns.
+#[test]
+fn factors_in_halves() {
+    let host = Host::default();
+    let x = noise(0, &[5, 37], DType::F32);
+    let high = x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    let low = (&x - &high).unwrap().to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+    for (dim, low_at, width, all) in [(0, 1, 5 * 37, [&high, &low, &high]), (1, 2, 37, [&high, &high, &low])] {
+        let expected = Tensor::cat(&all, dim).unwrap();
+        let y = elementwise::bf16x3(&host, &host.put(&x, DType::F32), width, low_at).unwrap();
+        close("bf16x3", &y.read(DType::BF16, expected.dims()), &expected, 0.0);
+        let dy = noise(1, expected.dims(), DType::BF16);
+        let dx = elementwise::bf16x3_backward(&host, &host.put(&dy, DType::BF16), width, low_at).unwrap();
+        let place = |i: usize| dy.narrow(dim, i * x.dims()[dim], x.dims()[dim]).unwrap();
+        close("bf16x3_backward", &dx.read(DType::F32, x.dims()), &(place(0) + place(3 - low_at)).unwrap(), 0.0);
+    }
+}
+
 #[test]
 fn gradients_are_added_in_place() {
     for dtype in TYPES {

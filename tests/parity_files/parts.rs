@@ -63,13 +63,13 @@ fn stored(root: &Path, dtype: DType) -> [PathBuf; 3] {
 }
 
 /// The parts of each of `ranks` ranks are those cut from the whole set `whole`, and together they read everything once.
-fn read_by(ranks: usize, loaded: &Loaded, whole: &ParamSet, layout: &Layout) {
+fn read_by(ranks: usize, loaded: &Loaded, whole: &ParamSet, layout: &Layout, dtype: DType) {
     let partition = Partition::new(layout, ranks);
     let flat = whole.flatten(layout).unwrap();
     let mut read = 0;
     for rank in 0..ranks {
         let counted = Counted { values: &loaded.base, elements: AtomicUsize::new(0) };
-        let part = partition.read(&counted, layout, rank, loaded.base.dtype()).unwrap();
+        let part = partition.read(&counted, layout, rank, dtype).unwrap();
         assert_eq!(values(&part), values(&partition.cut(&flat, rank).unwrap()), "rank {rank} of {ranks}");
         let own = counted.elements.into_inner();
         assert_eq!(own, partition.owned(rank).iter().map(Range::len).sum::<usize>());
@@ -98,8 +98,9 @@ fn parity_of_parts_with_the_whole_set_in_every_layout() {
                 }
                 for ranks in [1, 4, 7] {
                     for trainable in [Trainable::Full, Trainable::Lora] {
-                        read_by(ranks, &loaded, &whole, &Layout::new(&specs, trainable));
-                        read_by(ranks, &loaded, &whole, &Layout::frozen(&specs, trainable));
+                        let trained = trainable.role().dtype(dtype);
+                        read_by(ranks, &loaded, &whole, &Layout::new(&specs, trainable), trained);
+                        read_by(ranks, &loaded, &whole, &Layout::frozen(&specs, trainable), dtype);
                     }
                 }
             }

@@ -72,6 +72,26 @@ template <typename T> __device__ __forceinline__ void add(const T *a, const T *b
     map({a, b}, out, n, FIRST, STEP, [](const float(&v)[2]) { return v[0] + v[1]; });
 }
 
+// x [rows, width] in f32 as three numbers of bf16 each, [rows, 3, width]: high half, low half, and the high half again. The
+// low half stands in place `low`, 1 or 2.
+extern "C" __global__ void bf16x3(const float *x, bf16 *y, u64 n, u64 width, u64 low) {
+    EACH(i, n) {
+        u64 at = i + i / width * 2 * width;
+        bf16 high = narrow<bf16>(x[i]), rest = narrow<bf16>(x[i] - widen(high));
+        y[at] = high;
+        y[at + low * width] = rest;
+        y[at + (3 - low) * width] = high;
+    }
+}
+
+// The gradient of x: the sum of those of the high half, which meets both halves of the other factor.
+extern "C" __global__ void bf16x3_backward(const bf16 *dy, float *dx, u64 n, u64 width, u64 low) {
+    EACH(i, n) {
+        u64 at = i + i / width * 2 * width;
+        dx[i] = widen(dy[at]) + widen(dy[at + (3 - low) * width]);
+    }
+}
+
 #define KERNELS(T)                                                                                                     \
     extern "C" __global__ void gelu_##T(const T *x, T *y, u64 n) { activation<Gelu>(x, y, n); }                        \
     extern "C" __global__ void silu_##T(const T *x, T *y, u64 n) { activation<Silu>(x, y, n); }                        \

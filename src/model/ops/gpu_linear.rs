@@ -1,6 +1,7 @@
 //! Linear layers on a GPU, with what belongs to them: products by cuBLASLt (crate::cuda::product).
 
 use super::Wanted;
+use super::bf16x3::Factor;
 use super::gpu::{Input, OnGpu, made, on_storage};
 use super::linear::{Linear, with_last};
 use super::linear_gelu::LinearGelu;
@@ -25,13 +26,18 @@ pub(super) fn product(
     Ok((memory, y))
 }
 
+/// Zeros as an array of `shape`.
+fn zeros(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(CudaStorage, Array)> {
+    let memory = gpu.zeros_impl(&shape.into(), dtype)?;
+    let array = gpu.array(&memory, dtype, shape)?;
+    Ok((memory, array))
+}
+
 impl Linear {
     fn on_gpu(&self, gpu: &CudaDevice, x: &Array, w: &Array, bias: Option<&Array>) -> Result<(CudaStorage, Array)> {
         let (shape, in_dim) = shape_of_linear(x, w)?;
         if self.0 == Wanted::Gradient {
-            let zeros = gpu.zeros_impl(&shape.as_slice().into(), x.dtype)?;
-            let array = gpu.array(&zeros, x.dtype, &shape)?;
-            return Ok((zeros, array));
+            return zeros(gpu, x.dtype, &shape);
         }
         let (memory, y) = made(gpu, x.dtype, &shape)?;
         let then = bias.map_or(Then::Store, Then::Bias);
@@ -135,19 +141,40 @@ impl OnGpu<3> for LinearGelu {
     }
 }
 
+impl OnGpu<1> for Factor {
+    fn forward(&self, gpu: &CudaDevice, [x]: [&Input; 1]) -> Result<(CudaStorage, Vec<usize>)> {
+        let shape = &x.array.shape;
+        Ok((elementwise::bf16x3(gpu, &x.array, self.width(shape), self.low())?, self.tripled(shape)?))
+    }
+    fn backward(
+        &self,
+        gpu: &CudaDevice,
+        [x]: [&Input; 1],
+        _: &Input,
+        dy: &Input,
+        _: [bool; 1],
+    ) -> Result<[Option<CudaStorage>; 1]> {
+        Ok([Some(elementwise::bf16x3_backward(gpu, &dy.array, self.width(&x.array.shape), self.low())?)])
+    }
+}
+
 impl OnGpu<3> for LowRank {
     fn forward(&self, gpu: &CudaDevice, [x, a, b]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
         let (projected_memory, projected) = Linear(Wanted::Value).on_gpu(gpu, &x.array, &a.array, None)?;
         let y = on_storage(&[&self.weight, self.bias.as_ref().unwrap_or(&self.weight)], |parts| {
-            let (weight, bias) = (Input::new(parts[0])?.array, Input::new(parts[1])?.array);
-            let bias = self.bias.is_some().then_some(&bias);
-            let (memory, y) = Linear(self.wanted).on_gpu(gpu, &x.array, &weight, bias)?;
-            if self.wanted == Wanted::Value {
-                let rank = projected.width();
-                let (left, right) = (Matrix::new(&projected, rank), Matrix::new(&b.array, rank).transposed());
-                multiply(gpu, self.scale as f32, left, right, &y, Then::Add)?;
+            let (x, weight, bias) = (&x.array, Input::new(parts[0])?.array, Input::new(parts[1])?.array);
+            let (shape, in_dim) = shape_of_linear(x, &weight)?;
+            if self.wanted == Wanted::Gradient {
+                return Ok((zeros(gpu, x.dtype, &shape)?.0, shape));
             }
-            Ok((memory, y.shape))
+            // The adapter's part first. What it adds is less than the last bit of the layer's while it is young: added to a
+            // layer that has been rounded it would be lost.
+            let rank = projected.width();
+            let (left, right) = (Matrix::new(&projected, rank), Matrix::new(&b.array, rank).transposed());
+            let (memory, y) = product(gpu, self.scale, left, right, x.dtype, &shape)?;
+            let then = if self.bias.is_some() { Then::BiasOnto(&bias, &y) } else { Then::Add };
+            multiply(gpu, 1.0, Matrix::new(x, in_dim), Matrix::new(&weight, in_dim).transposed(), &y, then)?;
+            Ok((memory, shape))
         })?;
         // An operation is applied once.
         let _ = self.projected.set(cuda::tensor(projected_memory, projected.shape));
@@ -170,8 +197,8 @@ impl OnGpu<3> for LowRank {
         on_storage(&[&self.weight, self.projected()?], |parts| {
             let (weight, projected) = (Input::new(parts[0])?.array, Input::new(parts[1])?.array);
             let dx = || {
-                let (memory, dx) = product(gpu, 1.0, gradient, Matrix::new(&weight, width), dtype, &x.shape)?;
-                multiply(gpu, 1.0, d, Matrix::new(a, width), &dx, Then::Add).map(|()| memory)
+                let (memory, dx) = product(gpu, 1.0, d, Matrix::new(a, width), dtype, &x.shape)?; // first, as above
+                multiply(gpu, 1.0, gradient, Matrix::new(&weight, width), &dx, Then::Add).map(|()| memory)
             };
             let da =
                 || product(gpu, 1.0, d.transposed(), Matrix::new(x, width), dtype, &a.shape).map(|(memory, _)| memory);

@@ -2,10 +2,11 @@
 //! size for the backward pass, this one its input and x A^T, and go over such results three times more.
 
 use super::Wanted;
+use super::bf16x3::{Factor, bf16x3};
 use super::float::{Float, matmul};
 use super::linear::{self, WeightGradient, product, product_back, threads, with_last};
 use super::op::{Differentiable, Kernel, View, apply3, operand, refuse_tracked, run, with_view};
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::OnceLock;
 
 /// x W^T + b + scale x A^T B^T, of (x, A, B).
@@ -86,7 +87,8 @@ impl Differentiable<3> for LowRank {
 }
 
 /// `x W^T + b + scale x A^T B^T` with x `[.., in]`, the frozen W `[out, in]` and b `[out]`, the factors A `[rank, in]` and B
-/// `[out, rank]`; result `[.., out]` (Hu et al., arXiv 2106.09685).
+/// `[out, rank]`; result `[.., out]`, of the type of x (Hu et al., arXiv 2106.09685). Factors in f32 beside x in bf16 are not
+/// rounded to bf16: a CPU multiplies in f32, a GPU their high and low halves ([`super::bf16x3`]).
 ///
 /// # Errors
 /// W or b wants a gradient.
@@ -99,5 +101,8 @@ pub fn low_rank(
     refuse_tracked("low_rank", &[weight, bias.unwrap_or(weight)])?;
     let frozen = |t: &Tensor| operand(t, x.dtype());
     let (weight, bias) = (frozen(weight)?, bias.map(frozen).transpose()?);
+    let is_split = |factor: &Tensor| x.device().is_cuda() && x.dtype() == DType::BF16 && factor.dtype() == DType::F32;
+    let split = |factor: &Tensor, which| if is_split(factor) { bf16x3(factor, which) } else { Ok(factor.clone()) };
+    let (a, b) = (&split(a, Factor::A)?, &split(b, Factor::B)?);
     apply3(LowRank { weight, bias, scale, wanted, projected: OnceLock::new() }, x, a, b)
 }

@@ -8,6 +8,7 @@
 
 mod activation;
 mod attention;
+mod bf16x3;
 mod convolution;
 mod deviation;
 mod feed_forward;

@@ -1,5 +1,6 @@
 //! Each operation against the composed form (value and gradients) and against finite differences in f64.
 
+use super::bf16x3::{Factor, bf16x3};
 use super::*;
 use crate::rng::{Purpose, Stream};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
@@ -164,6 +165,40 @@ fn low_rank_matches_the_composed_form() -> Result<()> {
     Ok(())
 }
 
+/// Split in halves an adapter in f32 is one of three times the rank in bf16, and off by 2^-17; rounded, it is off by 2^-9.
+#[test]
+fn halves_of_its_factors_make_an_adapter() -> Result<()> {
+    fn whole(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b, scale) = frozen(t[0].dtype())?;
+        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
+    }
+    fn halves(t: &[Tensor]) -> Result<Tensor> {
+        let (w, b, scale) = frozen(t[0].dtype())?;
+        let factors = (&bf16x3(&t[1], Factor::A)?, &bf16x3(&t[2], Factor::B)?, scale);
+        assert_eq!((factors.0.dims(), factors.1.dims()), (&[6, 7][..], &[9, 6][..]));
+        low_rank(&t[0], (&w, Some(&b)), factors, Wanted::Value)
+    }
+    let shapes: [&[usize]; 3] = [&[3, 5, 7], &[2, 7], &[9, 2]];
+    let inputs: Vec<Tensor> = (0..3).map(|i| noise(i as u64, shapes[i], DType::F32)).collect::<Result<_>>()?;
+    let in_bf16 = |t: &Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);
+    let rounded = [inputs[0].clone(), in_bf16(&inputs[1])?, in_bf16(&inputs[2])?];
+    let (y, gradients) = value_and_gradients(whole, &inputs)?;
+    let errors = |(value, of_inputs): (Tensor, Vec<Tensor>)| -> Result<Vec<f64>> {
+        std::iter::once(&value)
+            .chain(&of_inputs)
+            .zip(std::iter::once(&y).chain(&gradients))
+            .map(|(a, b)| max_error(a, b))
+            .collect()
+    };
+    let (split, rounded) =
+        (errors(value_and_gradients(halves, &inputs)?)?, errors(value_and_gradients(whole, &rounded)?)?);
+    assert!(split.iter().all(|&e| e < 1e-5) && rounded.iter().all(|&e| e > 3e-4), "{split:?} {rounded:?}");
+    for factor in [bf16x3(&inputs[1], Factor::A)?, bf16x3(&inputs[2], Factor::B)?] {
+        assert_eq!(max_error(&in_bf16(&factor)?, &factor)?, 0.0, "numbers that bf16 has");
+    }
+    Ok(())
+}
+
 /// What is not wanted is not formed, and changes no bit of what is.
 #[test]
 fn gradients_alone_are_the_same_gradients() -> Result<()> {
@@ -231,6 +266,25 @@ fn bf16_is_computed_in_f32() -> Result<()> {
     let x = Tensor::ones((1, 4096), DType::BF16, &Device::Cpu)?;
     let y = linear(&x, &x, None)?;
     assert_eq!((y.dtype(), y.to_dtype(DType::F32)?.to_vec2::<f32>()?), (DType::BF16, vec![vec![4096.0]]));
+    Ok(())
+}
+
+/// An adapter in f32 beside a layer in bf16: the sum of both is rounded, and nothing before it; its gradients are in f32.
+#[test]
+fn adapters_beside_bf16_are_not_rounded() -> Result<()> {
+    let (w, bias, scale) = frozen(DType::BF16)?;
+    let leaf = |id, shape: &[usize]| Var::from_tensor(&noise(id, shape, DType::F32)?);
+    let (x, a, b) = (noise(0, &[4, 7], DType::BF16)?, leaf(1, &[2, 7])?, leaf(2, &[9, 2])?);
+    let wide = |t: &Tensor| t.to_dtype(DType::F32);
+    let y = low_rank(&x, (&w, Some(&bias)), (&a, &b, scale), Wanted::Value)?;
+    let expected = low_rank(&wide(&x)?, (&wide(&w)?, Some(&wide(&bias)?)), (&a, &b, scale), Wanted::Value)?;
+    let (g, bits) = (noise(99, y.dims(), DType::BF16)?, |t: &Tensor| wide(t)?.to_vec2::<f32>());
+    assert_eq!((y.dtype(), bits(&y)?), (DType::BF16, bits(&expected.to_dtype(DType::BF16)?)?));
+    let gradients = [seed(&y, &g)?.backward()?, seed(&expected, &wide(&g)?)?.backward()?];
+    for factor in [&a, &b] {
+        let [found, expected] = gradients.each_ref().map(|store| store.get(factor).expect("a gradient"));
+        assert_eq!((found.dtype(), bits(found)?), (DType::F32, bits(expected)?));
+    }
     Ok(())
 }
 
