@@ -30,45 +30,52 @@ if [[ -z ${SLURM_NTASKS:-} && -n ${SLURM_NTASKS_PER_NODE:-} ]]; then
 fi
 [[ -n ${SLURM_NTASKS:-} ]] || refuse "Slurm does not tell how many ranks there are: submit with --ntasks-per-node=N"
 
-# expand ARGUMENT...: into the array `arguments`, paths of the command line made absolute.
-expand() {
-    local argument option='' own=''
+# with_default --OPTION VALUE ARGUMENT...: into the array `arguments`, with the option where it is not given, %j and the like
+# replaced, and paths made absolute. An option is what the program takes for one, never a part of another's value.
+with_default() {
+    local default=("$1" "$2") option value given='' own=''
+    shift 2
     arguments=()
-    for argument in "$@"; do
-        # What tells the folders of an array's runs apart.
-        case $option=$argument in
-            *--out=*%[aj]* | *--set=run.out=*%[aj]* | *--config=*%[aj]*) own=yes ;;
-        esac
-        argument=${argument//%A/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
-        argument=${argument//%a/${SLURM_ARRAY_TASK_ID:-0}}
-        argument=${argument//%j/$SLURM_JOB_ID}
+    while (($# > 0)); do
+        option=$1
         case $option in
-            --out | --config) argument=$(absolute "$argument") ;;
-            --resume) if [[ $argument != auto && $argument != never ]]; then argument=$(absolute "$argument"); fi ;;
-            *)
-                case $argument in
-                    --out=* | --config=*) argument=${argument%%=*}=$(absolute "${argument#*=}") ;;
-                esac
+            # "--option value" and "--option=value" alike.
+            --config | --out | --resume | --set)
+                (($# > 1)) || refuse "$option needs a value"
+                value=$2
+                shift 2
                 ;;
+            --config=* | --out=* | --resume=* | --set=*) value=${option#*=} option=${option%%=*} && shift ;;
+            *) arguments+=("$(expand "$option")") && shift && continue ;;
         esac
-        arguments+=("$argument")
-        option=$argument
+        if [[ $option == "${default[0]}" ]]; then given=yes; fi
+        # What tells the folders of an array's runs apart.
+        case $option=$value in
+            --out=*%[aj]* | --set=run.out=*%[aj]* | --config=*%[aj]*) own=yes ;;
+        esac
+        value=$(expand "$value")
+        case $option=$value in
+            --set=* | --resume=auto | --resume=never) ;;
+            *) value=$(absolute "$value") ;;
+        esac
+        arguments+=("$option=$value")
     done
+    if [[ -z $given ]]; then
+        arguments=("${default[0]}=${default[1]}" "${arguments[@]}")
+    fi
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} && -z $own ]]; then
         refuse "the runs of an array would write into one folder: pass --out with %a in it"
     fi
 }
 
-absolute() { if [[ $1 == /* || -z $1 ]]; then echo "$1"; else echo "$submitted/$1"; fi; }
-
-# with_default --OPTION VALUE ARGUMENT...: adds the option to `arguments`, unless it is given.
-with_default() {
-    local option=$1 value=$2
-    expand "${@:3}"
-    if [[ " ${arguments[*]} " != *" $option"[\ =]* ]]; then
-        arguments=("$option" "$value" "${arguments[@]}")
-    fi
+# expand WORD: prints it with the job, the array and the run of the array in it.
+expand() {
+    local word=${1//%A/${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}
+    word=${word//%a/${SLURM_ARRAY_TASK_ID:-0}}
+    printf %s "${word//%j/$SLURM_JOB_ID}"
 }
+
+absolute() { if [[ $1 == /* || -z $1 ]]; then printf %s "$1"; else printf %s "$submitted/$1"; fi; }
 
 # Prints how this cluster starts ranks best.
 choose_launcher() {

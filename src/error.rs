@@ -71,6 +71,12 @@ pub const EXIT_DONE: i32 = 0;
 pub const EXIT_FAILED: i32 = 1;
 /// Exit code: the command line, the configuration or a file named by it is wrong.
 pub const EXIT_USAGE: i32 = 2;
+/// The exit code that ends a job in which something failed: `code`, unless it would pass for success, as 0 does, and 256 of
+/// which a process can only say the last eight bits.
+pub fn failing(code: i32) -> i32 {
+    if (1..=255).contains(&code) { code } else { EXIT_FAILED }
+}
+
 /// Exit code: a checkpoint is there and the job wants to be started again (preempted, peer lost).
 pub const EXIT_RESTART: i32 = 75;
 

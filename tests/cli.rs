@@ -70,11 +70,24 @@ fn mistakes_are_one_line_and_exit_code_2() {
 
 #[test]
 fn unknown_arguments_are_exit_code_2() {
-    for arguments in [&["trian"][..], &["--updates", "3"], &["plan", "--ranks", "two"], &["inspect"], &["--out", ""]] {
+    for arguments in [&["trian"][..], &["--colour", "3"], &["plan", "--ranks", "two"], &["inspect"], &["--out", ""]] {
         let output = run(arguments);
         assert_eq!((output.code, output.stdout.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(output.stderr.starts_with("error: "), "{}", output.stderr);
     }
+}
+
+/// What other programs call it.
+#[test]
+fn arguments_of_other_programs_are_told_what_to_write_here() {
+    refused(&["-n", "2"], &["-n: no such argument; ranks are started by a launcher: mpirun -n 2"]);
+    refused(&["train", "--nproc_per_node=8"], &["--nproc_per_node", "mpirun -n 2"]);
+    refused(&["--hostfile", "hosts"], &["launch/mpirun.sh --hostfile"]);
+    refused(&["--dry-run"], &["flowrl-dist plan prints what a run would do"]);
+    refused(&["train", "--updates", "3"], &["--set KEY=VALUE"]);
+    refused(&["--run.seed=7"], &["--set KEY=VALUE"]);
+    refused(&["run.seed=7"], &["--set KEY=VALUE"]);
+    refused(&["--output_dir", "runs/a"], &["--out DIR"]);
 }
 
 /// Without mpirun MPI could only fail, or wait: the line must come before MPI is looked at.

@@ -7,7 +7,7 @@ mod common;
 use common::{ROLE, workers};
 use flowrl_dist::Result;
 use flowrl_dist::comm::testing::conformance;
-use flowrl_dist::comm::{Backend, MpiSession, World};
+use flowrl_dist::comm::{Backend, Launch, MpiSession, World};
 use std::time::Duration;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ fn worker() {
 
 /// As the program does it.
 fn whole() -> Result<()> {
-    let world = World::from_environment(Backend::Auto, DEADLINE)?;
+    let world = World::from_environment(&Launch::new(Backend::Auto, DEADLINE))?;
     conformance(&*world.host)?;
     conformance(&*world.device)?;
     assert_eq!((world.place().local_rank, world.place().ranks_on_host), (world.rank(), world.world_size()));

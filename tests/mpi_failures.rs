@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::{Device, Tensor};
 use common::{ROLE, event, workers};
-use flowrl_dist::comm::{Backend, ReduceOp, World, phase};
+use flowrl_dist::comm::{Backend, Launch, ReduceOp, World, phase};
 use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
 use flowrl_dist::interrupt::Interrupt;
 use flowrl_dist::{Error, Result};
@@ -30,7 +30,7 @@ const SOON: Duration = Duration::from_secs(20);
 fn worker() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let deadline = if ["sleep", "stop", "return"].contains(&role.as_str()) { DEADLINE } else { FAR };
-    let world = World::from_environment(Backend::Auto, deadline).unwrap();
+    let world = World::from_environment(&Launch::new(Backend::Auto, deadline)).unwrap();
     if let Err(e) = rank(&world, &role) {
         world.abort(e.exit_code(), &e.to_string());
     }
@@ -49,6 +49,7 @@ fn rank(world: &World, role: &str) -> Result<()> {
         match role {
             "panic" => panic!("rank 1 has had enough"),
             "panic on a thread" => std::thread::spawn(|| panic!("a helper fell")).join().unwrap(),
+            "success" => world.abort(0, "nothing is left to do"),
             "error" => return Err(Error::Failed("rank 1 cannot go on".into())),
             "sleep" => std::thread::sleep(TIMEOUT),
             "stop" => raise(SIGSTOP).unwrap(),
@@ -109,6 +110,8 @@ fn a_panic_ends_the_job() {
 #[test]
 fn an_error_ends_the_job_with_its_code() {
     ends(2, "error", SOON, EXIT_FAILED, &["rank 1 on ", ": rank 1 cannot go on"]);
+    // None says that the job is done.
+    ends(2, "success", SOON, EXIT_FAILED, &["rank 1 on ", ": nothing is left to do"]);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! What the world makes of its launcher, seen from outside.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
-use flowrl_dist::comm::{Backend, World};
+use flowrl_dist::comm::{Backend, Launch, World};
 use flowrl_dist::error::EXIT_USAGE;
 use flowrl_dist::interrupt::Interrupt;
 use signal_hook::consts::SIGINT;
 use signal_hook::low_level::raise;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Selects what this program does when it is started again.
 const ROLE: &str = "FLOWRL_TEST_ROLE";
@@ -28,7 +28,7 @@ fn worker() {
         }
         _ => return,
     };
-    match World::from_environment(backend, Duration::from_secs(60)) {
+    match World::from_environment(&Launch::new(backend, Duration::from_secs(60))) {
         Ok(world) => println!("WORLD {}", world.describe()),
         Err(e) => {
             eprintln!("{e}");
@@ -42,7 +42,7 @@ fn worker_with(role: &str, variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if ["OMPI_", "PMI", "SLURM_"].iter().any(|prefix| name.starts_with(prefix)) {
+        if ["OMPI_", "PMI", "SLURM_", "RANK", "WORLD_SIZE", "MASTER_"].iter().any(|prefix| name.starts_with(prefix)) {
             command.env_remove(name);
         }
     }
@@ -76,6 +76,52 @@ fn what_does_not_fit_is_refused_with_the_remedy() {
     if !cfg!(feature = "mpi") {
         refused(worker_with("auto", &[("OMPI_COMM_WORLD_SIZE", "2")]), remedy("built without MPI"));
     }
+    refused(worker_with("auto", &[("RANK", "0"), ("WORLD_SIZE", "2")]), "MASTER_ADDR is not set");
+    refused(worker_with("auto", &[("RANK", "abc"), ("WORLD_SIZE", "2")]), "RANK is \"abc\"");
+}
+
+/// As mpiexec of MPICH starts a program that was built with another MPI: each process is a world of its own.
+#[cfg(feature = "mpi")]
+#[test]
+fn a_world_that_mpi_does_not_join_is_refused() {
+    for rank in ["0", "1"] {
+        let output = worker_with("auto", &[("PMI_RANK", rank), ("PMI_SIZE", "2")]);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("WORLD"), "{output:?}");
+        refused(output, "mpiexec (PMI) started 2 ranks, but MPI (Open MPI");
+    }
+}
+
+#[test]
+fn a_slurm_script_that_forgets_srun_is_refused() {
+    let script = [("SLURM_JOB_ID", "7"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")];
+    refused(
+        worker_with("auto", &script),
+        "this Slurm job has 8 tasks, but its script started the program without srun",
+    );
+    let shell = [("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "8")];
+    for output in [worker_with("solo", &script), worker_with("auto", &shell)] {
+        assert!(String::from_utf8_lossy(&output.stdout).contains("WORLD 1 rank on 1 host alone"), "{output:?}");
+    }
+    // What one process does is done there.
+    let mut plan = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+    assert!(plan.arg("plan").envs(script).output().unwrap().status.success());
+}
+
+/// mpirun ends the others of a rank that cannot begin, which wait for it in MPI's own start.
+#[cfg(feature = "mpi")]
+#[test]
+fn a_rank_that_cannot_begin_ends_all_at_once() {
+    let program = env!("CARGO_BIN_EXE_flowrl-dist");
+    let out = tempfile::tempdir().unwrap();
+    let since = Instant::now();
+    let output = Command::new("mpirun")
+        .args(["--oversubscribe", "-n", "1", program, "--out", out.path().to_str().unwrap(), ":"])
+        .args(["-n", "1", program, "--set", "data.train=none.txt"])
+        .envs([("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")])
+        .output()
+        .unwrap();
+    refused(output, "data.train = \"none.txt\": there is no such file");
+    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
 }
 
 #[test]

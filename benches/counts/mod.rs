@@ -1,7 +1,7 @@
 //! Collectives of more elements than MPI's counts can say, between two processes of this host.
 
 use candle_core::{Device, Tensor};
-use flowrl_dist::comm::{Backend, ReduceOp, World, launched_ranks};
+use flowrl_dist::comm::{Backend, Launch, ReduceOp, World, launched_ranks};
 use flowrl_dist::{Error, Result};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const PIECE: usize = 1 << 26;
 /// # Errors
 /// mpirun cannot be started, a rank fails, or a value is wrong.
 pub fn run() -> Result<()> {
-    if launched_ranks() != Some(RANKS) {
+    if launched_ranks()? != Some(RANKS) {
         let program = std::env::current_exe().map_err(Error::io("/proc/self/exe"))?;
         let mut command = Command::new("mpirun");
         command.args(["--oversubscribe", "-n", &RANKS.to_string()]).arg(program).arg(NAME);
@@ -29,7 +29,7 @@ pub fn run() -> Result<()> {
         let status = command.status().map_err(Error::io("mpirun"))?;
         return if status.success() { Ok(()) } else { Err(Error::Failed(format!("mpirun: {status}"))) };
     }
-    let world = World::from_environment(Backend::Mpi, DEADLINE)?;
+    let world = World::from_environment(&Launch::new(Backend::Mpi, DEADLINE))?;
     rank(&world).unwrap_or_else(|e| world.abort(e.exit_code(), &e.to_string()));
     Ok(())
 }

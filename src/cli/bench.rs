@@ -2,9 +2,9 @@
 
 mod comm;
 
-use super::{check_out, on_ranks, print};
+use super::{DEADLINE, check_out, on_ranks, print};
 use crate::checkpoint;
-use crate::comm::Backend;
+use crate::comm::{Backend, Launch};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::files;
 use crate::forecast::calibrate;
@@ -47,7 +47,7 @@ enum What {
 /// Measures and prints.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     match &arguments.what {
-        What::Comm { most } => on_ranks(Backend::Auto, 600, |world| {
+        What::Comm { most } => on_ranks(&Launch::new(Backend::Auto, DEADLINE), Ok(()), |(), world| {
             let table = comm::measure(world, most << 20)?;
             if world.rank() == 0 {
                 print(&table);

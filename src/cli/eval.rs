@@ -1,7 +1,7 @@
 //! `flowrl-dist eval`.
 
-use super::checkpoint::{Source, Which};
-use super::{on_ranks, print};
+use super::checkpoint::{Opened, Source, Which};
+use super::{launch, on_ranks, print};
 use crate::comm::agreed;
 use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
@@ -31,15 +31,11 @@ pub struct Arguments {
 
 /// Evaluates as a run does, `[eval]` and all, and prints the scores.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    let opened = arguments.source.open()?;
-    let config = &opened.config;
-    let mut prompts = match &arguments.data {
-        Some(source) => PromptSet::eval(source)?,
-        None => config.eval_prompts()?,
-    };
-    prompts.prompts.truncate(config.eval.count(prompts.len()));
-    config.check_files()?;
-    on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
+    let opened = arguments.source.open();
+    let launch = launch(opened.as_ref().ok().map(|opened| &opened.config));
+    let prepared = opened.and_then(|opened| prepare(arguments, opened));
+    on_ranks(&launch, prepared, |(opened, prompts), world| {
+        let config = &opened.config;
         logging::init(world.rank(), None, "info")?;
         // First the rewards: what is wrong with them is told before anything takes time.
         let device = opened.device(world)?;
@@ -69,4 +65,16 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         }
         Ok(EXIT_DONE)
     })
+}
+
+/// Reads the prompts, and checks what can be before the ranks meet.
+fn prepare(arguments: &Arguments, opened: Opened) -> Result<(Opened, PromptSet)> {
+    let config = &opened.config;
+    let mut prompts = match &arguments.data {
+        Some(source) => PromptSet::eval(source)?,
+        None => config.eval_prompts()?,
+    };
+    prompts.prompts.truncate(config.eval.count(prompts.len()));
+    config.check_files()?;
+    Ok((opened, prompts))
 }

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod advice;
 mod bench;
 mod checkpoint;
 mod eval;
@@ -14,7 +15,8 @@ mod sample;
 mod serve_reward;
 mod train;
 
-use crate::comm::{Backend, World};
+use crate::comm::{Launch, World, peers_wait};
+use crate::config::RunConfig;
 use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use crate::observe::logging::say;
 use clap::{Parser, Subcommand};
@@ -78,7 +80,11 @@ pub fn run() -> i32 {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
-            e.print().ok();
+            let command = std::env::args_os().nth(1).unwrap_or_default();
+            match advice::line(&e, &command.to_string_lossy()) {
+                Some(line) => eprintln!("flowrl-dist: {line}"),
+                None => drop(e.print()),
+            }
             return if e.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
         }
     };
@@ -110,12 +116,45 @@ pub fn run() -> i32 {
     }
 }
 
-/// Runs `work` on the ranks that the launcher started. An error of one rank ends all of them at once: returning from
-/// main would wait for peers that wait for this rank.
-fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Result<i32>) -> Result<i32> {
+/// The longest that a collective may wait where no configuration says it.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+/// A rank that cannot begin waits so long for the others, to tell them.
+const TELLING: Duration = Duration::from_secs(30);
+
+/// How the ranks of a run are joined; where its configuration could not be read, in whatever way they can be.
+fn launch(config: Option<&RunConfig>) -> Launch {
+    match config {
+        None => Launch { backend: None, deadline: DEADLINE, settings: None },
+        Some(config) => Launch {
+            backend: Some(config.parallel.backend),
+            deadline: Duration::from_secs(config.parallel.deadline_s),
+            settings: config.to_toml().ok(),
+        },
+    }
+}
+
+/// Runs `work` on the ranks that the launcher started, with what each of them has prepared. An error of one rank ends all of
+/// them at once: returning from main would wait for peers that wait for this rank.
+fn on_ranks<T>(launch: &Launch, prepared: Result<T>, work: impl FnOnce(&T, &World) -> Result<i32>) -> Result<i32> {
     choose_threads();
-    let world = World::from_environment(backend, Duration::from_secs(deadline_s))?;
-    match work(&world) {
+    let prepared = match prepared {
+        Err(e) if !peers_wait() => return Err(e),
+        prepared => prepared,
+    };
+    if let Err(e) = &prepared {
+        end_later(e);
+    }
+    let world = match World::from_environment(launch) {
+        Ok(world) => world,
+        Err(other) => return Err(prepared.err().unwrap_or(other)),
+    };
+    let prepared = match world.all_ready(prepared) {
+        Ok(prepared) => prepared,
+        Err(e) if world.rank() == 0 || matches!(e, Error::Peer(_)) => return Err(e),
+        Err(e) => return Ok(e.exit_code()), // rank 0 says it
+    };
+    match work(&prepared, &world) {
         Ok(code) => Ok(code),
         Err(e) if world.world_size() == 1 => Err(e),
         Err(e @ Error::Usage(_)) if world.rank() > 0 => {
@@ -124,6 +163,19 @@ fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Resu
         }
         Err(e) => world.abort(e.exit_code(), &format!("flowrl-dist: {e}")),
     }
+}
+
+/// A rank that cannot begin tells its peers, which would wait for it until the deadline; it does not wait that long for
+/// them.
+fn end_later(e: &Error) {
+    let (line, code) = (format!("flowrl-dist: {e}"), e.exit_code());
+    let end = move || {
+        std::thread::sleep(TELLING);
+        eprintln!("{line}");
+        signal_hook::low_level::exit(code)
+    };
+    // Without the thread the launcher and the others' deadline still end the job.
+    let _ = std::thread::Builder::new().name("telling".into()).spawn(end);
 }
 
 /// Gives each rank of a host its share of the cores, unless the user chose with RAYON_NUM_THREADS.

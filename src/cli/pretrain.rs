@@ -1,7 +1,7 @@
 //! `flowrl-dist pretrain`.
 
-use super::{on_ranks, print};
-use crate::comm::Backend;
+use super::{DEADLINE, on_ranks, print};
+use crate::comm::{Backend, Launch};
 use crate::error::{EXIT_DONE, Result};
 use crate::observe::{Progress, logging};
 use crate::pretrain::{PretrainConfig, pretrain};
@@ -23,14 +23,14 @@ pub struct Arguments {
 /// Pretrains and says where the weights are.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let check = |config: &PretrainConfig| config.check().map_err(|e| e.to_string());
-    let config = crate::config::read(&arguments.config, &arguments.set, check)?;
-    on_ranks(Backend::Auto, 600, |world| {
+    let config = crate::config::read(&arguments.config, &arguments.set, check);
+    on_ranks(&Launch::new(Backend::Auto, DEADLINE), config, |config, world| {
         let terminal = logging::init(world.rank(), None, "info")?;
         let rewards = [RewardKind::Ocr, RewardKind::Colour].map(RewardConfig::new);
         let rewards = build(&rewards, candle_core::utils::get_num_threads())?.into();
         let mut progress = Progress::new(config.steps, world.rank() == 0, &terminal);
         progress.note(&world.describe());
-        let digest = pretrain(&config, world, &rewards, &mut progress)?;
+        let digest = pretrain(config, world, &rewards, &mut progress)?;
         progress.finish();
         if world.rank() == 0 {
             print(&format!("{} blake3 {digest}", config.out.display()));

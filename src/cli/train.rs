@@ -1,6 +1,6 @@
 //! `flowrl-dist [train]`.
 
-use super::{on_ranks, print};
+use super::{launch, on_ranks, print};
 use crate::checkpoint::Resume;
 use crate::comm::launched_ranks;
 use crate::config::{RunConfig, file_in_the_way};
@@ -45,15 +45,12 @@ impl Arguments {
 
 /// Trains.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    let config = arguments.config()?;
-    let resume: Resume = arguments.resume.parse()?;
-    if let Some(ranks) = launched_ranks() {
-        config.plan(ranks)?; // before MPI is there to be waited for
-    }
-    config.check_files()?;
-    on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
+    let config = arguments.config();
+    let launch = launch(config.as_ref().ok());
+    let prepared = config.and_then(|config| prepare(arguments, config));
+    on_ranks(&launch, prepared, |(config, resume), world| {
         let first = world.rank() == 0;
-        match train(&config, &resume, world)? {
+        match train(config, resume, world)? {
             Outcome::Done(line) => {
                 if first {
                     print(&line);
@@ -68,4 +65,14 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             }
         }
     })
+}
+
+/// Checks what can be before the ranks meet.
+fn prepare(arguments: &Arguments, config: RunConfig) -> Result<(RunConfig, Resume)> {
+    let resume = arguments.resume.parse()?;
+    if let Some(ranks) = launched_ranks()? {
+        config.plan(ranks)?;
+    }
+    config.check_files()?;
+    Ok((config, resume))
 }

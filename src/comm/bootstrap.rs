@@ -1,7 +1,8 @@
 //! Where ranks without MPI meet, by the launcher's variables: who is rank 0, on which port, and the word that tells
 //! ranks of this job from strangers.
 
-use super::launcher::{self, Variables, number};
+use super::job::Job;
+use super::launcher::{Launcher, MPIRUN, Variables};
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -25,8 +26,11 @@ pub(super) struct Meeting {
     pub host: String,
     /// The port that rank 0 listens on.
     pub port: u16,
-    /// Known to the ranks of this job, in this life of it, and to nobody else.
+    /// Known to the ranks of this job, in this life of it, and to nobody else; where no launcher numbers its jobs, to all
+    /// ranks of this user.
     pub key: [u8; 32],
+    /// What this rank was started for.
+    pub job: Job,
 }
 
 impl Meeting {
@@ -35,16 +39,12 @@ impl Meeting {
     ///
     /// # Errors
     /// [`Error::Usage`] with the variable to set, where something is missing.
-    pub fn of(variables: &Variables) -> Result<Self> {
+    pub fn of(launcher: &Launcher, variables: &Variables, job: Job) -> Result<Self> {
         let usage = |message: &str| Error::Usage(format!("ranks without MPI: {message}"));
-        let ranks =
-            launcher::ranks(variables).ok_or_else(|| usage("the launcher does not tell how many ranks there are"))?;
-        let rank = launcher::rank(variables);
-        if rank >= ranks {
-            return Err(usage(&format!("the launcher calls this rank {rank}, of {ranks} ranks")));
-        }
-        let host =
-            host(variables).ok_or_else(|| usage("set MASTER_ADDR to the name of rank 0's host, on all ranks"))?;
+        let rank = launcher.rank;
+        let ranks = launcher.ranks.ok_or_else(|| usage("the launcher does not tell how many ranks there are"))?;
+        let host = host(launcher, variables)
+            .ok_or_else(|| usage("set MASTER_ADDR to the name of rank 0's host, on all ranks"))?;
         let life = life(variables);
         let port = match variables.get("MASTER_PORT") {
             None => derived_port(&life),
@@ -57,21 +57,24 @@ impl Meeting {
             Some(token) => token.to_owned(),
             None => own_token(variables)?,
         };
-        Ok(Self { rank, ranks, host, port, key: blake3::derive_key(CONTEXT, format!("{token}\n{life}").as_bytes()) })
+        let key = blake3::derive_key(CONTEXT, format!("{token}\n{life}").as_bytes());
+        Ok(Self { rank, ranks, host, port, key, job })
     }
 }
 
 /// Rank 0's host: as told, the first of Slurm's list, or this one where all ranks are on it.
-fn host(variables: &Variables) -> Option<String> {
+fn host(launcher: &Launcher, variables: &Variables) -> Option<String> {
     if let Some(told) = variables.get("MASTER_ADDR") {
         return Some(told.trim().to_owned()).filter(|host| !host.is_empty());
     }
-    if !variables.contains_key("OMPI_COMM_WORLD_SIZE") {
-        let lists = ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"];
-        return lists.iter().find_map(|name| first_node(variables.get(*name)?));
+    if launcher.local_ranks.is_some() && launcher.local_ranks == launcher.ranks {
+        return Some("127.0.0.1".into());
     }
-    let all_here = number(variables, "OMPI_COMM_WORLD_LOCAL_SIZE") == launcher::ranks(variables);
-    all_here.then(|| "127.0.0.1".into())
+    if launcher.name == MPIRUN {
+        return None; // where it places rank 0 is not told
+    }
+    let lists = ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"];
+    lists.iter().find_map(|name| first_node(variables.get(*name)?))
 }
 
 /// "n7-4" of "n7-[4-6,9],m[1-2]".
@@ -158,9 +161,12 @@ pub(super) fn random() -> std::io::Result<[u8; 32]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comm::launcher::{detect, tests::variables};
 
-    fn variables(text: &str) -> Variables {
-        text.split_whitespace().filter_map(|v| v.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
+    /// The meeting of a rank with these variables.
+    fn meeting(text: &str) -> Result<Meeting> {
+        let variables = variables(text);
+        Meeting::of(&detect(&variables)?.unwrap(), &variables, Job::new(None))
     }
 
     const STEP: &str =
@@ -168,34 +174,33 @@ mod tests {
 
     #[test]
     fn the_meeting_is_derived_from_slurm() {
-        let meeting = Meeting::of(&variables(STEP)).unwrap();
-        assert_eq!((meeting.rank, meeting.ranks, meeting.host.as_str()), (3, 4, "n2"));
-        assert!(PORTS.contains(&meeting.port));
-        let of = |more: &str| Meeting::of(&variables(&format!("{STEP} {more}"))).unwrap();
+        let step = meeting(STEP).unwrap();
+        assert_eq!((step.rank, step.ranks, step.host.as_str()), (3, 4, "n2"));
+        assert!(PORTS.contains(&step.port));
+        let of = |more: &str| meeting(&format!("{STEP} {more}")).unwrap();
         assert_eq!(of("MASTER_ADDR=m9 MASTER_PORT=1234").port, 1234);
         assert_eq!(of("MASTER_ADDR=m9").host, "m9");
         // Another life, another job, another word.
         for other in ["SLURM_RESTART_COUNT=1", "SLURM_JOB_ID=78", "FLOWRL_TOKEN=v"] {
-            assert_ne!(of(other).key, meeting.key, "{other}");
+            assert_ne!(of(other).key, step.key, "{other}");
         }
-        assert_eq!(of("SLURM_PROCID=0").key, meeting.key);
+        assert_eq!(of("SLURM_PROCID=0").key, step.key);
     }
 
     #[test]
     fn the_meeting_is_derived_from_mpirun_and_torchrun() {
         let mpirun = "OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=1 FLOWRL_TOKEN=w PMIX_NAMESPACE=5";
-        let here = Meeting::of(&variables(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=2"))).unwrap();
+        let here = meeting(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=2")).unwrap();
         assert_eq!((here.rank, here.ranks, here.host.as_str()), (1, 2, "127.0.0.1"));
         let refused = |text: &str, word: &str| {
-            let message = Meeting::of(&variables(text)).err().unwrap().to_string();
+            let message = meeting(text).err().unwrap().to_string();
             assert!(message.contains(word), "{message}");
         };
         refused(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=1"), "set MASTER_ADDR");
         let torchrun = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=m1 MASTER_PORT=29500 FLOWRL_TOKEN=w";
-        let meeting = Meeting::of(&variables(torchrun)).unwrap();
-        assert_eq!((meeting.rank, meeting.ranks, meeting.host.as_str(), meeting.port), (1, 2, "m1", 29500));
+        let found = meeting(torchrun).unwrap();
+        assert_eq!((found.rank, found.ranks, found.host.as_str(), found.port), (1, 2, "m1", 29500));
         refused(&format!("{torchrun} MASTER_PORT=x"), "MASTER_PORT is \"x\"");
-        refused(&format!("{torchrun} RANK=2"), "rank 2, of 2 ranks");
         refused(&format!("{torchrun} FLOWRL_TOKEN="), "FLOWRL_TOKEN is empty");
     }
 

@@ -24,7 +24,8 @@ pub fn binding_advice() -> Option<String> {
 
 /// Cores of the host, cores this process may run on, and ranks on the host.
 fn cores() -> (usize, usize, usize) {
-    let ranks = launcher::local(&launcher::environment()).1.unwrap_or(1);
+    let launcher = launcher::detect(&launcher::environment()).ok().flatten();
+    let ranks = launcher.and_then(|launcher| launcher.local_ranks).unwrap_or(1);
     let bound = std::thread::available_parallelism().map_or(1, |n| n.get());
     let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok().and_then(|list| count(&list));
     (online.unwrap_or(bound), bound, ranks)

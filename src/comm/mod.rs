@@ -6,14 +6,17 @@
 mod background;
 mod bootstrap;
 mod call;
+mod choice;
 mod cores;
 mod counted;
+mod job;
 mod launcher;
 mod message;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(feature = "cuda")]
 mod nccl;
+mod place;
 mod solo;
 mod tcp;
 #[doc(hidden)]
@@ -30,23 +33,33 @@ pub use self::message::{agreed, exchange};
 pub use self::mpi::{Mpi, Session as MpiSession};
 #[cfg(feature = "cuda")]
 pub use self::nccl::{ID_BYTES as NCCL_ID_BYTES, Membership as NcclMembership, Nccl};
+pub use self::place::Place;
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;
 pub(crate) use self::world::hostname;
-pub use self::world::{Backend, Place, World};
+pub use self::world::{Backend, Launch, World};
 
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
 /// This rank by the launcher's word, before any transport is there; 0 where it tells nothing.
 pub fn launched_rank() -> usize {
-    launcher::rank(&launcher::environment())
+    launcher::detect(&launcher::environment()).ok().flatten().map_or(0, |launcher| launcher.rank)
 }
 
-/// Number of ranks by the launcher's word, before any transport is there, where it tells.
-pub fn launched_ranks() -> Option<usize> {
-    launcher::ranks(&launcher::environment())
+/// Number of ranks by the launcher's word, before any transport is there, where it tells; 1 without a launcher.
+///
+/// # Errors
+/// [`crate::Error::Usage`] where the launcher's variables do not say who this rank is.
+pub fn launched_ranks() -> Result<Option<usize>> {
+    Ok(launcher::detect(&launcher::environment())?.map_or(Some(1), |launcher| launcher.started()))
+}
+
+/// Whether other ranks wait for this one should it end before it meets them. mpirun ends them all.
+pub fn peers_wait() -> bool {
+    let launcher = launcher::detect(&launcher::environment()).ok().flatten();
+    launcher.is_some_and(|launcher| launcher.started() != Some(1) && launcher.name != launcher::MPIRUN)
 }
 
 /// How the values of the ranks are joined.

@@ -5,7 +5,7 @@
 use super::Call;
 use super::transport::{Element, Transport};
 use super::{ReduceOp, watch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, failing};
 use ::mpi::collective::SystemOperation;
 use ::mpi::environment::{self, Universe};
 use ::mpi::topology::SimpleCommunicator;
@@ -177,6 +177,7 @@ fn operation(op: ReduceOp) -> SystemOperation {
 
 /// Ends all ranks. May be called on any thread at any time.
 pub(super) fn abort(code: i32) -> ! {
+    let code = failing(code);
     leave_word(code);
     if environment::is_initialized() && !environment::is_finalized() {
         // A net for the case that MPI itself is what hangs; without the thread MPI_Abort still has its chance.

@@ -1,7 +1,7 @@
 //! One rank alone: every collective is the identity.
 
 use super::{Call, Communicator};
-use crate::error::Result;
+use crate::error::{Result, failing};
 use candle_core::Tensor;
 
 /// The communicator of a run with one rank.
@@ -22,6 +22,6 @@ impl Communicator for Solo {
         Ok(tensor.detach().force_contiguous()?)
     }
     fn abort(&self, code: i32) -> ! {
-        std::process::exit(code)
+        std::process::exit(failing(code))
     }
 }

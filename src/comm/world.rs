@@ -1,10 +1,13 @@
 //! The ranks of this run and the two planes they talk over.
 
 use super::bootstrap::Meeting;
+use super::choice::{Build, Transport, choose};
 use super::counted::{Counted, Sent};
-use super::launcher::{self, Build, Transport};
+use super::job::Job;
+use super::launcher::{self, Launcher};
+use super::place::Place;
 use super::{Communicator, Solo, exchange, tcp, watch};
-use crate::error::{Error, Result};
+use crate::error::{EXIT_USAGE, Error, Result};
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::Tensor;
@@ -25,17 +28,32 @@ pub enum Backend {
     Tcp,
 }
 
-/// Where this rank runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// The name of the host.
-    pub hostname: String,
-    /// This rank among those of its host, `0..ranks_on_host`: the number of its GPU.
-    pub local_rank: usize,
-    /// Number of ranks on this host.
-    pub ranks_on_host: usize,
-    /// Number of hosts of the run.
-    pub hosts: usize,
+/// How the ranks of a command are joined.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The transport that the user asked for; none where the configuration that says so could not be read.
+    pub backend: Option<Backend>,
+    /// The longest that a collective may wait for a peer; later the whole job ends with
+    /// [`crate::error::EXIT_RESTART`].
+    pub deadline: Duration,
+    /// What all ranks are started with, as text: over TCP it tells them from the ranks of another job.
+    pub settings: Option<String>,
+}
+
+impl Launch {
+    /// Ranks of one job alone.
+    pub fn new(backend: Backend, deadline: Duration) -> Self {
+        Self { backend: Some(backend), deadline, settings: None }
+    }
+
+    /// Of a rank that does not know how the others are joined: as they can be.
+    fn transport(&self, launcher: Option<&Launcher>) -> Result<Transport> {
+        let build = Build { mpi: cfg!(feature = "mpi"), nccl: cfg!(feature = "cuda") };
+        match self.backend {
+            Some(backend) => choose(backend, launcher, build),
+            None => choose(Backend::Auto, launcher, Build { nccl: true, ..build }),
+        }
+    }
 }
 
 /// The ranks of this run. MPI ends when the last clone is dropped: hold one until the end of main.
@@ -66,21 +84,41 @@ impl World {
         Self::new(Rc::new(Solo), Rc::new(Solo), place, "alone".into())
     }
 
-    /// The world that the launcher started this process in. Once in a process, because MPI starts once.
-    ///
-    /// `deadline` is the longest that a collective may wait for a peer; later the whole job ends with
-    /// [`crate::error::EXIT_RESTART`]. Without a launcher MPI is not even initialised.
+    /// The world that the launcher started this process in. Once in a process, because MPI starts once; without a launcher
+    /// it is not even initialised.
     ///
     /// # Errors
-    /// [`Error::Usage`] where launcher, `backend` and this build do not fit together.
-    pub fn from_environment(backend: Backend, deadline: Duration) -> Result<Self> {
+    /// [`Error::Usage`] where launcher, backend and this build do not fit together, or MPI does not join the ranks that the
+    /// launcher started.
+    pub fn from_environment(launch: &Launch) -> Result<Self> {
         let variables = launcher::environment();
-        let build = Build { mpi: cfg!(feature = "mpi"), nccl: cfg!(feature = "cuda") };
-        let place = |host: &dyn Communicator| place(host, hostname(), launcher::local(&variables));
-        match launcher::choose(backend, &launcher::detect(&variables), build)? {
-            Transport::Solo => Ok(Self::solo()),
-            Transport::Mpi => join_mpi(deadline, place),
-            Transport::Tcp => join_tcp(&Meeting::of(&variables)?, deadline, place),
+        let launcher = launcher::detect(&variables)?;
+        match (launch.transport(launcher.as_ref())?, &launcher) {
+            (Transport::Solo, _) | (_, None) => Ok(Self::solo()),
+            (Transport::Mpi, Some(launcher)) => join_mpi(launcher, launch.deadline),
+            (Transport::Tcp, Some(launcher)) => {
+                let job = Job::new(launch.settings.as_deref());
+                join_tcp(launcher, &Meeting::of(launcher, &variables, job)?, launch.deadline)
+            }
+        }
+    }
+
+    /// What each rank has prepared before it met the others, where all ranks have; so that a rank that cannot begin, because
+    /// a file is missing on its host, ends the others at once. Collective.
+    ///
+    /// # Errors
+    /// This rank's own; on the others that of the first such rank, with its name.
+    pub fn all_ready<T>(&self, mine: Result<T>) -> Result<T> {
+        type Failure = Option<(String, i32, String)>;
+        let failure: Failure = mine.as_ref().err().map(|e| (self.hostname().into(), e.exit_code(), e.to_string()));
+        let failures = exchange(&*self.host, &failure)?;
+        let first = failures.into_iter().enumerate().find_map(|(rank, failure)| Some((rank, failure?)));
+        match (mine, first) {
+            (Ok(_), Some((rank, (host, code, message)))) => {
+                let message = format!("rank {rank} on {host} cannot begin: {message}");
+                Err(if code == EXIT_USAGE { Error::Usage(message) } else { Error::Failed(message) })
+            }
+            (mine, _) => mine,
         }
     }
 
@@ -198,29 +236,27 @@ impl World {
 
 /// The world of MPI: the device plane on a thread of its own.
 #[cfg(feature = "mpi")]
-fn join_mpi(deadline: Duration, place: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
+fn join_mpi(launcher: &Launcher, deadline: Duration) -> Result<World> {
     let (session, host) = super::mpi::Session::begin(deadline)?;
-    let place = place(&host)?;
+    let library = super::Mpi::library();
+    launcher.check_world(host.world_size(), &library)?;
+    let place = Place::of(&host, hostname(), launcher)?;
     let device = super::background::Background::new(Box::new(host.duplicate()), super::mpi::abort)?;
-    let transport = format!("over MPI ({})", super::Mpi::library());
+    let transport = format!("over MPI ({library})");
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
     Ok(World { _session: Some(Rc::new(session)), ..world })
 }
 
-/// Not reached: `launcher::choose` refuses first.
+/// Not reached: `choose` refuses first.
 #[cfg(not(feature = "mpi"))]
-fn join_mpi(_: Duration, _: impl FnOnce(&dyn Communicator) -> Result<Place>) -> Result<World> {
+fn join_mpi(_: &Launcher, _: Duration) -> Result<World> {
     Err(Error::Failed("this program was built without MPI".into()))
 }
 
 /// The world without MPI, the device plane on a thread of its own.
-fn join_tcp(
-    meeting: &Meeting,
-    deadline: Duration,
-    place: impl FnOnce(&dyn Communicator) -> Result<Place>,
-) -> Result<World> {
+fn join_tcp(launcher: &Launcher, meeting: &Meeting, deadline: Duration) -> Result<World> {
     let (session, host, device) = tcp::Session::begin(meeting, deadline)?;
-    let place = place(&host)?;
+    let place = Place::of(&host, hostname(), launcher)?;
     let device = super::background::Background::new(Box::new(device), tcp::abort)?;
     let transport = format!("over TCP (rank 0 at {}, port {})", meeting.host, meeting.port);
     let world = World::new(Rc::new(device), Rc::new(host), place, transport);
@@ -253,47 +289,10 @@ pub(crate) fn hostname() -> String {
     gethostname::gethostname().to_string_lossy().into_owned()
 }
 
-/// Counts the ranks by host: by the launcher's word, because containers on different hosts may share a name; by names
-/// where a launcher tells nothing.
-fn place(comm: &dyn Communicator, hostname: String, told: (Option<usize>, Option<usize>)) -> Result<Place> {
-    let all = exchange(comm, &(hostname.clone(), told.0, told.1))?;
-    let same = |name: &String| *name == hostname;
-    let local_rank = told.0.unwrap_or_else(|| all[..comm.rank()].iter().filter(|(name, ..)| same(name)).count());
-    let ranks_on_host = told.1.unwrap_or_else(|| all.iter().filter(|(name, ..)| same(name)).count());
-    if local_rank >= ranks_on_host {
-        return Err(Error::Failed(format!(
-            "the launcher calls this rank number {local_rank} of {ranks_on_host} on {hostname}: hosts need different names"
-        )));
-    }
-    let hosts = match all.iter().map(|(_, local_rank, _)| *local_rank).collect::<Option<Vec<_>>>() {
-        Some(local_ranks) => local_ranks.iter().filter(|&&local_rank| local_rank == 0).count(),
-        None => all.iter().map(|(name, ..)| name).collect::<std::collections::BTreeSet<_>>().len(),
-    };
-    Ok(Place { hostname, local_rank, ranks_on_host, hosts })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::comm::ThreadGroup;
-
-    /// Local rank, ranks on the host and hosts of every rank.
-    fn places(names: [&str; 4], told: [(Option<usize>, Option<usize>); 4]) -> Vec<(usize, usize, usize)> {
-        ThreadGroup::run(4, |world| {
-            let rank = world.rank();
-            let place = place(&*world.host, names[rank].into(), told[rank])?;
-            Ok((place.local_rank, place.ranks_on_host, place.hosts))
-        })
-        .unwrap()
-    }
-
-    #[test]
-    fn ranks_are_counted_by_host() {
-        let untold = [(None, None); 4];
-        assert_eq!(places(["a", "b", "a", "a"], untold), [(0, 3, 2), (0, 1, 2), (1, 3, 2), (2, 3, 2)]);
-        let told = [0, 0, 1, 1].map(|rank| (Some(rank), Some(2)));
-        assert_eq!(places(["c"; 4], told), [(0, 2, 2), (0, 2, 2), (1, 2, 2), (1, 2, 2)]);
-    }
 
     #[test]
     fn worlds_describe_themselves() {

@@ -164,6 +164,33 @@ fn an_array_is_one_run_each() {
     assert!(refused.log().contains("pass --out with %a in it"), "{}", refused.log());
 }
 
+/// The options that a batch script finds in its arguments are those that the program finds; without a cluster.
+#[test]
+fn a_batch_script_reads_its_arguments_as_the_program_does() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let with_default = |given: &[&str]| {
+        let script = "home=$0; source \"$home/slurm/job.sh\"; with_default --config /d.toml \"$@\"; \
+                      printf '%s\\n' \"${arguments[@]}\"";
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", script, root]).args(given).current_dir("/");
+        command.envs([("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "1"), ("FLOWRL_BIN", env!("CARGO_BIN_EXE_flowrl-dist"))]);
+        let output = command.env_remove("SLURM_ARRAY_TASK_ID").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let with =
+        |rest: &[&str]| [&["--config=/d.toml"], rest].concat().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(with_default(&[]), with(&[]));
+    assert_eq!(with_default(&["--config", "a b.toml"]), ["--config=//a b.toml"]);
+    assert_eq!(with_default(&["--config=/a.toml", "--out", "x-%j"]), ["--config=/a.toml", "--out=//x-7"]);
+    // Values that look like options.
+    for value in ["run.name=x --config y", "run.name= --config=y ", "run.name=--config"] {
+        assert_eq!(with_default(&["--set", value]), with(&[&format!("--set={value}")]));
+    }
+    assert_eq!(with_default(&["--resume", "auto", "train"]), with(&["--resume=auto", "train"]));
+    assert_eq!(with_default(&["--resume", "runs/a"]), with(&["--resume=//runs/a"]));
+}
+
 #[test]
 fn a_wrong_setting_fails_at_once() {
     let Some(cluster) = cluster() else { return };

@@ -3,11 +3,12 @@
 use crate::common::{Output, event};
 use crate::{Ranks, finish};
 use candle_core::{Device, Tensor};
-use flowrl_dist::comm::{Backend, ReduceOp, World, phase};
+use flowrl_dist::comm::{Backend, Launch, ReduceOp, World, phase};
 use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
 use flowrl_dist::{Error, Result};
 use signal_hook::consts::{SIGKILL, SIGSTOP};
 use signal_hook::low_level::raise;
+use std::fs::File;
 use std::time::Duration;
 
 /// Of jobs that end at the deadline, and how long after it.
@@ -24,18 +25,31 @@ const SOON: Duration = Duration::from_secs(20);
 /// The role in a job that some ranks do not come to.
 pub const INCOMPLETE: &str = "incomplete";
 
+/// The role in a job whose rank opens all the files that it may, as soon as it waits for the others.
+pub const GREEDY: &str = "greedy";
+
 /// Two collectives that all join, then the last rank does what its role says while the others wait in the third.
 pub fn rank(role: &str) -> Result<()> {
     let deadline = match role {
-        INCOMPLETE => COMING,
+        INCOMPLETE | GREEDY => COMING,
         "sleep" | "stop" | "stop0" => DEADLINE,
         _ => FAR,
     };
-    let world = World::from_environment(Backend::Tcp, deadline)?;
+    if role == GREEDY {
+        std::thread::spawn(open_all_files);
+    }
+    let world = World::from_environment(&Launch::new(Backend::Tcp, deadline))?;
     match act(&world, role) {
         Err(e) => world.abort(e.exit_code(), &e.to_string()),
         Ok(()) => Ok(()),
     }
+}
+
+fn open_all_files() {
+    std::thread::sleep(Duration::from_millis(500));
+    let files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    std::thread::sleep(FAR);
+    drop(files);
 }
 
 fn act(world: &World, role: &str) -> Result<()> {
@@ -51,6 +65,8 @@ fn act(world: &World, role: &str) -> Result<()> {
             "sleep" => std::thread::sleep(Duration::from_secs(600)),
             "stop" => raise(SIGSTOP).unwrap(),
             "kill" => raise(SIGKILL).unwrap(),
+            "success" => world.abort(0, "nothing is left to do"),
+            "wrapped" => world.abort(256, "nothing is left to do"),
             "exit" => std::process::exit(0),
             "return" => return Ok(()),
             "other length" => return join(world, 3),
@@ -100,6 +116,14 @@ fn a_rank_that_fails_ends_all_with_its_exit_code() {
     ends("error", SOON, EXIT_FAILED, &["rank 2 on ", ": cannot go on", "ended the job with exit code 1"]);
     ends("error0", SOON, EXIT_FAILED, &["rank 0 on ", ": cannot go on"]);
     ends("panic", SOON, 101, &["panicked at tests/tcp/failures.rs", "had enough", "in phase rollout"]);
+}
+
+/// Whatever code it gives, the job is not done.
+#[test]
+fn a_rank_that_ends_the_job_does_not_end_it_well() {
+    for role in ["success", "wrapped"] {
+        ends(role, SOON, EXIT_FAILED, &[": nothing is left to do", "ended the job with exit code 1"]);
+    }
 }
 
 #[test]

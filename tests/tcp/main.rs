@@ -11,9 +11,10 @@ mod meeting;
 use common::{Job, Output, ROLE};
 use flowrl_dist::Result;
 use flowrl_dist::comm::testing::conformance;
-use flowrl_dist::comm::{Backend, World};
+use flowrl_dist::comm::{Backend, Launch, World};
 use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -32,7 +33,7 @@ fn worker() {
 }
 
 fn conform() -> Result<()> {
-    let world = World::from_environment(Backend::Tcp, Duration::from_secs(60))?;
+    let world = World::from_environment(&Launch::new(Backend::Tcp, Duration::from_secs(60)))?;
     conformance(&*world.host)?;
     conformance(&*world.device)?;
     println!("WORLD {}", world.describe());
@@ -53,17 +54,43 @@ impl Ranks {
 
     /// Starts one of them, with further variables.
     fn start(&self, rank: usize, variables: &[(&str, &str)]) -> Job {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        self.start_limited(rank, "ulimit -n", variables)
+    }
+
+    /// The same after a command of the shell, such as `ulimit`.
+    fn start_limited(&self, rank: usize, limit: &str, variables: &[(&str, &str)]) -> Job {
+        let mut command = Command::new("bash");
         command
+            .args(["-c", &format!("{limit} >/dev/null && exec \"$0\" \"$@\"")])
+            .arg(std::env::current_exe().unwrap())
             .args(["worker", "--exact", "--nocapture", "--test-threads=1"])
             .env(ROLE, &self.role)
-            .env("RANK", rank.to_string())
-            .env("WORLD_SIZE", self.ranks.to_string())
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", self.port.to_string())
-            .env("FLOWRL_TOKEN", "the tests' word")
             .envs(variables.iter().copied());
-        Job::start(&mut command)
+        Job::start(self.place(rank, &mut command))
+    }
+
+    /// Starts the program itself as one of them.
+    fn start_program(&self, rank: usize, folder: &Path, arguments: &[&str]) -> Job {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
+        Job::start(self.place(rank, command.args(arguments).current_dir(folder)))
+    }
+
+    /// Tells a process which rank it is, unless it is told already.
+    fn place<'a>(&self, rank: usize, command: &'a mut Command) -> &'a mut Command {
+        let (rank, ranks, port) = (rank.to_string(), self.ranks.to_string(), self.port.to_string());
+        let variables = [
+            ("RANK", rank.as_str()),
+            ("WORLD_SIZE", &ranks),
+            ("MASTER_ADDR", "127.0.0.1"),
+            ("MASTER_PORT", &port),
+            ("FLOWRL_TOKEN", "the tests' word"),
+        ];
+        for (name, value) in variables {
+            if command.get_envs().all(|(set, _)| set != name) {
+                command.env(name, value);
+            }
+        }
+        command
     }
 
     fn start_all(&self) -> Vec<Job> {

@@ -1,9 +1,9 @@
 //! Who is let in, and what becomes of a job that is not complete.
 
 use crate::common::Output;
-use crate::failures::INCOMPLETE;
+use crate::failures::{GREEDY, INCOMPLETE};
 use crate::{Ranks, TIMEOUT, finish};
-use flowrl_dist::error::{EXIT_RESTART, EXIT_USAGE};
+use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART, EXIT_USAGE};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -105,4 +105,90 @@ fn a_port_that_is_taken_is_told() {
     let _taken = std::net::TcpListener::bind(("::", ranks.port)).unwrap();
     refused(&ranks.start(0, &[]).finish(TIMEOUT), EXIT_USAGE, "set MASTER_PORT to a free port");
     refused(&ranks.start(1, &[]).finish(TIMEOUT), EXIT_RESTART, "rank 0 was not at");
+}
+
+/// Long before the deadline of a run.
+const SOON: Duration = Duration::from_secs(20);
+
+/// The program on a configuration that stands in one of two folders, which are two hosts without a common file system.
+struct Hosts {
+    with: tempfile::TempDir,
+    without: tempfile::TempDir,
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let [with, without] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let out = with.path().join("run");
+        let text = format!("run.out = {out:?}\nparallel.backend = \"tcp\"\n[[reward]]\nname = \"ocr\"\n");
+        std::fs::write(with.path().join("run.toml"), text).unwrap();
+        Self { with, without }
+    }
+}
+
+const COMMAND: [&str; 2] = ["--config", "run.toml"];
+
+/// Neither ranks that wait for one without its files, nor such a one that the others wait for.
+#[test]
+fn a_rank_that_cannot_begin_ends_all_at_once() {
+    let hosts = Hosts::new();
+    for failing in [0, 1] {
+        let ranks = Ranks::new(3, "");
+        let folder = |rank| if rank == failing { hosts.without.path() } else { hosts.with.path() };
+        let since = Instant::now();
+        let outputs = finish((0..3).map(|rank| ranks.start_program(rank, folder(rank), &COMMAND)).collect());
+        assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+        refused(&outputs[0], EXIT_USAGE, "run.toml: cannot be read");
+        assert_eq!(outputs[0].stderr.contains("rank 1 on "), failing == 1, "{}", outputs[0]);
+        for output in &outputs[1..] {
+            assert_eq!((output.code(), output.stderr.as_str()), (EXIT_USAGE, ""), "rank 0 says it: {output}");
+        }
+    }
+}
+
+#[test]
+fn two_jobs_on_one_port_do_not_mix() {
+    let (hosts, ranks) = (Hosts::new(), Ranks::new(2, ""));
+    let ours = ranks.start_program(0, hosts.with.path(), &COMMAND);
+    let other = [&COMMAND[..], &["--set", "run.seed=2"]].concat();
+    let theirs = ranks.start_program(1, hosts.with.path(), &other).finish(TIMEOUT);
+    refused(&theirs, EXIT_USAGE, "rank 1 on ");
+    refused(&theirs, EXIT_USAGE, " is of another job (command ");
+    // One whose configuration cannot be read is of the other job all the same, and does not end this one.
+    let theirs = ranks.start_program(1, hosts.without.path(), &other).finish(TIMEOUT);
+    refused(&theirs, EXIT_USAGE, "run.toml: cannot be read");
+    // This job's own rank 1 is let in.
+    let mine = ranks.start_program(1, hosts.without.path(), &COMMAND).finish(TIMEOUT);
+    refused(&mine, EXIT_USAGE, "");
+    let ours = ours.finish(TIMEOUT);
+    refused(&ours, EXIT_USAGE, "cannot begin: run.toml");
+    refused(&ours, EXIT_USAGE, " is of another job (command ");
+}
+
+#[test]
+fn open_files_are_provided_for() {
+    let ranks = Ranks::new(3, "conform");
+    let first = ranks.start_limited(0, "ulimit -Sn 8", &[]);
+    let jobs = [first, ranks.start(1, &[]), ranks.start(2, &[])];
+    finish(jobs.into()).into_iter().for_each(|output| drop(output.success()));
+    let many = Ranks::new(64, INCOMPLETE).start_limited(0, "ulimit -n 200", &[]).finish(TIMEOUT);
+    refused(&many, EXIT_USAGE, "63 other ranks over TCP need ");
+    refused(&many, EXIT_USAGE, "of which its limit allows 200: raise it");
+    assert!(many.elapsed < SOON, "{many}");
+}
+
+#[test]
+fn a_rank_without_open_files_says_so_at_once() {
+    let ranks = Ranks::new(2, GREEDY);
+    let lonely = Ranks::new(2, GREEDY).start_limited(1, "ulimit -n 200", &[]);
+    let mut first = ranks.start_limited(0, "ulimit -n 200", &[]);
+    let mut strangers = Vec::new();
+    while first.is_running() {
+        strangers.extend(TcpStream::connect(("127.0.0.1", ranks.port)));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for output in [first.finish(TIMEOUT), lonely.finish(TIMEOUT)] {
+        refused(&output, EXIT_FAILED, "can be opened: Too many open files");
+        assert!(!output.stderr.contains("firewall"), "{output}");
+    }
 }

@@ -6,7 +6,7 @@
 use super::Peer;
 use super::wire;
 use crate::comm::watch;
-use crate::error::{EXIT_RESTART, Error, Result};
+use crate::error::{EXIT_RESTART, Error, Result, failing};
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,8 @@ impl Word {
         match kind {
             1 => Some(Word::Alive),
             2 => Some(Word::Begin),
-            3 => Some(Word::Abort(i32::from_le_bytes(code))),
+            // A word that the job is done is Farewell's.
+            3 => Some(Word::Abort(failing(i32::from_le_bytes(code)))),
             4 => Some(Word::Farewell),
             _ => None,
         }
@@ -216,6 +217,7 @@ pub(crate) fn joined() -> bool {
 
 /// Ends all ranks. May be called on any thread at any time.
 pub(crate) fn abort(code: i32) -> ! {
+    let code = failing(code);
     if ENDING.swap(true, Ordering::SeqCst) {
         // Another thread has a reason, and ends this process in a moment.
         std::thread::sleep(2 * WRITING);

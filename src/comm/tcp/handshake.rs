@@ -6,6 +6,7 @@
 
 use super::wire;
 use crate::comm::bootstrap::random;
+use crate::comm::job::Job;
 use std::io::{Error, ErrorKind, Result};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
 /// Says which protocol this is, and that bytes of numbers have the same order on both ends.
 const MAGIC: [u8; 12] = {
-    let (name, order) = (b"flowrl 2", 0x0102_0304_u32.to_ne_bytes());
+    let (name, order) = (b"flowrl 3", 0x0102_0304_u32.to_ne_bytes());
     [name[0], name[1], name[2], name[3], name[4], name[5], name[6], name[7], order[0], order[1], order[2], order[3]]
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Hello {
     pub host: String,
     /// A number of the rank's process: another one of the same rank is none of us.
     pub process: u64,
+    /// What it was started for.
+    pub job: Job,
 }
 
 /// A code over `parts` that only the owner of the key can make. Comparing two takes the same time whatever differs.
@@ -93,14 +96,8 @@ impl Visitor {
         let hello = receive_text(&stream, end)?;
         if code(key, [b"rank", &ours, &theirs, &hello]) != blake3::Hash::from_bytes(claimed) {
             let why = "it does not know this job's token (FLOWRL_TOKEN), or is of an earlier start of the job";
-            let visitor = Self {
-                stream,
-                challenge: theirs,
-                end,
-                hello: Hello { rank: 0, ranks: 0, connection: 0, host: String::new(), process: 0 },
-            };
             // Its own code would be a code for strangers: this one is for nobody. It may be gone without waiting for it.
-            let _ = visitor.answer(&[0; 32], why);
+            let _ = answer(&stream, &theirs, &[0; 32], why, end);
             return Err(refused(why));
         }
         let decoded = bincode::serde::decode_from_slice(&hello, bincode::config::standard().with_limit::<LONGEST>());
@@ -108,21 +105,21 @@ impl Visitor {
         Ok(Self { stream, challenge: theirs, end, hello })
     }
 
-    /// "" lets it in.
-    fn answer(&self, key: &[u8; 32], verdict: &str) -> Result<()> {
-        let code = code(key, [b"root", &self.challenge, verdict.as_bytes(), b""]);
-        wire::write(&self.stream, code.as_bytes(), self.end)?;
-        send_text(&self.stream, verdict.as_bytes(), self.end)
-    }
-
     pub fn refuse(self, key: &[u8; 32], why: &str) -> Result<()> {
-        self.answer(key, why)
+        answer(&self.stream, &self.challenge, key, why, self.end)
     }
 
     pub fn admit(self, key: &[u8; 32]) -> Result<TcpStream> {
-        self.answer(key, "")?;
+        answer(&self.stream, &self.challenge, key, "", self.end)?;
         Ok(self.stream)
     }
+}
+
+/// "" lets it in.
+fn answer(stream: &TcpStream, challenge: &[u8; 32], key: &[u8; 32], verdict: &str, end: Instant) -> Result<()> {
+    let code = code(key, [b"root", challenge, verdict.as_bytes(), b""]);
+    wire::write(stream, code.as_bytes(), end)?;
+    send_text(stream, verdict.as_bytes(), end)
 }
 
 /// Another rank: presents itself to rank 0.
@@ -164,7 +161,7 @@ mod tests {
     const KEY: [u8; 32] = [7; 32];
 
     fn hello() -> Hello {
-        Hello { rank: 1, ranks: 2, connection: 0, host: "n2".into(), process: 3 }
+        Hello { rank: 1, ranks: 2, connection: 0, host: "n2".into(), process: 3, job: Job::new(None) }
     }
 
     /// Rank 0's view of a stranger that does `act`.

@@ -1,8 +1,9 @@
 //! How the ranks find each other: rank 0 listens, the others come with all their connections.
 
 use super::handshake::{self, Hello, Visitor};
-use super::{CONNECTIONS, CONTROL, control, wire};
+use super::{CONNECTIONS, CONTROL, control, descriptors, wire};
 use crate::comm::bootstrap::{self, Meeting};
+use crate::comm::job::Job;
 use crate::error::{Error, Result};
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, ToSocketAddrs};
@@ -10,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// A connection that was let in, or why none can come any more.
+type Admission = Result<(Hello, TcpStream)>;
 
 /// A rank, its host and its connections.
 pub(super) type Arrival = (usize, String, [TcpStream; CONNECTIONS]);
@@ -30,13 +34,15 @@ const IMPATIENT: Duration = Duration::from_secs(15);
 /// none of us.
 ///
 /// # Errors
-/// [`Error::Usage`] where the port is taken, [`Error::Peer`] that names the ranks that have not come by the deadline.
+/// [`Error::Usage`] where the port is taken, [`Error::Peer`] that names the ranks that have not come by the deadline,
+/// [`Error::Failed`] where no further connection can be opened.
 pub(super) fn receive(meeting: &Meeting, deadline: Duration) -> Result<Vec<Arrival>> {
     let end = Instant::now() + deadline;
     let listener = listen(meeting.port)?;
     let (sender, receiver) = channel();
     let door = Arc::new(Door {
         key: meeting.key,
+        job: meeting.job.clone(),
         ranks: meeting.ranks,
         processes: Mutex::new(vec![None; meeting.ranks]),
         visitors: AtomicUsize::new(0),
@@ -52,25 +58,22 @@ pub(super) fn receive(meeting: &Meeting, deadline: Duration) -> Result<Vec<Arriv
 fn listen(port: u16) -> Result<TcpListener> {
     let bound =
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)));
-    bound.map_err(|e| {
-        Error::Usage(format!(
+    bound.map_err(|e| match descriptors::are_out(&e) {
+        true => descriptors::out(&e),
+        false => Error::Usage(format!(
             "rank 0 cannot listen on port {port}: {e}; set MASTER_PORT to a free port of its host, the same on all ranks"
-        ))
+        )),
     })
 }
 
-fn gather(
-    meeting: &Meeting,
-    arrivals: &Receiver<(Hello, TcpStream)>,
-    end: Instant,
-    deadline: Duration,
-) -> Result<Vec<Arrival>> {
+fn gather(meeting: &Meeting, arrivals: &Receiver<Admission>, end: Instant, deadline: Duration) -> Result<Vec<Arrival>> {
     let mut hosts = vec![String::new(); meeting.ranks];
     let mut streams: Vec<[Option<TcpStream>; CONNECTIONS]> =
         (0..meeting.ranks).map(|_| [const { None }; CONNECTIONS]).collect();
     while streams[1..].iter().flatten().any(Option::is_none) {
         match arrivals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            Ok((hello, stream)) => {
+            Ok(Err(out)) => return Err(out),
+            Ok(Ok((hello, stream))) => {
                 hosts[hello.rank] = hello.host;
                 // In the place of an earlier one, whose handshake stalled: then the rank tried again.
                 streams[hello.rank][hello.connection] = Some(stream);
@@ -107,20 +110,25 @@ fn list(ranks: &[usize]) -> String {
 /// Where rank 0 lets the others in.
 struct Door {
     key: [u8; 32],
+    job: Job,
     ranks: usize,
     /// The process that is each rank, once it has come.
     processes: Mutex<Vec<Option<u64>>>,
     visitors: AtomicUsize,
     refused: AtomicUsize,
-    arrivals: Mutex<Sender<(Hello, TcpStream)>>,
+    arrivals: Mutex<Sender<Admission>>,
 }
 
 /// Lets visitors in one by one, each examined on a thread of its own, so that a slow one holds up nobody.
 fn open(listener: &TcpListener, door: &Arc<Door>) {
     for stream in listener.incoming() {
-        let Ok(stream) = stream else {
-            std::thread::sleep(AGAIN); // out of descriptors, most likely
-            continue;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(e) => {
+                door.end_if_out(&e);
+                std::thread::sleep(AGAIN);
+                continue;
+            }
         };
         if door.visitors.fetch_add(1, Ordering::SeqCst) >= VISITORS {
             door.visitors.fetch_sub(1, Ordering::SeqCst);
@@ -130,15 +138,19 @@ fn open(listener: &TcpListener, door: &Arc<Door>) {
         let examine = move || {
             let address =
                 stream.peer_addr().map_or_else(|_| "an unknown address".into(), |address| address.ip().to_string());
-            if let Err(e) = its.admit(stream)
-                && its.refused.fetch_add(1, Ordering::SeqCst) < TOLD
-            {
-                eprintln!("{}", crate::comm::watch::signed(&format!("refused a connection from {address}: {e}")));
+            if let Err(e) = its.admit(stream) {
+                if its.refused.fetch_add(1, Ordering::SeqCst) < TOLD {
+                    eprintln!("{}", crate::comm::watch::signed(&format!("refused a connection from {address}: {e}")));
+                }
+                its.end_if_out(&e);
             }
             its.visitors.fetch_sub(1, Ordering::SeqCst);
         };
-        if std::thread::Builder::new().name("visitor".into()).spawn(examine).is_err() {
+        if let Err(e) = std::thread::Builder::new().name("visitor".into()).spawn(examine) {
             door.visitors.fetch_sub(1, Ordering::SeqCst);
+            door.send(Err(Error::Failed(format!(
+                "the thread of a new connection could not be started: {e}; let this user have more threads (ulimit -u)"
+            ))));
         }
     }
 }
@@ -152,14 +164,32 @@ impl Door {
             return Err(std::io::Error::new(ErrorKind::PermissionDenied, why));
         }
         let stream = visitor.admit(&self.key)?;
-        // Nobody waits for it any more where the deadline has passed.
-        let _ = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).send((hello, stream));
+        self.send(Ok((hello, stream)));
         Ok(())
+    }
+
+    /// Nobody waits for it any more where the deadline has passed.
+    fn send(&self, admission: Admission) {
+        let _ = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).send(admission);
+    }
+
+    /// Ends the meeting where an error is of the kind that comes again with the next connection.
+    fn end_if_out(&self, error: &std::io::Error) {
+        if descriptors::are_out(error) {
+            self.send(Err(descriptors::out(error)));
+        }
     }
 
     /// Why this one may not come in.
     fn check(&self, hello: &Hello) -> std::result::Result<(), String> {
-        let Hello { rank, ranks, connection, host, process } = hello;
+        let Hello { rank, ranks, connection, host, process, job } = hello;
+        if !self.job.includes(job) {
+            return Err(format!(
+                "rank {rank} on {host} is of another job ({job}) than rank 0 ({}): give each job a MASTER_PORT of its own, \
+                 and all ranks of one the same command",
+                self.job
+            ));
+        }
         if *ranks != self.ranks {
             return Err(format!(
                 "rank {rank} on {host} was started as one of {ranks} ranks, rank 0 as one of {}",
@@ -190,7 +220,8 @@ pub(super) fn join(meeting: &Meeting, hostname: &str, deadline: Duration) -> Res
     let bytes = bootstrap::random().map_err(|e| Error::Failed(format!("there are no random numbers: {e}")))?;
     let process = bytes.iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte));
     for connection in 0..CONNECTIONS {
-        let hello = Hello { rank: meeting.rank, ranks: meeting.ranks, connection, host: hostname.into(), process };
+        let (rank, ranks, job) = (meeting.rank, meeting.ranks, meeting.job.clone());
+        let hello = Hello { rank, ranks, connection, host: hostname.into(), process, job };
         streams.push(connect(meeting, &hello, end, deadline)?);
     }
     let [control, host, device] = streams.try_into().map_err(|_| Error::Failed("a connection is missing".into()))?;
@@ -210,6 +241,7 @@ fn connect(meeting: &Meeting, hello: &Hello, end: Instant, deadline: Duration) -
                         hello.rank
                     )));
                 }
+                Err(e) if descriptors::are_out(&e) => return Err(descriptors::out(&e)),
                 Err(e) => e,
             };
         if Instant::now() >= end {
@@ -253,9 +285,10 @@ mod tests {
     fn a_connection_takes_the_place_of_an_earlier_one_of_its_process() {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let key = [7; 32];
-        let meeting = Meeting { rank: 0, ranks: 2, host: "127.0.0.1".into(), port, key };
+        let job = Job::new(None);
+        let meeting = Meeting { rank: 0, ranks: 2, host: "127.0.0.1".into(), port, key, job: job.clone() };
         let present = |process: u64, connection: usize| {
-            let hello = Hello { rank: 1, ranks: 2, connection, host: "n2".into(), process };
+            let hello = Hello { rank: 1, ranks: 2, connection, host: "n2".into(), process, job: job.clone() };
             connect(&meeting, &hello, Instant::now() + handshake::LIMIT, handshake::LIMIT)
         };
         std::thread::scope(|scope| {

@@ -5,6 +5,7 @@
 //! ([`super::bootstrap`]), but what they say is not encrypted.
 
 mod control;
+mod descriptors;
 mod handshake;
 mod meet;
 mod wire;
@@ -64,10 +65,11 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Peer`] that names the ranks that did not come within `deadline`; [`Error::Usage`] where rank 0 refuses
-    /// this one.
+    /// this one, or this process may not open as many connections.
     pub fn begin(meeting: &Meeting, deadline: Duration) -> Result<(Self, Tcp, Tcp)> {
         let hostname = super::hostname();
         watch::name_self(Some(meeting.rank), &hostname);
+        descriptors::provide(if meeting.rank == 0 { meeting.ranks - 1 } else { 1 })?;
         let peers = match meeting.rank {
             0 => meet::receive(meeting, deadline)?,
             _ => vec![meet::join(meeting, &hostname, deadline)?],
