@@ -190,7 +190,8 @@ fn a_killed_or_stopped_rank_ends_the_others_within_the_deadline() {
     for role in ["kill", "stop"] {
         let first = &ranks(role, 2, &[0])[0];
         assert_eq!(first.code, Some(EXIT_RESTART), "{role}: {}", first.output);
-        assert!(first.output.contains("all_reduce"), "{role}: {}", first.output);
+        // Its second call on this plane, however often the threads looked at it.
+        assert!(first.output.contains("all_reduce #2 of the device plane"), "{role}: {}", first.output);
         assert!(first.after < SHORT + Duration::from_secs(40), "{role}: {:?}", first.after);
     }
 }

@@ -14,6 +14,7 @@ mod message;
 mod mpi;
 #[cfg(feature = "cuda")]
 mod nccl;
+mod plane;
 mod solo;
 mod tcp;
 #[doc(hidden)]

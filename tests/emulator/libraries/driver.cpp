@@ -18,11 +18,6 @@ namespace {
 const int SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, NOT_READY = 600;
 const size_t MEMORY = (size_t)16 << 30;
 
-int setting(const char *name, int otherwise) {
-    const char *value = std::getenv(name);
-    return value ? std::atoi(value) : otherwise;
-}
-
 struct Function {
     const host::Kernel *kernel;
     unsigned shared = 48 << 10;
@@ -90,7 +85,7 @@ Stream::Stream() {
 }
 
 void Stream::run() {
-    const int delay = setting("EMULATED_GPU_DELAY", 0);
+    const int delay = host::setting("EMULATED_GPU_DELAY", 0);
     std::mt19937 chance((uintptr_t)this / 64);
     for (;;) {
         std::function<void()> task;
@@ -124,6 +119,7 @@ Stream &stream_of(void *handle) {
 
 } // namespace host
 
+using host::setting;
 using host::stream_of;
 typedef unsigned long long Pointer;
 
