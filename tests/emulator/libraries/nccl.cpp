@@ -5,6 +5,8 @@
 // ncclCommGetAsyncError joins and frees when it finds the call through. The real one has no lock there, and what two
 // threads do to it at once shows rarely; here each call hesitates like a stream (EMULATED_GPU_DELAY), and two threads in
 // one communicator, or a job that is completed twice, end the process with a word.
+//
+//   EMULATED_NCCL_WRONG_RANK   the rank whose first reduction comes out wrong; none by default
 #include "stream.h"
 #include <cstdint>
 #include <cstdio>
@@ -148,6 +150,14 @@ void reduce_bf16(uint16_t *to, const uint16_t *from, size_t n, int operation) {
     }
 }
 
+// Once, on the rank that is to be wrong.
+void spoil(const Comm &comm, void *sum, size_t bytes) {
+    static std::atomic<int> wrong{host::setting("EMULATED_NCCL_WRONG_RANK", -1)};
+    if (wrong != comm.rank) return;
+    wrong = -1;
+    static_cast<char *>(sum)[bytes - 1] ^= 1;
+}
+
 // The pieces of all ranks, in the order of ranks.
 void reduce_pieces(const Comm &comm, void *to, size_t bytes, int type, int operation) {
     std::memcpy(to, comm.shared->pieces[0], bytes);
@@ -161,6 +171,7 @@ void reduce_pieces(const Comm &comm, void *to, size_t bytes, int type, int opera
         case BFLOAT16: reduce_bf16((uint16_t *)to, (const uint16_t *)from, bytes / 2, operation); break;
         }
     }
+    spoil(comm, to, bytes);
 }
 
 // Gives a call to its stream.
