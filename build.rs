@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// What PTX is made for: the first GPU with bf16 matrix instructions. The driver translates it for newer ones.
-const AMPERE: &str = "compute_80";
+/// What nvcc makes of a kernel: machine code for 8.0, which runs on all of 8.x, for 9.0, and PTX, which the driver of a newer
+/// GPU translates. The virtual architecture is that of the first GPUs with bf16 matrix instructions.
+const AMPERE: &str = "arch=compute_80,code=[sm_80,sm_90,compute_80]";
 
 /// With the matrix instructions of a warpgroup, which no other GPU has.
-const HOPPER: &str = "compute_90a";
+const HOPPER: &str = "arch=compute_90a,code=sm_90a";
 
 /// The kernels' sources in src/cuda/kernels.
 const KERNELS: [(&str, &str); 8] = [
@@ -35,30 +36,44 @@ fn main() {
     satisfy_linker(&out.join("libraries"));
 }
 
-/// PTX of every source, by the nvcc that compiles candle's kernels.
+/// A fat binary of every source, by the nvcc that compiles candle's kernels; beside it what ptxas says of the kernels, their
+/// registers and spills.
 fn compile_kernels(out: &Path) {
     println!("cargo::rerun-if-changed=src/cuda/kernels");
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     let nvcc = nvcc();
-    for (kernel, architecture) in KERNELS {
-        let (source, ptx) = (format!("src/cuda/kernels/{kernel}.cu"), out.join(format!("{kernel}.ptx")));
+    // Machine code for newer GPUs, too, where the program is built for one.
+    let newer =
+        capability().and_then(|capability| capability.parse::<u32>().ok()).filter(|&capability| capability >= 100);
+    for (kernel, targets) in KERNELS {
+        let source = format!("src/cuda/kernels/{kernel}.cu");
         let mut command = Command::new(&nvcc);
-        command.args(["-std=c++17", "-O3", "-arch", architecture, "--ptx", "-o"]).arg(ptx).arg(&source);
-        match command.status() {
-            Ok(status) if status.success() => (),
-            Ok(status) => panic!("{source}: {} ended with {status}", nvcc.display()),
-            Err(e) => panic!("{} cannot be run ({e}): load the CUDA module or see launch/cuda-home.sh", nvcc.display()),
+        command.args(["-std=c++17", "-O3", "-Xptxas", "-v", "-fatbin", "-gencode", targets]);
+        if let Some(capability) = newer.filter(|_| targets == AMPERE) {
+            command.args(["-gencode", &format!("arch=compute_80,code=sm_{capability}")]);
         }
+        let output = command.arg("-o").arg(out.join(format!("{kernel}.fatbin"))).arg(&source).output();
+        let output = output.unwrap_or_else(|e| {
+            panic!("{} cannot be run ({e}): load the CUDA module or see launch/cuda-home.sh", nvcc.display())
+        });
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{source}: {} ended with {}\n{told}", nvcc.display(), output.status);
+        write(&out.join(format!("{kernel}.resources")), told.into_owned());
     }
+}
+
+/// The GPUs that the program is built for, "90" for compute capability 9.0, where anything says it.
+fn capability() -> Option<String> {
+    println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
+    env::var("CUDA_COMPUTE_CAP").ok().or_else(capability_here).map(|capability| capability.trim().to_owned())
 }
 
 /// What the program compares with the driver and the GPU that it finds.
 fn tell_versions() {
-    println!("cargo::rerun-if-env-changed=CUDA_COMPUTE_CAP");
-    if let Some(capability) = env::var("CUDA_COMPUTE_CAP").ok().or_else(capability_here) {
-        println!("cargo::rustc-env=FLOWRL_CUDA_CAPABILITY={}", capability.trim());
+    if let Some(capability) = capability() {
+        println!("cargo::rustc-env=FLOWRL_CUDA_CAPABILITY={capability}");
     }
     let told = Command::new(nvcc())
         .arg("--version")

@@ -32,6 +32,7 @@ while [ $# -gt 0 ]; do
         --version) echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit ;;
         --list-gpu-code) echo sm_90; exit ;;
         --ptx) kind=ptx ;;
+        -fatbin) kind=fatbin ;;
         -c) kind=object ;;
         --lib) kind=archive ;;
         -o) shift; out=$1 ;;
@@ -43,6 +44,7 @@ done
 case $kind in
     ptx) name=${source##*/}; : >"${out:-$folder/${name%.cu}.ptx}" ;;
     object) : >"$out" ;;
+    fatbin) echo none >"$out" ;;
     archive) rm -f "$out"; ar crs "$out" ;;
 esac
 NVCC
@@ -60,21 +62,24 @@ take_over_dependencies() {
     mv "$to.part" "$to"
 }
 
-# The newest PTX of ours, for the GPUs that it is made for.
+# What ptxas said of our kernels in the newest build, for each of the GPUs that they are made for.
 assemble() {
-    local folder ptx
-    folder=$(find "$CARGO_TARGET_DIR/release/build" -path '*flowrl-dist-*/out/attention.ptx' -size +0 -printf '%T@ %h\n' | sort -n | tail -n 1)
+    local folder told
+    folder=$(find "$CARGO_TARGET_DIR/release/build" -path '*flowrl-dist-*/out/attention.resources' -size +0 -printf '%T@ %h\n' | sort -n | tail -n 1)
     [[ -n $folder && -n ${FLOWRL_NVCC:-} ]] || {
         echo 'check-cuda: there are no kernels that a real nvcc has compiled' >&2
         exit 77
     }
-    for ptx in "${folder#* }"/*.ptx; do
-        "$(dirname -- "$FLOWRL_NVCC")/ptxas" -v -arch "$(sed -n 's/^\.target \(sm_[0-9a-z]*\).*/\1/p' "$ptx")" -o /dev/null "$ptx" 2>&1 |
-            awk -v name="$(basename "$ptx")" '
-                /Used/ { kernels++ }
-                /spill stores/ && !/ 0 bytes spill stores/ { spills++ }
-                !/^ptxas info/ && !/bytes stack frame/ { print; odd = 1 }
-                END { printf "%s: %d kernels, %d of them spill registers\n", name, kernels, spills; exit odd || !kernels }'
+    for told in "${folder#* }"/*.resources; do
+        awk -v name="$(basename "$told" .resources)" '
+            /Compiling entry function/ { gpu = $NF; gsub(/\047/, "", gpu) }
+            /Used/ { kernels[gpu]++ }
+            /spill stores/ && !/ 0 bytes spill stores/ { spills[gpu]++ }
+            !/^ptxas info/ && !/bytes stack frame/ { print; odd = 1 }
+            END {
+                for (gpu in kernels) printf "%s for %s: %d kernels, %d of them spill registers\n", name, gpu, kernels[gpu], spills[gpu]
+                exit odd || !(name ~ /hopper/ ? kernels["sm_90a"] : kernels["sm_80"] && kernels["sm_90"])
+            }' "$told"
     done
 }
 

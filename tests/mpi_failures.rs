@@ -36,6 +36,10 @@ fn worker() {
     }
 }
 
+/// The numbers of the collectives below: two before them tell who is where.
+const SECOND: &str = "last collective: all_reduce #4 of the host plane";
+const THIRD: &str = "last collective: all_reduce #5 of the host plane";
+
 /// Two collectives that all join, then rank 1 does what its role says while the others wait in the third.
 fn rank(world: &World, role: &str) -> Result<()> {
     phase("rollout");
@@ -103,7 +107,7 @@ fn ends(ranks: usize, role: &str, limit: Duration, code: i32, words: &[&str]) {
 fn a_panic_ends_the_job() {
     let words = ["rank 1 on ", "panicked at tests/mpi_failures.rs", "rank 1 has had enough", "in phase rollout"];
     ends(2, "panic", SOON, EXIT_PANIC, &words);
-    let words = ["rank 1 on ", "a helper fell", "last collective: all_reduce #"];
+    let words = ["rank 1 on ", "a helper fell", SECOND];
     ends(3, "panic on a thread", SOON, EXIT_PANIC, &words);
 }
 
@@ -116,7 +120,7 @@ fn an_error_ends_the_job_with_its_code() {
 
 #[test]
 fn a_rank_that_does_not_come_ends_the_job_at_the_deadline() {
-    let words = ["rank 0 on ", "last collective: all_reduce #", "in phase update", "the deadline of 2 s"];
+    let words = ["rank 0 on ", THIRD, "in phase update", "the deadline of 2 s"];
     ends(2, "sleep", DEADLINE + AFTER, EXIT_RESTART, &words);
     ends(3, "stop", DEADLINE + AFTER, EXIT_RESTART, &words);
     ends(2, "return", DEADLINE + AFTER, EXIT_RESTART, &["last collective: ", "the deadline of 2 s"]);

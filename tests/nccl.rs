@@ -1,4 +1,4 @@
-//! The suite of all communicators on NCCL, and how its ranks end: several ranks on one GPU, each a process of its own. Where
+//! The suite of all communicators on NCCL, and how its ranks end, also where its sums are wrong: several ranks on one GPU, each a process of its own. Where
 //! there is no GPU each test says so and passes: launch/gpu-check.sh runs them where there is one.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
@@ -7,11 +7,12 @@ use candle_core::{DType, Device, Tensor, Var};
 use flowrl_dist::comm::testing::conformance;
 use flowrl_dist::comm::{Call, Communicator, NCCL_ID_BYTES, Nccl, NcclMembership, Place, ReduceOp};
 use flowrl_dist::device::{DeviceChoice, select};
-use flowrl_dist::error::EXIT_RESTART;
+use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
 use flowrl_dist::{Error, Result};
 use signal_hook::consts::{SIGKILL, SIGSTOP};
 use signal_hook::low_level::raise;
-use std::path::Path;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -190,7 +191,8 @@ fn a_killed_or_stopped_rank_ends_the_others_within_the_deadline() {
     for role in ["kill", "stop"] {
         let first = &ranks(role, 2, &[0])[0];
         assert_eq!(first.code, Some(EXIT_RESTART), "{role}: {}", first.output);
-        assert!(first.output.contains("all_reduce"), "{role}: {}", first.output);
+        // Its second call on this plane, however often the threads looked at it.
+        assert!(first.output.contains("all_reduce #2 of the device plane"), "{role}: {}", first.output);
         assert!(first.after < SHORT + Duration::from_secs(40), "{role}: {:?}", first.after);
     }
 }
@@ -202,4 +204,44 @@ fn nobody_waits_for_ever_for_a_peer_to_join() {
     }
     let first = &ranks("alone", 1, &[0])[0];
     assert!(first.output.contains("NOBODY CAME: NCCL, init"), "{}", first.output);
+}
+
+/// The program itself: beside this one in launch/gpu-check.sh, which carries both to another machine.
+fn program() -> PathBuf {
+    std::env::var_os("FLOWRL_BIN").map_or_else(|| env!("CARGO_BIN_EXE_flowrl-dist").into(), PathBuf::from)
+}
+
+#[test]
+fn a_wrong_sum_stops_the_run_before_it_begins() {
+    if std::env::var_os("EMULATED_GPU").is_none() {
+        println!("SKIPPED, NOTHING WAS TESTED: only an emulated NCCL can be told to be wrong");
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let numbered = |(name, number): (&'static str, usize)| (name, number.to_string());
+    let start = |rank: usize| {
+        let mut command = Command::new(program());
+        command
+            .args(["--set", "parallel.device=cuda", "--set", "parallel.backend=tcp", "--set", "run.updates=1", "--out"])
+            .arg(out.path().join("run"))
+            .envs([("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)].map(numbered))
+            .envs([("MASTER_ADDR", "127.0.0.1".into()), ("MASTER_PORT", port.to_string())])
+            .envs([("FLOWRL_TOKEN", "of the test"), ("FLOWRL_SHARE_GPU", "1"), ("EMULATED_NCCL_WRONG_RANK", "1")])
+            .env("NCCL_HOSTID", format!("rank{rank}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let ended = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let outputs = [start(0), start(1)].map(ended);
+    for (code, output) in &outputs {
+        assert_eq!(*code, Some(EXIT_FAILED), "{output}");
+    }
+    let said: String = outputs.into_iter().map(|(_, output)| output).collect();
+    assert!(said.contains("the device plane computes wrongly on rank 1 on "), "{said}");
+    assert!(said.contains("all_reduce of ") && said.contains("GPUs over NCCL"), "{said}");
 }

@@ -3,6 +3,7 @@
 //! The order of collective calls is the same on every rank because it depends on the plan only, never on local data.
 //! Two planes share the trait: `device` carries gradients and parameters, `host` carries rewards, metrics and flags.
 
+mod answers;
 mod background;
 mod bootstrap;
 mod call;
@@ -17,6 +18,7 @@ mod mpi;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod place;
+mod plane;
 mod solo;
 mod tcp;
 #[doc(hidden)]
@@ -26,6 +28,7 @@ mod transport;
 mod watch;
 mod world;
 
+pub use self::answers::host_plane_answers;
 pub use self::call::{Call, Pending};
 pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::{agreed, exchange};

@@ -2,9 +2,9 @@
 //!
 //! Errors inside MPI end the job (its default handler): the safe wrappers give no return codes to look at.
 
-use super::Call;
+use super::plane::{self, Collective, Plane};
 use super::transport::{Element, Transport};
-use super::{ReduceOp, watch};
+use super::{Call, ReduceOp, watch};
 use crate::error::{Error, Result, failing};
 use ::mpi::collective::SystemOperation;
 use ::mpi::environment::{self, Universe};
@@ -22,6 +22,7 @@ const ABORT_PATIENCE: Duration = Duration::from_secs(3);
 /// A communicator of a run that a launcher of MPI started.
 pub struct Mpi {
     world: SimpleCommunicator,
+    plane: Plane,
     chunk: usize,
 }
 
@@ -30,34 +31,45 @@ pub struct Session {
     universe: Option<Universe>,
 }
 
-// SAFETY: a communicator is a handle that any thread may use, because MPI was asked for MPI_THREAD_MULTIPLE; the session,
-// which only the thread that began it may end, is not part of it.
+// SAFETY: a communicator is a handle that any thread may use, because MPI gave MPI_THREAD_MULTIPLE ([`Session::begin`]);
+// the session, which only the thread that began it may end, is not part of it.
 unsafe impl Send for Mpi {}
 
 impl Session {
     /// Initialises MPI, once in a process. From then on a panic on any thread of any rank ends the whole job (exit
     /// code 101), and so does a collective that lasts longer than `deadline` (exit code 75); the end of MPI, when the
     /// session is dropped, counts as a collective.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where the library does not give MPI_THREAD_MULTIPLE.
     pub fn begin(deadline: Duration) -> Result<(Self, Mpi)> {
         let host = super::hostname();
         watch::name_self(None, &host);
         watch::arm(deadline, abort)?;
-        let starting = watch::collective("init");
+        let starting = watch::waiting(Collective::unnumbered("init"));
         // The panic hook and the watchdog call MPI_Abort from other threads.
-        let (universe, _) = environment::initialize_with_threading(Threading::Multiple)
+        let (universe, provided) = environment::initialize_with_threading(Threading::Multiple)
             .ok_or_else(|| Error::Failed("MPI was already initialised in this process".into()))?;
         drop(starting);
+        if provided != Threading::Multiple {
+            return Err(Error::Usage(format!(
+                "{} lets one thread of a rank talk at a time (MPI_THREAD_{}), and two do here: take an MPI that is built for \
+                 MPI_THREAD_MULTIPLE",
+                Mpi::library(),
+                format!("{provided:?}").to_uppercase()
+            )));
+        }
         let world = universe.world();
         watch::name_self(Some(world.rank() as usize), &host);
-        Ok((Self { universe: Some(universe) }, Mpi { world, chunk: CHUNK }))
+        Ok((Self { universe: Some(universe) }, Mpi { world, plane: Plane::new(plane::HOST), chunk: CHUNK }))
     }
 }
 
 impl Mpi {
     /// The same ranks again, for another thread: collectives of the two do not meet. Collective.
     pub fn duplicate(&self) -> Self {
-        let _waiting = watch::collective("duplicate");
-        Self { world: self.world.duplicate(), chunk: self.chunk }
+        let _waiting = watch::waiting(Collective::unnumbered("duplicate"));
+        Self { world: self.world.duplicate(), plane: Plane::new(plane::DEVICE), chunk: self.chunk }
     }
 
     /// The same ranks again with at most `elements` in one MPI call.
@@ -127,7 +139,7 @@ impl Transport for Mpi {
             // Nothing to say, on every rank alike; Open MPI refuses the two empty vectors' equal addresses.
             return Ok(Vec::new());
         }
-        let _waiting = watch::collective(call.name());
+        let _waiting = watch::waiting(self.plane.next(call));
         let world = &self.world;
         let result = match call {
             Call::Barrier => {
@@ -161,7 +173,7 @@ impl Transport for Mpi {
 impl Drop for Session {
     fn drop(&mut self) {
         // The end of MPI waits for all peers, like any collective.
-        let ending = watch::collective("finalize");
+        let ending = watch::waiting(Collective::unnumbered("finalize"));
         self.universe.take();
         drop(ending);
         watch::disarm();
@@ -185,7 +197,7 @@ pub(super) fn abort(code: i32) -> ! {
             std::thread::sleep(ABORT_PATIENCE);
             signal_hook::low_level::exit(code)
         });
-        // SAFETY: MPI is initialised, and was asked for MPI_THREAD_MULTIPLE, so that any thread may call it.
+        // SAFETY: MPI is initialised, and gave MPI_THREAD_MULTIPLE, so that any thread may call it.
         unsafe { ffi::MPI_Abort(ffi::RSMPI_COMM_WORLD, code) };
     }
     signal_hook::low_level::exit(code)

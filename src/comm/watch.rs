@@ -3,6 +3,7 @@
 //! The scene is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
 //! and because one process is one rank.
 
+use super::plane::Collective;
 use crate::error::{EXIT_RESTART, Error, Result};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -28,20 +29,15 @@ struct Scene {
     rank: usize,
     phase: &'static str,
     /// The collective that began last.
-    collective: &'static str,
-    number: u64,
-    /// Those that have begun and not ended, on whatever thread, oldest first: name, number, beginning.
-    waiting: Vec<(&'static str, u64, Instant)>,
+    last: Option<Collective>,
+    /// Those that have begun and not ended, on whatever thread, oldest first: with the ticket of its guard, and its beginning.
+    waiting: Vec<(Collective, u64, Instant)>,
+    /// Guards given out so far.
+    tickets: u64,
 }
 
-static SCENE: Mutex<Scene> = Mutex::new(Scene {
-    who: String::new(),
-    rank: 0,
-    phase: "start",
-    collective: "none",
-    number: 0,
-    waiting: Vec::new(),
-});
+static SCENE: Mutex<Scene> =
+    Mutex::new(Scene { who: String::new(), rank: 0, phase: "start", last: None, waiting: Vec::new(), tickets: 0 });
 
 fn scene() -> MutexGuard<'static, Scene> {
     SCENE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -62,11 +58,10 @@ pub(super) fn signed(message: &str) -> String {
 
 impl Scene {
     fn last(&self) -> String {
-        let Scene { collective, number, phase, waiting, .. } = self;
-        let (collective, number) = waiting.first().map_or((*collective, *number), |&(name, number, _)| (name, number));
-        match number {
-            0 => format!("no collective yet, in phase {phase}"),
-            _ => format!("last collective: {collective} #{number} in phase {phase}"),
+        let phase = self.phase;
+        match self.waiting.first().map(|&(collective, ..)| collective).or(self.last) {
+            None => format!("no collective yet, in phase {phase}"),
+            Some(collective) => format!("last collective: {collective} in phase {phase}"),
         }
     }
 }
@@ -81,23 +76,23 @@ pub(super) fn name_self(rank: Option<usize>, host: &str) {
     };
 }
 
-/// A collective that has begun and not ended.
+/// A collective that has begun and not ended; holds its ticket.
 pub(super) struct Waiting(u64);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        scene().waiting.retain(|&(_, number, _)| number != self.0);
+        scene().waiting.retain(|&(_, ticket, _)| ticket != self.0);
     }
 }
 
 /// Registers a collective; the deadline runs until the guard is dropped.
-pub(super) fn collective(name: &'static str) -> Waiting {
+pub(super) fn waiting(collective: Collective) -> Waiting {
     let mut scene = scene();
-    scene.collective = name;
-    scene.number += 1;
-    let number = scene.number;
-    scene.waiting.push((name, number, Instant::now()));
-    Waiting(number)
+    scene.last = Some(collective);
+    scene.tickets += 1;
+    let ticket = scene.tickets;
+    scene.waiting.push((collective, ticket, Instant::now()));
+    Waiting(ticket)
 }
 
 /// From now on a panic or a collective older than `deadline` prints its scene and calls `abort`.
@@ -129,7 +124,7 @@ pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> 
     arm(deadline, abort)
 }
 
-/// `MESSAGE; last collective: all_reduce #7 in phase update`.
+/// `MESSAGE; last collective: all_reduce #7 of the device plane in phase update`.
 #[cfg(feature = "cuda")]
 pub(super) fn at_last(message: &str) -> String {
     format!("{message}; {}", scene().last())

@@ -1,5 +1,6 @@
 //! The ranks of this run and the two planes they talk over.
 
+use super::answers::device_plane_answers;
 use super::bootstrap::Meeting;
 use super::choice::{Build, Transport, choose};
 use super::counted::{Counted, Sent};
@@ -122,26 +123,31 @@ impl World {
         }
     }
 
-    /// The same ranks with their parameters and gradients on `device`: where those are GPUs, NCCL joins them. Collective.
+    /// The same ranks with their parameters and gradients on `device`: where those are GPUs, NCCL joins them. What joins
+    /// them now has answered right. Collective.
     ///
     /// # Errors
     /// [`Error::Usage`] where only some ranks have a GPU, two share one, or NCCL is missing; [`Error::Peer`] where a rank
-    /// does not come within `deadline`.
+    /// does not come within `deadline`; [`Error::Failed`] where a collective on the device plane gives a wrong answer.
     pub fn on(&self, device: &Device, deadline: Duration) -> Result<Self> {
         if self.world_size() == 1 {
             return Ok(self.clone());
         }
         let gpus = exchange(&*self.host, &(self.hostname().to_owned(), crate::device::identity(device)?))?;
         let rank = |has_gpu: bool| gpus.iter().position(|(_, gpu)| gpu.is_some() == has_gpu);
-        match (rank(true), rank(false)) {
-            (None, _) => Ok(self.clone()),
-            (Some(_), None) => self.over_nccl(device, &gpus, deadline),
-            (Some(with), Some(without)) => Err(Error::Usage(format!(
-                "rank {with} on {} has a GPU, rank {without} on {} has none: look there for a driver and CUDA's libraries, or \
-                 set parallel.device = \"cpu\"",
-                gpus[with].0, gpus[without].0
-            ))),
-        }
+        let world = match (rank(true), rank(false)) {
+            (None, _) => self.clone(),
+            (Some(_), None) => self.over_nccl(device, &gpus, deadline)?,
+            (Some(with), Some(without)) => {
+                return Err(Error::Usage(format!(
+                    "rank {with} on {} has a GPU, rank {without} on {} has none: look there for a driver and CUDA's \
+                     libraries, or set parallel.device = \"cpu\"",
+                    gpus[with].0, gpus[without].0
+                )));
+            }
+        };
+        device_plane_answers(&world, device)?;
+        Ok(world)
     }
 
     #[cfg(feature = "cuda")]

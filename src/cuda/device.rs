@@ -1,6 +1,7 @@
 //! A real GPU: candle's device, its memory and its stream.
 
 use super::gpu::{Argument, Array, Gpu, Launch};
+use super::module;
 use candle_core::cuda_backend::cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, CudaStorage, WrapErr};
@@ -10,21 +11,6 @@ use half::bf16;
 
 const MAJOR: CUdevice_attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
 const SHARED_MEMORY: CUfunction_attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-
-/// PTX of the kernels, by file.
-fn ptx(file: &str) -> Result<&'static str> {
-    Ok(match file {
-        "elementwise" => include_str!(concat!(env!("OUT_DIR"), "/elementwise.ptx")),
-        "reduce" => include_str!(concat!(env!("OUT_DIR"), "/reduce.ptx")),
-        "norm" => include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")),
-        "picture" => include_str!(concat!(env!("OUT_DIR"), "/picture.ptx")),
-        "deviation" => include_str!(concat!(env!("OUT_DIR"), "/deviation.ptx")),
-        "attention" => include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
-        "attention_hopper" => include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx")),
-        "attention_any" => include_str!(concat!(env!("OUT_DIR"), "/attention_any.ptx")),
-        other => bail!("there are no kernels in {other}.cu"),
-    })
-}
 
 impl Gpu for CudaDevice {
     type Memory = CudaStorage;
@@ -53,13 +39,14 @@ impl Gpu for CudaDevice {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        let function = self.get_or_load_custom_func(launch.kernel, launch.file, ptx(launch.file)?)?;
+        let stream = self.cuda_stream();
+        let function = module::kernel(stream.context(), launch.file, launch.kernel)?;
         let shared = launch.shared as u32;
         if shared > 0 {
             // Above 48 KiB a kernel gets only what it was promised.
             function.set_attribute(SHARED_MEMORY, shared as i32).w()?;
         }
-        let mut builder = function.builder();
+        let mut builder = stream.launch_builder(&function);
         for argument in launch.arguments {
             match argument {
                 Argument::Pointer(number) | Argument::Size(number) => builder.arg(number),

@@ -1,13 +1,12 @@
-//! What must hold on all ranks before the run begins: one program, one configuration, one run folder, collectives that
-//! give the right answer; and what should.
+//! What must hold on all ranks before the run begins: one program, one configuration, one run folder, messages that arrive
+//! as they were sent; and what should. The plane of gradients is checked when it is there ([`World::on`]).
 
 use crate::checkpoint;
-use crate::comm::{Communicator, ReduceOp, World, exchange, phase};
+use crate::comm::{World, exchange, host_plane_answers, phase};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::optim::VECTORS;
 use crate::pipeline::Kind;
-use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -44,8 +43,7 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let card = Card { host: world.hostname().into(), program, config, clock };
         warnings.extend(compare(&exchange(&*world.host, &card)?)?);
-        answers_right(world, &*world.host, "host")?;
-        answers_right(world, &*world.device, "device")?;
+        host_plane_answers(world)?;
     }
     if world.place().hosts > 1 {
         shared(config).into_iter().try_for_each(|folder| folder.is_seen(SEEN_WITHIN, world))?;
@@ -96,23 +94,6 @@ fn compare(cards: &[Card]) -> Result<Vec<String>> {
 
 pub(super) fn short(digest: &str) -> &str {
     digest.get(..12).unwrap_or(digest)
-}
-
-/// One sum whose answer is known.
-fn answers_right(world: &World, comm: &dyn Communicator, plane: &str) -> Result<()> {
-    let (rank, ranks) = (world.rank() as f32, world.world_size() as f32);
-    let sum =
-        comm.all_reduce(&Tensor::new(&[rank + 1.0, 1.0, -rank], &Device::Cpu)?, ReduceOp::Sum)?.to_vec1::<f32>()?;
-    let triangle = ranks * (ranks + 1.0) / 2.0;
-    let expected = [triangle, ranks, ranks - triangle];
-    let all = exchange(&*world.host, &(sum, world.hostname().to_string()))?;
-    match all.iter().enumerate().find(|(_, (sum, _))| *sum != expected) {
-        None => Ok(()),
-        Some((rank, (sum, host))) => Err(Error::Failed(format!(
-            "an all-reduce on the {plane} plane gives rank {rank} on {host} {sum:?}, not {expected:?}: the transport is \
-             broken there"
-        ))),
-    }
 }
 
 /// A folder that all ranks must see.

@@ -1,5 +1,6 @@
 //! NCCL's own calls, as far as we use them.
 
+use crate::comm::plane::Collective;
 use crate::comm::{Call, ReduceOp};
 use crate::cuda::library::Library;
 use crate::error::{Error, Result};
@@ -8,10 +9,15 @@ use cudarc::driver::CudaStream;
 use cudarc::nccl::result::{self, NcclError, NcclStatus};
 use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 use std::ffi::{CStr, c_void};
+use std::fmt::Display;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-/// How long to sleep between two looks at a communicator that is not ready.
-const TICK: Duration = Duration::from_micros(200);
+/// A call is over within this, unless it has to meet other ranks: NCCL's thread takes some 50 us for it.
+const SOON: Duration = Duration::from_millis(1);
+
+/// The longest pause between two looks at a communicator that is not ready.
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
 /// The version of the header that [`sys::ncclConfig_t`] was made from.
 const HEADER: u32 = 22809;
@@ -24,14 +30,20 @@ pub(super) struct Buffer {
     pub dtype: DType,
 }
 
-/// A communicator of NCCL's that does not block.
-pub(super) struct Handle(sys::ncclComm_t);
+/// A communicator of NCCL's that does not block, for one thread at a time.
+///
+/// NCCL does a call of such a communicator on a thread of its own, the group job. To ask for the communicator's state is
+/// no mere look: from 2.26 on `ncclCommGetAsyncError` joins and frees a job that has ended, without a lock (init.cc;
+/// `ncclGroupJobComplete` in group.cc); earlier versions do so in the next call (`ncclCommEnsureReady`). So the lock is
+/// held from a call until its job has ended, and whoever else takes it finds no job.
+pub(super) struct Handle(Mutex<Comm>);
 
-// SAFETY: NCCL lets any thread use a communicator, one at a time, and any other ask for its errors meanwhile: the monitor
-// only asks.
-unsafe impl Send for Handle {}
-// SAFETY: as above.
-unsafe impl Sync for Handle {}
+/// The communicator; null once it has ended.
+struct Comm(sys::ncclComm_t);
+
+// SAFETY: NCCL binds a communicator to no thread, and wants only that its calls do not overlap: each needs the lock of
+// [`Handle`].
+unsafe impl Send for Comm {}
 
 /// Opens the library.
 pub(super) fn open() -> Result<()> {
@@ -52,12 +64,12 @@ pub(super) fn version() -> String {
 }
 
 pub(super) fn new_id() -> Result<[u8; super::ID_BYTES]> {
-    let id = result::get_uniqueid().map_err(|e| error("an id", &e, std::ptr::null_mut()))?;
+    let id = result::get_uniqueid().map_err(|e| error(&"an id", &e, std::ptr::null_mut()))?;
     Ok(id.internal.map(|byte| byte as u8))
 }
 
 /// NCCL's word on an error.
-fn error(what: &str, NcclError(code): &NcclError, comm: sys::ncclComm_t) -> Error {
+fn error(what: &dyn Display, NcclError(code): &NcclError, comm: sys::ncclComm_t) -> Error {
     // SAFETY: a communicator, or none: the last error of this process; a string of the library's own.
     let last = unsafe {
         let text = sys::ncclGetLastError(comm);
@@ -100,42 +112,33 @@ impl Handle {
         // SAFETY: the configuration is filled as NCCL_CONFIG_INITIALIZER does; `comm` is written before the call returns.
         let status =
             unsafe { result::comm_init_rank_config(&mut comm, world_size as i32, id, rank as i32, &mut config) };
-        let handle = Self(comm);
+        let mut comm = Comm(comm);
         let late = Instant::now() + deadline;
-        let ready = status.map_err(|e| error("init", &e, comm)).and_then(|_| handle.settle("init", Some(late)));
-        ready.inspect_err(|_| handle.give_up())?;
-        Ok(handle)
+        let ready = status.map_err(|e| error(&"init", &e, comm.0)).and_then(|_| comm.settle(&"init", Some(late)));
+        ready.inspect_err(|_| comm.give_up())?;
+        Ok(Self(Mutex::new(comm)))
     }
 
-    /// Whether NCCL is through with what it was told, or what went wrong.
-    pub fn state(&self, what: &str) -> Result<bool> {
-        let mut code = ncclResult_t::ncclSuccess;
-        // SAFETY: the communicator lives until finalize or give_up, which nothing follows.
-        let asked = unsafe { sys::ncclCommGetAsyncError(self.0, &mut code) }.result();
-        match asked.and_then(|_| code.result()) {
-            Ok(NcclStatus::InProgress) => Ok(false),
-            Ok(_) => Ok(true),
-            Err(e) => Err(error(what, &e, self.0)),
-        }
+    fn lock(&self) -> MutexGuard<'_, Comm> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when NCCL is through with what it was told; without a time of its own the watchdog's deadline holds.
-    fn settle(&self, what: &str, late: Option<Instant>) -> Result<()> {
-        while !self.state(what)? {
-            if late.is_some_and(|late| Instant::now() > late) {
-                return Err(Error::Peer(format!("NCCL, {what}: not all ranks came within the deadline")));
-            }
-            std::thread::sleep(TICK);
+    /// Looks whether anything went wrong in a collective that the GPU works on; not while another thread is in a call,
+    /// which looks itself.
+    pub fn check(&self, collective: Collective) -> Result<()> {
+        match self.0.try_lock() {
+            Ok(comm) => comm.is_ready(&collective).map(drop),
+            Err(TryLockError::Poisoned(comm)) => comm.into_inner().is_ready(&collective).map(drop),
+            Err(TryLockError::WouldBlock) => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives a call on `len` elements of this rank to the stream, in place where `receive` is `send`.
     pub fn enqueue(
         &self,
+        collective: Collective,
         call: Call,
-        send: Buffer,
-        receive: Buffer,
+        (send, receive): (Buffer, Buffer),
         (rank, ranks): (usize, usize),
         len: usize,
         stream: &CudaStream,
@@ -143,9 +146,10 @@ impl Handle {
         let dtype = dtype(send.dtype)?;
         let part = |of: Buffer, len: usize| of.pointer + (rank * len * of.dtype.size_in_bytes()) as u64;
         let (from, to) = (send.pointer as *const c_void, receive.pointer as *mut c_void);
-        let (comm, stream) = (self.0, stream.cu_stream().cast());
+        let held = self.lock();
+        let (comm, stream) = (held.0, stream.cu_stream().cast());
         // SAFETY: `send` and `receive` are memory of this GPU, of the length that the call wants, and live until the event
-        // that the caller records behind it.
+        // that the caller records behind it. The lock is held.
         let status = unsafe {
             match call {
                 Call::AllGather => result::all_gather(part(send, len) as *const c_void, to, len, dtype, comm, stream),
@@ -157,28 +161,75 @@ impl Handle {
                 Call::Barrier => return Err(Error::Failed("NCCL has no barrier".into())),
             }
         };
-        status.map_err(|e| error(call.name(), &e, comm))?;
+        status.map_err(|e| error(&collective, &e, comm))?;
         // The first call of a kind makes its connections; only then it is on the stream.
-        self.settle(call.name(), None)
+        held.settle(&collective, None)
     }
 
     /// The end that all ranks come to.
     pub fn finalize(&self) {
-        // SAFETY: nothing uses the communicator afterwards.
-        let ended = unsafe { result::comm_finalize(self.0) }.map_err(|e| error("finalize", &e, self.0));
-        match ended.and_then(|_| self.settle("finalize", None)) {
-            // SAFETY: as above.
-            Ok(()) => drop(unsafe { result::comm_destroy(self.0) }),
-            Err(_) => self.give_up(),
-        }
+        self.lock().finalize();
     }
 
     /// The end of a rank whose peers may be gone.
     pub fn give_up(&self) {
-        if !self.0.is_null() {
-            // SAFETY: nothing uses the communicator afterwards.
-            let _ = unsafe { result::comm_abort(self.0) };
+        self.lock().give_up();
+    }
+}
+
+impl Comm {
+    /// Whether NCCL is through with what it was told, or what went wrong.
+    fn is_ready(&self, what: &dyn Display) -> Result<bool> {
+        if self.0.is_null() {
+            return Err(Error::Failed(format!("NCCL, {what}: the communicator has ended")));
         }
+        let mut code = ncclResult_t::ncclSuccess;
+        // SAFETY: the communicator has not ended, and the lock is held.
+        let asked = unsafe { sys::ncclCommGetAsyncError(self.0, &mut code) }.result();
+        match asked.and_then(|_| code.result()) {
+            Ok(NcclStatus::InProgress) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(e) => Err(error(what, &e, self.0)),
+        }
+    }
+
+    /// Returns when NCCL is through with what it was told; without a time of its own the watchdog's deadline holds.
+    fn settle(&self, what: &dyn Display, late: Option<Instant>) -> Result<()> {
+        let begun = Instant::now();
+        while !self.is_ready(what)? {
+            if late.is_some_and(|late| Instant::now() > late) {
+                return Err(Error::Peer(format!("NCCL, {what}: not all ranks came within the deadline")));
+            }
+            pause(begun.elapsed());
+        }
+        Ok(())
+    }
+
+    fn finalize(&mut self) {
+        // SAFETY: the communicator has not ended, and the lock is held.
+        let ended = unsafe { result::comm_finalize(self.0) }.map_err(|e| error(&"finalize", &e, self.0));
+        match ended.and_then(|_| self.settle(&"finalize", None)) {
+            // SAFETY: as above; nothing finds the communicator afterwards.
+            Ok(()) => drop(unsafe { result::comm_destroy(std::mem::replace(&mut self.0, std::ptr::null_mut())) }),
+            Err(_) => self.give_up(),
+        }
+    }
+
+    fn give_up(&mut self) {
+        let comm = std::mem::replace(&mut self.0, std::ptr::null_mut());
+        if !comm.is_null() {
+            // SAFETY: the lock is held; nothing finds the communicator afterwards.
+            let _ = unsafe { result::comm_abort(comm) };
+        }
+    }
+}
+
+/// Between two looks at a communicator: a turn for other threads, as NCCL's may wait for this core; a sleep when it takes
+/// longer, as where ranks have to meet.
+fn pause(waited: Duration) {
+    match waited < SOON {
+        true => std::thread::yield_now(),
+        false => std::thread::sleep((waited / 8).min(LONGEST_PAUSE)),
     }
 }
 

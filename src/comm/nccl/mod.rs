@@ -10,6 +10,7 @@
 mod handle;
 mod monitor;
 
+use super::plane::{self, Collective, Plane};
 use super::{Call, Communicator, Pending, ReduceOp, watch};
 use crate::cuda::Gpu;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ pub struct Nccl {
     stream: Arc<CudaStream>,
     handle: Arc<Handle>,
     monitor: Monitor,
+    plane: Plane,
     abort: fn(i32) -> !,
 }
 
@@ -82,7 +84,8 @@ impl Nccl {
         let handle = Arc::new(Handle::connect(id, rank, world_size, deadline)?);
         let stream = context.new_stream().map_err(failed("a stream for NCCL"))?;
         let monitor = Monitor::start(handle.clone(), context.clone(), abort)?;
-        Ok(Self { rank, world_size, device: device.clone(), compute, stream, handle, monitor, abort })
+        let (device, plane) = (device.clone(), Plane::new(plane::DEVICE));
+        Ok(Self { rank, world_size, device, compute, stream, handle, monitor, plane, abort })
     }
 
     /// Name and version of the library: "NCCL 2.28.9".
@@ -107,15 +110,17 @@ impl Nccl {
 
         let ready = self.compute.record_event(None).map_err(failed("an event"))?;
         self.stream.wait(&ready).map_err(failed("NCCL's stream"))?;
-        let begun = watch::collective(call.name());
-        if let Err(e) = self.handle.enqueue(call, send, receive, (self.rank, ranks), len, &self.stream) {
+        let collective = self.plane.next(call);
+        let begun = watch::waiting(collective);
+        let enqueued = self.handle.enqueue(collective, call, (send, receive), (self.rank, ranks), len, &self.stream);
+        if let Err(e) = enqueued {
             // NCCL may be at work on this memory: it is never given back. The job ends with the error.
             std::mem::forget((buffer, scattered));
             return Err(e);
         }
         drop(begun);
         let done = Arc::new(self.stream.record_event(None).map_err(failed("an event"))?);
-        self.monitor.look_after(call.name(), ready, done.clone())?;
+        self.monitor.look_after(collective, ready, done.clone())?;
         let (result, source) = match scattered {
             Some(result) => (result, Some(buffer)),
             None => (buffer, None),
@@ -243,7 +248,7 @@ impl Drop for InFlight {
 impl Drop for Nccl {
     fn drop(&mut self) {
         // The end waits for all peers, like any collective.
-        let _ending = watch::collective("end of NCCL");
+        let _ending = watch::waiting(Collective::unnumbered("end of NCCL"));
         if std::thread::panicking() || self.stream.synchronize().is_err() {
             self.monitor.stop(true);
             return self.handle.give_up();

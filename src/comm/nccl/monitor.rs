@@ -1,6 +1,7 @@
 //! Looks after the calls that the GPU works on, while the host does something else.
 
 use super::handle::Handle;
+use crate::comm::plane::Collective;
 use crate::comm::watch::{self, Waiting};
 use crate::error::{Error, Result};
 use cudarc::driver::{CudaContext, CudaEvent};
@@ -24,7 +25,7 @@ pub(super) struct Monitor {
 
 /// A call under way. The deadline runs from when the GPU has come to it, not from when the host asked for it.
 struct Flight {
-    name: &'static str,
+    collective: Collective,
     ready: CudaEvent,
     done: Arc<CudaEvent>,
     waiting: Option<Waiting>,
@@ -50,9 +51,9 @@ impl Monitor {
     }
 
     /// Looks after a call that the GPU comes to at `ready` and ends at `done`.
-    pub fn look_after(&self, name: &'static str, ready: CudaEvent, done: Arc<CudaEvent>) -> Result<()> {
+    pub fn look_after(&self, collective: Collective, ready: CudaEvent, done: Arc<CudaEvent>) -> Result<()> {
         let gone = || Error::Failed("the thread of NCCL has ended".into());
-        let flight = Flight { name, ready, done, waiting: None };
+        let flight = Flight { collective, ready, done, waiting: None };
         self.calls.as_ref().ok_or_else(gone)?.send(flight).map_err(|_| gone())
     }
 
@@ -83,12 +84,12 @@ fn look(handle: &Handle, queue: &Receiver<Flight>, at_once: &AtomicBool) -> Resu
         if at_once.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let Some(name) = flights.front().map(|flight| flight.name) else { continue };
-        handle.state(name)?;
+        let Some(collective) = flights.front().map(|flight| flight.collective) else { continue };
+        handle.check(collective)?;
         // They end in the order of their beginning.
         while let Some(flight) = flights.front_mut() {
             if flight.waiting.is_none() && passed(&flight.ready)? {
-                flight.waiting = Some(watch::collective(flight.name));
+                flight.waiting = Some(watch::waiting(flight.collective));
             }
             if !passed(&flight.done)? {
                 break;

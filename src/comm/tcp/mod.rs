@@ -11,11 +11,11 @@ mod meet;
 mod wire;
 
 use super::bootstrap::Meeting;
+use super::plane::{self, Collective, Plane};
 use super::transport::{Element, Transport};
 use super::{Call, watch};
 use crate::error::{Error, Result};
 use control::Control;
-use std::cell::Cell;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ pub(super) struct Tcp {
     ranks: usize,
     peers: Vec<Peer>,
     deadline: Duration,
-    calls: Cell<u32>,
+    plane: Plane,
 }
 
 /// The other end of a connection.
@@ -84,14 +84,15 @@ impl Session {
         let control = Control::start(meeting.rank, control, deadline)?;
         // The connections tell sooner and more; this is for what waits for no connection.
         watch::arm(deadline + 2 * PATIENCE, abort)?;
-        let plane = |peers| Tcp { rank: meeting.rank, ranks: meeting.ranks, peers, deadline, calls: Cell::new(0) };
-        Ok((Self { control }, plane(host), plane(device)))
+        let (rank, ranks) = (meeting.rank, meeting.ranks);
+        let of = |name, peers| Tcp { rank, ranks, peers, deadline, plane: Plane::new(name) };
+        Ok((Self { control }, of(plane::HOST, host), of(plane::DEVICE, device)))
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let ending = watch::collective("finalize");
+        let ending = watch::waiting(Collective::unnumbered("finalize"));
         self.control.part();
         drop(ending);
         watch::disarm();
@@ -100,12 +101,12 @@ impl Drop for Session {
 
 impl Tcp {
     /// Rank 0's side: takes what every rank sends, gives every rank its result.
-    fn serve<T: Element>(&self, call: Call, head: Head, send: &[T]) -> Result<Vec<T>> {
+    fn serve<T: Element>(&self, call: Call, collective: Collective, head: Head, send: &[T]) -> Result<Vec<T>> {
         let end = Instant::now() + self.deadline;
         let mut received = Vec::with_capacity(self.peers.len());
         for peer in &self.peers {
             let values = head.of_sender(call, peer.rank, send.len()).receive(&peer.stream, end);
-            received.push(values.map_err(|e| self.lost(call, peer, e, end))?);
+            received.push(values.map_err(|e| self.lost(collective, peer, e, end))?);
         }
         let results = join(call, self.ranks, send, &received);
         let end = Instant::now() + self.deadline;
@@ -113,39 +114,45 @@ impl Tcp {
             let part = results.of(call, peer.rank);
             head.with_length::<T>(part.len())
                 .send(&peer.stream, part, end)
-                .map_err(|e| self.lost(call, peer, e, end))?;
+                .map_err(|e| self.lost(collective, peer, e, end))?;
         }
         Ok(results.of(call, 0).to_vec())
     }
 
     /// Another rank's side.
-    fn ask<T: Element>(&self, call: Call, head: Head, send: &[T], length: usize) -> Result<Vec<T>> {
+    fn ask<T: Element>(
+        &self,
+        call: Call,
+        collective: Collective,
+        head: Head,
+        send: &[T],
+        length: usize,
+    ) -> Result<Vec<T>> {
         let peer = &self.peers[0];
         let end = Instant::now() + self.deadline + PATIENCE;
         let head = head.of_sender(call, self.rank, send.len());
         let mine = &send[..head.length::<T>()];
-        head.send(&peer.stream, mine, end).map_err(|e| self.lost(call, peer, e, end))?;
-        head.with_length::<T>(length).receive(&peer.stream, end).map_err(|e| self.lost(call, peer, e, end))
+        let lost = |e| self.lost(collective, peer, e, end);
+        head.send(&peer.stream, mine, end).map_err(lost)?;
+        head.with_length::<T>(length).receive(&peer.stream, end).map_err(lost)
     }
 
     /// What to say of a connection that failed: ranks out of step, a late rank or one that is gone.
-    fn lost(&self, call: Call, peer: &Peer, error: std::io::Error, end: Instant) -> Error {
-        let number = self.calls.get();
+    fn lost(&self, collective: Collective, peer: &Peer, error: std::io::Error, end: Instant) -> Error {
         if broken(&error) {
-            return Error::Failed(format!("ranks are out of step in {} #{number}: {peer} {error}", call.name()));
+            return Error::Failed(format!("ranks are out of step in {collective}: {peer} {error}"));
         }
         if Instant::now() < end {
             // The control connection ends this process with the reason, unless that is what is lost.
             std::thread::sleep(PATIENCE);
-            return Error::Peer(format!("{} #{number}: the connection to {peer} is lost: {error}", call.name()));
+            return Error::Peer(format!("{collective}: the connection to {peer} is lost: {error}"));
         }
         let late = self.peers.iter().filter(|other| other.rank == peer.rank || wire::is_silent(&other.stream));
         let late = late.map(Peer::to_string).collect::<Vec<_>>().join(", ");
         let seconds = self.deadline.as_secs_f64();
         Error::Peer(format!(
-            "{} #{number}: {late} did not come within the deadline of {seconds} s. Start the run again: it resumes from \
-             the newest complete checkpoint",
-            call.name()
+            "{collective}: {late} did not come within the deadline of {seconds} s. Start the run again: it resumes from \
+             the newest complete checkpoint"
         ))
     }
 }
@@ -160,16 +167,19 @@ impl Transport for Tcp {
     }
 
     fn collective<T: Element>(&self, call: Call, send: &[T]) -> Result<Vec<T>> {
-        let _waiting = watch::collective(call.name());
-        self.calls.set(self.calls.get().wrapping_add(1));
-        let head = Head::new::<T>(call, self.calls.get());
+        let collective = self.plane.next(call);
+        let _waiting = watch::waiting(collective);
+        let head = Head::new::<T>(call, collective.number() as u32);
         let length = match call {
             Call::Barrier => 0,
             Call::Broadcast { .. } | Call::AllReduce(_) => send.len(),
             Call::AllGather => send.len() * self.ranks,
             Call::ReduceScatter(_) => send.len() / self.ranks,
         };
-        if self.rank == 0 { self.serve(call, head, send) } else { self.ask(call, head, send, length) }
+        match self.rank {
+            0 => self.serve(call, collective, head, send),
+            _ => self.ask(call, collective, head, send, length),
+        }
     }
 
     fn abort(&self, code: i32) -> ! {

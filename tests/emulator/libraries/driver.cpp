@@ -15,13 +15,8 @@
 
 namespace {
 
-const int SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, NOT_READY = 600;
+const int SUCCESS = 0, INVALID_VALUE = 1, NO_BINARY = 209, NOT_FOUND = 500, NOT_READY = 600;
 const size_t MEMORY = (size_t)16 << 30;
-
-int setting(const char *name, int otherwise) {
-    const char *value = std::getenv(name);
-    return value ? std::atoi(value) : otherwise;
-}
 
 struct Function {
     const host::Kernel *kernel;
@@ -67,6 +62,32 @@ void release(void *memory) {
     std::free(memory);
 }
 
+// One of a fat binary's parts, as nvcc writes them.
+struct Part {
+    uint16_t kind, flags; // 1 PTX, 2 machine code
+    uint32_t header;
+    uint64_t size;
+    uint32_t compressed, unused;
+    uint16_t minor, major;
+    uint32_t capability;
+};
+
+// Whether a fat binary holds machine code for this GPU: PTX does not count, so that nothing of ours is compiled at start.
+bool has_machine_code(const char *image) {
+    uint16_t header;
+    uint64_t size;
+    std::memcpy(&header, image + 6, sizeof header);
+    std::memcpy(&size, image + 8, sizeof size);
+    const uint32_t capability = host::setting("EMULATED_GPU_CAPABILITY", 90);
+    for (const char *at = image + header, *end = at + size; at < end;) {
+        Part part;
+        std::memcpy(&part, at, sizeof part);
+        if (part.kind == 2 && part.capability / 10 == capability / 10 && part.capability <= capability) return true;
+        at += part.header + part.size;
+    }
+    return false;
+}
+
 } // namespace
 
 namespace host {
@@ -90,7 +111,7 @@ Stream::Stream() {
 }
 
 void Stream::run() {
-    const int delay = setting("EMULATED_GPU_DELAY", 0);
+    const int delay = host::setting("EMULATED_GPU_DELAY", 0);
     std::mt19937 chance((uintptr_t)this / 64);
     for (;;) {
         std::function<void()> task;
@@ -124,6 +145,7 @@ Stream &stream_of(void *handle) {
 
 } // namespace host
 
+using host::setting;
 using host::stream_of;
 typedef unsigned long long Pointer;
 
@@ -162,7 +184,10 @@ int cuCtxGetCurrent(void **context) { return *context = current_context, SUCCESS
 int cuCtxSetCurrent(void *context) { return current_context = context, SUCCESS; }
 int cuGetErrorName(int, const char **text) { return *text = "EMULATED_GPU_ERROR", SUCCESS; }
 int cuGetErrorString(int code, const char **text) {
-    *text = code == NOT_FOUND ? "no such kernel" : code == INVALID_VALUE ? "invalid value" : "not ready";
+    *text = code == NOT_FOUND       ? "no such kernel"
+            : code == INVALID_VALUE ? "invalid value"
+            : code == NO_BINARY     ? "no machine code for this GPU"
+                                    : "not ready";
     return SUCCESS;
 }
 
@@ -260,7 +285,14 @@ int cuMemsetD8_v2(Pointer memory, unsigned char value, size_t bytes) {
     return std::memset((void *)memory, value, bytes), SUCCESS;
 }
 
-int cuModuleLoadData(void **module, const void *) { return *module = &pool, SUCCESS; }
+int cuModuleLoadData(void **module, const void *image) {
+    // The kernels themselves are functions of this library, whatever the image holds.
+    const unsigned fat_binary = 0xba55ed50;
+    if (!std::strncmp((const char *)image, (const char *)&fat_binary, sizeof fat_binary) &&
+        !has_machine_code(static_cast<const char *>(image)))
+        return NO_BINARY;
+    return *module = &pool, SUCCESS;
+}
 int cuModuleUnload(void *) { return SUCCESS; }
 int cuModuleGetFunction(void **function, void *, const char *name) {
     const host::Kernel *kernel = host::find(name);

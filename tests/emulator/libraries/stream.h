@@ -2,6 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -35,6 +36,12 @@ class Stream {
     std::shared_ptr<Mark> mark();
     void wait() { mark()->wait(); }
 };
+
+// A whole number out of the environment.
+inline int setting(const char *name, int otherwise) {
+    const char *value = std::getenv(name);
+    return value ? std::atoi(value) : otherwise;
+}
 
 // The driver's handle of a stream; null is a stream, too.
 Stream &stream_of(void *handle);
