@@ -32,9 +32,8 @@ fn run(config: &RunConfig) -> Check {
     let r = &config.run;
     within("run.updates", r.updates, 1, i64::MAX as u64)?;
     count("run.keep_last", r.keep_last)?;
-    if r.seed > i64::MAX as u64 {
-        return Err(format!("run.seed = {}: use at most {}", r.seed, i64::MAX));
-    }
+    within("run.seed", r.seed, 0, i64::MAX as u64)?;
+    within("eval.seed", config.eval.seed, 0, i64::MAX as u64)?;
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }

@@ -27,6 +27,7 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["batch.prompts=-1"], &["batch.prompts = -1: must be a whole number, 0 or above"]),
     (&["batch.prompts=[8]"], &["batch.prompts = [8]: must be a whole number"]),
     (&["run.name=7"], &["run.name = 7: must be text in quotes"]),
+    (&["eval.seed=-1"], &["eval.seed = -1: must be a whole number, 0 or above"]),
     (&["run.out=true"], &["run.out = true: must be a path in quotes"]),
     (&["method.adaptive_scale=1"], &["method.adaptive_scale = 1: must be true or false"]),
     (&["optim.betas=0.9"], &["optim.betas = 0.9: must be a list of two numbers"]),
