@@ -28,11 +28,10 @@ pub struct AdvantageFlow {
 
 impl AdvantageFlow {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let deviations = [Deviation::FROM_TARGET, Deviation::FROM_OLD, Deviation::from_reference(self.kl_coef)];
-        let [from_target, from_old, from_reference] = measure(point, v, frozen, deviations)?;
+        let [from_target, from_old] = measure(point, v, frozen, [Deviation::FROM_TARGET, Deviation::FROM_OLD])?;
         let scale = adaptive_scale(point, &from_target, self.adaptive)?;
         let policy = (anchored(point, &from_target, &from_old, self.gamma)? / &scale)?;
-        Terms::new(policy, ((from_reference.square * self.kl_coef)? * (point.t.sqr()? / scale)?)?)
+        Terms::new(policy, (frozen.kl(v, self.kl_coef)? * (point.t.sqr()? / scale)?)?)
     }
 }
 
