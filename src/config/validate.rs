@@ -113,6 +113,13 @@ fn method(config: &RunConfig) -> Check {
     let advantage = [("clip", a.clip), ("map_clip", a.map_clip), ("temperature", a.temperature)];
     advantage.iter().try_for_each(|(key, value)| value.map_or(Ok(()), |v| positive(&format!("advantage.{key}"), v)))?;
     let forward = [Method::FlowAwr, Method::AdvantageFlow, Method::DiffusionNft];
+    belongs("method.kl_space", m.kl_space, m.name, &[Method::AdvantageFlow])?;
+    if let (Some(space), Some(0.0)) = (m.kl_space, m.kl_coef) {
+        return Err(format!(
+            "method.kl_space = {}: method.kl_coef = 0, so no distance is measured; remove one of the two",
+            text(space)?
+        ));
+    }
     belongs("method.form", m.form, m.name, &[Method::FlowAwr])?;
     belongs("method.gamma", m.gamma, m.name, &[Method::AdvantageFlow, Method::FlowAwr])?;
     belongs("method.mix", m.mix, m.name, &[Method::DiffusionNft])?;

@@ -8,7 +8,7 @@ mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
 
-pub use advantage_flow::Gamma;
+pub use advantage_flow::{Gamma, KlSpace};
 pub use config::{AdvantageConfig, Method, MethodConfig};
 pub use flow_awr::Form;
 
@@ -133,6 +133,7 @@ impl Objective {
             Method::AdvantageFlow => Self::AdvantageFlow(advantage_flow::AdvantageFlow {
                 gamma: config.gamma.unwrap_or(Gamma::OneMinusAdvantage),
                 kl_coef: kl_coef(1e-3),
+                kl_space: config.kl_space.unwrap_or(KlSpace::Velocity),
                 adaptive,
             }),
             Method::DiffusionNft => Self::DiffusionNft(diffusion_nft::DiffusionNft {

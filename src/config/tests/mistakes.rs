@@ -171,6 +171,20 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
         &["method.name=awm", "method.gamma=1.1"],
         &["method.gamma = 1.1: belongs to advantage-flow, flow-awr; remove it or set method.name = \"advantage-flow\""],
     ),
+    (
+        &["method.kl_space=velocity"],
+        &[
+            "method.kl_space = \"velocity\": belongs to advantage-flow; remove it or set method.name = \"advantage-flow\"",
+        ],
+    ),
+    (
+        &["method.name=advantage-flow", "method.kl_space=x0"],
+        &["method.kl_space = \"x0\": must be \"velocity\" or \"estimate\""],
+    ),
+    (
+        &["method.name=advantage-flow", "method.kl_coef=0", "method.kl_space=estimate"],
+        &["method.kl_space = \"estimate\": method.kl_coef = 0, so no distance is measured"],
+    ),
     (&["method.name=awm", "method.form=paper"], &["method.form = \"paper\": belongs to flow-awr"]),
     (&["method.form=true"], &["method.form = true: must be a name in quotes"]),
     (&["method.ratio_clip=0.1"], &["method.ratio_clip = 0.1: belongs to flow-grpo, awm"]),
