@@ -117,7 +117,7 @@ pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progr
     };
     let mut training = Regression::new(&pipeline, Sharding::Optimizer, &*world.device)?;
     let prompts = PromptSet::train(&config.data)?.prompts;
-    let chosen = Stream::new(config.seed, Purpose::Pretrain, [u64::MAX, 0, 0, 0]).permutation(prompts.len());
+    let chosen = Stream::new(config.seed, Purpose::PretrainLooks, [0; 4]).permutation(prompts.len());
     let looked_at: Vec<_> = chosen.iter().take(config.eval_prompts).map(|&i| prompts[i].clone()).collect();
 
     for step in 1..=config.steps {

@@ -90,6 +90,44 @@ fn a_checkpoint_samples_and_is_scored() {
     done(&["plan", "--machine", &machine]);
 }
 
+/// A run of the program whose random streams were others: of its checkpoint all is left but going on.
+#[test]
+fn a_run_with_other_random_numbers_is_used_but_not_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (folder_of_run, checkpoint) = (path("run"), path("run/checkpoints/update_00000002"));
+    let fixture = Path::new("tests/fixtures/checkpoint_format_2");
+    fs::create_dir_all(&checkpoint).unwrap();
+    fs::copy(fixture.join("config.toml"), path("run/config.toml")).unwrap();
+    for file in fs::read_dir(fixture.join("checkpoints/update_00000002")).unwrap() {
+        let file = file.unwrap().path();
+        fs::copy(&file, Path::new(&checkpoint).join(file.file_name().unwrap())).unwrap();
+    }
+
+    let config = path("run/config.toml");
+    for resume in ["auto", &checkpoint] {
+        let out = if resume == "auto" { folder_of_run.clone() } else { path("new") };
+        let set = ["--set", "run.updates=3"];
+        let arguments = [&["--config", &config, "--out", &out, "--resume", resume], &set[..]].concat();
+        refused(&arguments, "whose random numbers are others (streams 1, here 2)");
+    }
+    assert!(!Path::new(&path("new")).exists());
+
+    done(&["sample", "--checkpoint", &folder_of_run, "--prompt", PROMPT, "--out", &path("grid.png")]);
+    assert!(done(&["eval", "--checkpoint", &folder_of_run]).contains("eval.images"));
+    assert!(done(&["inspect", &folder_of_run]).contains("format 2, streams 1"));
+    let output = run(&["export", "--checkpoint", &folder_of_run, "--format", "peft", "--out", &path("lora")]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let exported = fs::read(path("lora/adapter_model.safetensors")).unwrap();
+    let shard = fs::read(Path::new(&checkpoint).join("shard-00000-of-00001.safetensors")).unwrap();
+    let ema = safetensors::SafeTensors::deserialize(&shard).unwrap().tensor("ema").unwrap().data().to_vec();
+    let exported = safetensors::SafeTensors::deserialize(&exported).unwrap();
+    let mut names = exported.names();
+    names.sort_unstable(); // the order of the layout: block by block, A before B
+    let joined: Vec<u8> = names.iter().flat_map(|name| exported.tensor(name).unwrap().data().to_vec()).collect();
+    assert!(joined == ema, "other numbers than the checkpoint's");
+}
+
 #[test]
 fn mistakes_in_sampling_are_refused() {
     let folder = tempfile::tempdir().unwrap();

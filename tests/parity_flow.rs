@@ -141,6 +141,25 @@ fn parity_of_advantages_with_diffusion_nft() -> flowrl_dist::Result<()> {
     Ok(())
 }
 
+/// Soft and hard gating of 10 groups of 24 by the released program's formulas; half of them lie below the gate's floor.
+#[test]
+fn parity_of_advantages_with_flow_awr() -> flowrl_dist::Result<()> {
+    let recorded = json("advantages/flow_awr.json");
+    let cases = recorded.as_array().expect("a list");
+    let all = |name: &str| cases.iter().flat_map(|case| numbers(&case[name])).collect::<Vec<f64>>();
+    let scores = all("rewards").into_iter().map(Some).collect();
+    let rewards = [Scores { name: "recorded".into(), weight: 1.0, scores }];
+    let groups: Vec<usize> = (0..24 * cases.len()).map(|i| i / 24).collect();
+    for (map, name) in [(Map::Softmax, "soft"), (Map::GatedSoftmax, "hard")] {
+        let ours = group_advantages(&rewards, &groups, &AdvantageMap { map, ..AdvantageMap::FLOW_AWR })?.values;
+        let worst = ours.iter().zip(all(name)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 1e-12, "{name}: {worst}");
+    }
+    let floored = cases.iter().filter(|case| case["floored"].as_bool().expect("true or false")).count();
+    assert_eq!((floored, cases.len()), (4, 10));
+    Ok(())
+}
+
 #[test]
 fn parity_of_the_old_policy_schedules_with_diffusion_nft() {
     let recorded = json("advantages/advantages.json");

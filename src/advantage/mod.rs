@@ -23,7 +23,7 @@ pub struct Scores {
 pub struct Advantages {
     /// One an image, in the order of the rewards.
     pub values: Vec<f64>,
-    /// Share of groups without a signal (all rewards equal): their advantages are 0.
+    /// Share of groups without a signal (all rewards equal, but for rounding): their advantages are 0.
     pub zero_groups: f64,
     /// Share of images whose advantage a bound changed.
     pub clipped: f64,
@@ -38,7 +38,8 @@ pub struct Advantages {
 
 /// Group-relative advantages of the rewards; `groups[i]` names the group of image i.
 ///
-/// Groups may be of any size and lie anywhere. A group of equal rewards gets exactly 0.
+/// Groups may be of any size and lie anywhere. A group whose rewards are equal, or differ by the rounding of their sum only,
+/// gets exactly 0.
 ///
 /// # Errors
 /// [`Error::NotFinite`] if a reward or an advantage is not finite; it names reward, image and group.
@@ -48,12 +49,11 @@ pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &Advantage
     groups.iter().enumerate().for_each(|(i, &group)| members.entry(group).or_default().push(i));
 
     // rewards -> normalised -> bounded -> mapped -> bounded
-    let normalised = aggregated(rewards, &members, groups.len(), config);
+    let Normalised { values: normalised, sizes } = aggregated(rewards, &members, groups.len(), config);
     // A bound makes a number of what is none: minimum and maximum leave a NaN out.
     check_numbers("normalised reward", &normalised, groups)?;
     let bounded: Vec<f64> = normalised.iter().map(|a| a.clamp(-config.clip, config.clip)).collect();
-    let signal = |group: &&Vec<usize>| group.iter().any(|&i| bounded[i] != bounded[group[0]]);
-    let (loud, silent): (Vec<_>, Vec<_>) = members.values().partition(|group| signal(group));
+    let (loud, silent): (Vec<_>, Vec<_>) = members.values().partition(|group| has_signal(group, &bounded, &sizes));
     let of = |group: &[usize]| group.iter().map(|&i| bounded[i]).collect::<Vec<f64>>();
     let temperature = config.temperature_for(&loud.iter().map(|group| of(group)).collect::<Vec<_>>());
 
@@ -100,31 +100,56 @@ fn check_numbers(what: &str, values: &[f64], groups: &[usize]) -> Result<()> {
 
 type Members = BTreeMap<usize, Vec<usize>>;
 
-/// The rewards in units of their scale, one number an image.
-fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &AdvantageMap) -> Vec<f64> {
+/// Rewards in units of their scale, one number an image.
+struct Normalised {
+    /// Distances from the groups' means.
+    values: Vec<f64>,
+    /// How large the numbers are, together, that a value is made of: what its rounding is relative to.
+    sizes: Vec<f64>,
+}
+
+/// Differences below this share of the numbers that they are differences of are rounding.
+const ROUNDING: f64 = 64.0 * f64::EPSILON;
+
+/// Whether the values of a group differ by more than rounding.
+fn has_signal(group: &[usize], values: &[f64], sizes: &[f64]) -> bool {
+    let of_group = |all: &[f64], join: fn(f64, f64) -> f64| group.iter().map(|&i| all[i]).reduce(join).unwrap_or(0.0);
+    let spread = of_group(values, f64::max) - of_group(values, f64::min);
+    spread > ROUNDING * of_group(sizes, f64::max)
+}
+
+/// The rewards as one number an image.
+fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &AdvantageMap) -> Normalised {
     // A reward that is only watched does not make a score out of none.
     let rewards: Vec<&Scores> = rewards.iter().filter(|reward| reward.weight != 0.0).collect();
     match config.aggregate {
         Aggregate::Sum => {
-            let sum = |i: usize| {
-                let known = rewards.iter().filter_map(|r| Some(r.weight * r.scores[i]?));
-                known.reduce(|a, b| a + b)
-            };
-            normalised(&(0..images).map(sum).collect::<Vec<_>>(), members, config.normaliser)
+            let (mut sums, mut sizes) = (vec![None; images], vec![0.0; images]);
+            for reward in rewards {
+                for (i, score) in reward.scores.iter().enumerate().filter_map(|(i, score)| Some((i, (*score)?))) {
+                    let term = reward.weight * score;
+                    sums[i] = Some(sums[i].map_or(term, |sum| sum + term));
+                    sizes[i] += term.abs();
+                }
+            }
+            normalised(&sums, &sizes, members, config.normaliser)
         }
         Aggregate::Normalised => {
-            let mut all = vec![0.0; images];
+            let mut all = Normalised { values: vec![0.0; images], sizes: vec![0.0; images] };
             for reward in rewards {
-                let one = normalised(&reward.scores, members, config.normaliser);
-                all.iter_mut().zip(one).for_each(|(sum, a)| *sum += reward.weight * a);
+                let sizes: Vec<f64> = reward.scores.iter().map(|score| score.unwrap_or(0.0).abs()).collect();
+                let one = normalised(&reward.scores, &sizes, members, config.normaliser);
+                all.values.iter_mut().zip(one.values).for_each(|(sum, a)| *sum += reward.weight * a);
+                all.sizes.iter_mut().zip(one.sizes).for_each(|(sum, size)| *sum += reward.weight.abs() * size);
             }
             all
         }
     }
 }
 
-/// Distance of each score from its group's mean in units of the normaliser; 0 for an image without a score.
-fn normalised(scores: &[Option<f64>], members: &Members, normaliser: Normaliser) -> Vec<f64> {
+/// Distance of each score from its group's mean in units of the normaliser; 0 for an image without a score. `sizes`: of the
+/// numbers that a score is the sum of.
+fn normalised(scores: &[Option<f64>], sizes: &[f64], members: &Members, normaliser: Normaliser) -> Normalised {
     let known = |group: &[usize]| group.iter().filter_map(|&i| scores[i]).collect::<Vec<f64>>();
     let mut centred = vec![None; scores.len()];
     for group in members.values() {
@@ -142,13 +167,16 @@ fn normalised(scores: &[Option<f64>], members: &Members, normaliser: Normaliser)
         }
         Normaliser::GroupStd => 0.0,
     };
-    let mut out = vec![0.0; scores.len()];
+    let mut out = Normalised { values: vec![0.0; scores.len()], sizes: vec![0.0; scores.len()] };
     for group in members.values() {
         let scale = match normaliser {
             Normaliser::GroupStd => deviation(&known(group)) + 1e-4,
             _ => global,
         };
-        group.iter().for_each(|&i| out[i] = centred[i].map_or(0.0, |c| c / scale));
+        for &i in group {
+            out.values[i] = centred[i].map_or(0.0, |c| c / scale);
+            out.sizes[i] = sizes[i] / scale;
+        }
     }
     out
 }

@@ -125,6 +125,34 @@ fn the_tempered_map_keeps_a_third_of_the_group_and_the_mean() -> Result<()> {
     Ok(())
 }
 
+/// 0.1 + 0.2 is not 0.3 to the bit: of sums of several rewards, and of normalised rewards that cancel.
+#[test]
+fn differences_of_rounding_are_no_signal() -> Result<()> {
+    let (tenths, fifths, none) = ([0.1, 0.3, 0.2], [0.2, 0.0, 0.1], [3.7, 2.0, 1.0]);
+    assert!(0.1 + 0.2 != 0.3);
+    let all = |first: [f64; 3], second: [f64; 3]| [first, none].concat().into_iter().zip([second, none].concat());
+    let (a, b): (Vec<f64>, Vec<f64>) = all(tenths, fifths).unzip();
+    let opposite: Vec<f64> = a.iter().map(|x| 1e3 - 3.0 * x).collect();
+    let groups = [1, 1, 1, 2, 2, 2];
+    let sum = [scores("a", 1.0, &a), scores("b", 1.0, &b)];
+    let cancelling = [scores("a", 0.7, &a), scores("opposite", 0.7, &opposite)];
+    for map in [LINEAR, GATED, AdvantageMap::FLOW_AWR, AdvantageMap::ADVANTAGE_FLOW, AdvantageMap::ROBUST] {
+        for normaliser in [Normaliser::GlobalStd, Normaliser::PooledRms, Normaliser::GroupStd] {
+            let added = group_advantages(&sum, &groups, &AdvantageMap { normaliser, ..map })?;
+            assert_eq!((&added.values[..3], added.zero_groups), (&[0.0; 3][..], 0.5), "{map:?}");
+            assert!(added.values[3..].iter().all(|a| a.abs() > 0.05), "{added:?}");
+        }
+        let aggregate = Aggregate::Normalised;
+        let map = AdvantageMap { normaliser: Normaliser::PooledRms, aggregate, ..map };
+        let a = group_advantages(&cancelling, &groups, &map)?;
+        assert_eq!((a.values, a.zero_groups), (vec![0.0; 6], 1.0), "{map:?}");
+    }
+    // The least difference of f32 numbers is one, where the scale is not the differences' own.
+    let near = of(&[1.0, 1.0, 1.0 + f64::from(f32::EPSILON), 0.0, 1.0, 2.0], &groups, &LINEAR)?;
+    assert!(near.values[2] > 0.0 && near.zero_groups == 0.0, "{near:?}");
+    Ok(())
+}
+
 #[test]
 fn differences_of_rounding_are_no_signal_for_the_pooled_scale() -> Result<()> {
     let rewards: Vec<f64> = (0..8).map(|i| 1.0 + 1e-6 * f64::from(i)).collect();

@@ -39,14 +39,14 @@ pub fn describe(path: &Path) -> Result<Description> {
 
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Manifest { format, program_version, world_size, state, identity, shards } = &self.manifest;
+        let Manifest { format, streams, program_version, world_size, state, identity, shards } = &self.manifest;
         writeln!(f, "checkpoint   {}", self.path.display())?;
         writeln!(f, "update       {}", state.update)?;
         writeln!(f, "iteration    {}", state.iteration)?;
         writeln!(f, "parameters   {}", identity.total)?;
         writeln!(f, "vectors      {}", self.vectors.join(" "))?;
         writeln!(f, "size         {:.1} MiB, all checksums right", self.bytes as f64 / (1 << 20) as f64)?;
-        writeln!(f, "written by   {world_size} ranks, version {program_version}, format {format}")?;
+        writeln!(f, "written by   {world_size} ranks, version {program_version}, format {format}, streams {streams}")?;
         writeln!(f, "seed         {}", identity.seed)?;
         writeln!(f, "config       {}", identity.config_digest)?;
         writeln!(f, "base model   {}", identity.base_digest)?;

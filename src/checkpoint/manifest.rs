@@ -1,10 +1,13 @@
 //! The manifest: what a checkpoint holds, of which model, and how to know that it is whole.
 
+use crate::rng::STREAMS;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Number of the format that this program writes and reads.
-pub const FORMAT: u32 = 2;
+/// Number of the format that this program writes.
+pub const FORMAT: u32 = 3;
+/// The oldest that it reads: without [`Manifest::streams`], which were the first ones.
+const OLDEST: u32 = 2;
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const COMPLETE: &str = "COMPLETE";
 
@@ -58,6 +61,9 @@ pub struct ShardEntry {
 pub struct Manifest {
     /// [`FORMAT`] of the program that wrote it.
     pub format: u32,
+    /// [`STREAMS`] of the program that wrote it.
+    #[serde(default = "first_streams")]
+    pub streams: u32,
     /// Version of the program that wrote it.
     pub program_version: String,
     /// Number of ranks R that wrote it.
@@ -77,7 +83,8 @@ impl Manifest {
     /// The shards do not cover the parameters exactly once, or hold different vectors.
     pub(super) fn new(state: TrainState, identity: Identity, shards: Vec<ShardEntry>) -> Result<Self, String> {
         let program_version = env!("CARGO_PKG_VERSION").to_string();
-        let manifest = Self { format: FORMAT, program_version, world_size: shards.len(), state, identity, shards };
+        let (format, streams, world_size) = (FORMAT, STREAMS, shards.len());
+        let manifest = Self { format, streams, program_version, world_size, state, identity, shards };
         manifest.check()?;
         Ok(manifest)
     }
@@ -95,10 +102,10 @@ impl Manifest {
         let no_manifest = |e| format!("is not a checkpoint's manifest: {e}");
         // The number first: another format may have other fields.
         let head: Head = serde_json::from_slice(bytes).map_err(no_manifest)?;
-        if head.format != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&head.format) {
             return Err(format!(
-                "has format {}, written by version {}; this is version {}, which reads format {FORMAT}: use the \
-                 version that wrote it",
+                "has format {}, written by version {}; this is version {}, which reads formats {OLDEST} to {FORMAT}: \
+                 use the version that wrote it",
                 head.format,
                 head.program_version,
                 env!("CARGO_PKG_VERSION")
@@ -145,6 +152,11 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// The streams of checkpoints that do not name theirs.
+fn first_streams() -> u32 {
+    1
 }
 
 /// Digest of some bytes, in hexadecimal.

@@ -9,6 +9,7 @@
 //! ```
 //! A save is written into `.writing-update_00000100-GENERATION`, made durable and renamed. Readers look at `update_*`
 //! folders with a `COMPLETE` only; all that a killed process can leave behind begins with a dot.
+//! A checkpoint whose run drew other random numbers ([`crate::rng::STREAMS`]) can be used but not resumed.
 //! Frozen weights are not inside: the manifest names them by digest.
 
 mod describe;

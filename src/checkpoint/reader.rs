@@ -6,6 +6,7 @@ use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainS
 use super::pieces::{self, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
+use crate::rng::STREAMS;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
@@ -65,6 +66,26 @@ impl Reader {
         &self.manifest.state
     }
 
+    /// Whether a run can go on from this checkpoint with the random numbers that it began with. Whatever else is done with
+    /// its parameters needs no such check.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`]: it was written by a version with other streams.
+    pub fn check_streams(&self) -> Result<()> {
+        let Manifest { streams, program_version, format, .. } = &self.manifest;
+        if *streams == STREAMS {
+            return Ok(());
+        }
+        Err(error(
+            &self.path,
+            format!(
+                "was written by a version {program_version} (format {format}) whose random numbers are others (streams \
+                 {streams}, here {STREAMS}): from here on the run would be another one; finish it with the program that \
+                 wrote it, or begin anew with another --out (export, sample, eval and inspect take it as it is)"
+            ),
+        ))
+    }
+
     /// Whether this checkpoint can be resumed by the run `wanted`; returns warnings about what may differ and does. `changes`
     /// tells what of the configuration has changed, key by key, as far as that is known.
     ///
@@ -88,7 +109,8 @@ impl Reader {
         }
         let mut warnings = Vec::new();
         let path = self.path.display();
-        if held.config_digest != wanted.config_digest {
+        // Programs with other streams had other keys: their digests do not compare, and nothing goes on from them.
+        if held.config_digest != wanted.config_digest && self.manifest.streams == STREAMS {
             let what = match changes {
                 [] => format!(" (digest {}, now {})", held.config_digest, wanted.config_digest),
                 changes => format!(": {}", changes.join(", ")),

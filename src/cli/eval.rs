@@ -49,7 +49,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             images_per_prompt: config.eval.images_per_prompt,
             sampler: &sampler,
             micro_batch: config.batch.micro_batch,
-            seed: config.run.seed,
+            seed: config.eval.seed,
             overlap: config.parallel.reward_overlap,
         };
         let (metrics, _) = evaluation.run(&pipeline, &params, &rewards, world)?;

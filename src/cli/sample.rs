@@ -24,7 +24,7 @@ pub struct Arguments {
     /// Pictures of each prompt
     #[arg(short = 'n', long = "images", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     images: u16,
-    /// Seed of the noise [default: that of the run]
+    /// Seed of the noise [default: eval.seed, that of the run's evaluations]
     #[arg(long)]
     seed: Option<u64>,
     /// Which of the checkpoint's three sets of parameters
@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         params: &params,
         sampler: &config.eval.sampler(&config.sampler),
         micro_batch: config.batch.micro_batch,
-        seed: arguments.seed.unwrap_or(config.run.seed),
+        seed: arguments.seed.unwrap_or(config.eval.seed),
         purpose: Purpose::Evaluation,
         iteration: 0,
     };

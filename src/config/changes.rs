@@ -2,6 +2,7 @@
 
 use super::RunConfig;
 use crate::error::Error;
+use serde::Serialize;
 use toml::Value;
 
 impl RunConfig {
@@ -10,14 +11,25 @@ impl RunConfig {
     /// # Errors
     /// A configuration cannot be written as TOML.
     pub fn changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
-        let table = |config: &Self| {
-            Value::try_from(config.deciding())
-                .map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
-        };
-        let mut changes = Vec::new();
-        compare(String::new(), Some(&table(earlier)?), Some(&table(self)?), &mut changes);
-        Ok(changes)
+        differences("", &earlier.deciding(), &self.deciding())
     }
+
+    /// What decides how a model is evaluated and is not as in `earlier`: evaluations before and after do not compare.
+    ///
+    /// # Errors
+    /// As [`RunConfig::changes_since`].
+    pub fn evaluation_changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
+        differences("eval", &earlier.eval, &self.eval)
+    }
+}
+
+fn differences<T: Serialize>(key: &str, earlier: &T, now: &T) -> Result<Vec<String>, Error> {
+    let table = |values: &T| {
+        Value::try_from(values).map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
+    };
+    let mut changes = Vec::new();
+    compare(key.to_owned(), Some(&table(earlier)?), Some(&table(now)?), &mut changes);
+    Ok(changes)
 }
 
 fn compare(key: String, old: Option<&Value>, new: Option<&Value>, changes: &mut Vec<String>) {
@@ -66,5 +78,12 @@ mod tests {
     fn what_decides_nothing_may_change() {
         let now = ["run.updates=7", "run.keep_last=9", "eval.prompts=3", "parallel.shard=none", "log.level=info"];
         assert!(changes(&[], &now).is_empty());
+    }
+
+    #[test]
+    fn what_changes_evaluations_is_named_too() {
+        let config = |set: &str| RunConfig::load(None, &[set.to_owned()]).unwrap();
+        let changes = config("eval.seed=7").evaluation_changes_since(&config("optim.lr=1e-3")).unwrap();
+        assert_eq!(changes, ["eval.seed 42 -> 7"]);
     }
 }

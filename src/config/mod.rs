@@ -81,7 +81,7 @@ pub struct RunConfig {
 pub struct RunSection {
     /// Shown in the report.
     pub name: String,
-    /// Seed of every random number.
+    /// Seed of every random number but those of evaluations.
     pub seed: u64,
     /// Optimizer updates in all.
     pub updates: u64,
@@ -168,6 +168,8 @@ pub struct EvalConfig {
     pub images_per_prompt: usize,
     /// Classifier-free guidance; 1 for none.
     pub guidance: f64,
+    /// Seed of the noise: not the run's, so that runs of different seeds are compared on the same noise.
+    pub seed: u64,
 }
 
 impl EvalConfig {
@@ -184,7 +186,7 @@ impl EvalConfig {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0 }
+        Self { solver: Solver::Dpm2, steps: 10, prompts: 0, images_per_prompt: 1, guidance: 1.0, seed: 42 }
     }
 }
 

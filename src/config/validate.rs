@@ -32,9 +32,8 @@ fn run(config: &RunConfig) -> Check {
     let r = &config.run;
     within("run.updates", r.updates, 1, i64::MAX as u64)?;
     count("run.keep_last", r.keep_last)?;
-    if r.seed > i64::MAX as u64 {
-        return Err(format!("run.seed = {}: use at most {}", r.seed, i64::MAX));
-    }
+    within("run.seed", r.seed, 0, i64::MAX as u64)?;
+    within("eval.seed", config.eval.seed, 0, i64::MAX as u64)?;
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }
@@ -114,6 +113,13 @@ fn method(config: &RunConfig) -> Check {
     let advantage = [("clip", a.clip), ("map_clip", a.map_clip), ("temperature", a.temperature)];
     advantage.iter().try_for_each(|(key, value)| value.map_or(Ok(()), |v| positive(&format!("advantage.{key}"), v)))?;
     let forward = [Method::FlowAwr, Method::AdvantageFlow, Method::DiffusionNft];
+    belongs("method.kl_space", m.kl_space, m.name, &[Method::AdvantageFlow])?;
+    if let (Some(space), Some(0.0)) = (m.kl_space, m.kl_coef) {
+        return Err(format!(
+            "method.kl_space = {}: method.kl_coef = 0, so no distance is measured; remove one of the two",
+            text(space)?
+        ));
+    }
     belongs("method.form", m.form, m.name, &[Method::FlowAwr])?;
     belongs("method.gamma", m.gamma, m.name, &[Method::AdvantageFlow, Method::FlowAwr])?;
     belongs("method.mix", m.mix, m.name, &[Method::DiffusionNft])?;

@@ -243,8 +243,7 @@ pub fn train_records(count: usize, seed: u64, without: &[Prompt]) -> Result<Vec<
     let records = records.filter_map(|metadata| Record::of(metadata).transpose()).map(|record| Ok(record?.key()));
     let keys = records.collect::<Result<HashSet<_>>>()?;
     let one = |i: usize| {
-        let drawn =
-            (0..TRIES).map(|again| Record::draw(Stream::new(seed, Purpose::Prompts, [u64::MAX, i as u64, again, 0])));
+        let drawn = (0..TRIES).map(|again| Record::draw(Stream::new(seed, Purpose::GenEval, [i as u64, again, 0, 0])));
         let mut free =
             drawn.filter(|record| !keys.contains(&record.key()) && !texts.contains(record.prompt().as_str()));
         free.next().ok_or_else(|| Error::Usage("--without leaves no prompt to draw; exclude fewer".to_string()))

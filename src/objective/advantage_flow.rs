@@ -8,31 +8,47 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// The weight gamma of the distance from the old policy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Gamma {
-    /// `1 - A`: every sample has the curvature 1 + kl.
+    /// `1 - A`: every sample has the same curvature.
     OneMinusAdvantage,
     /// A number above the largest -A: the published one is 1.1, for advantages within 1.
     Constant(f64),
 }
 
-/// `A |f - x0|^2 + gamma |f - f_old|^2 + kl |f - f_ref|^2` in x0 estimates, means over dimensions, all divided by
-/// `w = max(mean |f - x0|, 1e-5)` (arXiv 2605.26013; the loss as quoted by arXiv 2609.37670, equation 2).
+/// What the distance from the base model is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KlSpace {
+    /// Velocities, as every other method's and in the only public configuration of the recipe (`kl_type: v-based` of
+    /// yunfeixie233/Flow-Factory, examples/nft/lora/sd3_5/pickapic_multi_reward.yaml at 0270c4d6).
+    Velocity,
+    /// x0 estimates, divided by w like the other two distances (the loss as quoted by arXiv 2609.37670, equation 2).
+    Estimate,
+}
+
+/// `[A |f - x0|^2 + gamma |f - f_old|^2] / w + kl |v - v_ref|^2`, means over dimensions, `w = max(mean |f - x0|, 1e-5)`
+/// (arXiv 2605.26013; the loss as quoted by arXiv 2609.37670, equation 2); or `kl |f - f_ref|^2` inside the bracket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdvantageFlow {
     /// Rollout regularisation.
     pub gamma: Gamma,
     /// Weight of the distance from the base model.
     pub kl_coef: f64,
+    /// What that is measured in.
+    pub kl_space: KlSpace,
     /// Whether the loss is divided by w.
     pub adaptive: bool,
 }
 
 impl AdvantageFlow {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let deviations = [Deviation::FROM_TARGET, Deviation::FROM_OLD, Deviation::from_reference(self.kl_coef)];
-        let [from_target, from_old, from_reference] = measure(point, v, frozen, deviations)?;
+        let [from_target, from_old] = measure(point, v, frozen, [Deviation::FROM_TARGET, Deviation::FROM_OLD])?;
         let scale = adaptive_scale(point, &from_target, self.adaptive)?;
         let policy = (anchored(point, &from_target, &from_old, self.gamma)? / &scale)?;
-        Terms::new(policy, ((from_reference.square * self.kl_coef)? * (point.t.sqr()? / scale)?)?)
+        let kl = match self.kl_space {
+            KlSpace::Velocity => frozen.kl(v, self.kl_coef)?,
+            KlSpace::Estimate => (frozen.kl(v, self.kl_coef)? * (point.t.sqr()? / scale)?)?,
+        };
+        Terms::new(policy, kl)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
 
 use super::flow_grpo::surrogate;
-use super::{Deviation, Frozen, Point, Terms, measure};
+use super::{Frozen, Point, Terms, distance};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -23,14 +23,13 @@ pub struct Awm {
 
 impl Awm {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let anchor = if self.anchor > 0.0 { Deviation::FROM_OLD } else { Deviation::NONE };
-        let deviations = [Deviation::FROM_TARGET, anchor, Deviation::from_reference(self.kl_coef)];
-        let [from_target, from_old, from_reference] = measure(point, v, frozen, deviations)?;
-        let likelihood = pseudo_log_likelihood(point, &from_target.square)?; // [B]
+        let likelihood = pseudo_log_likelihood(point, &distance(v, &point.target_velocity()?)?.square)?; // [B]
         let ratio = (&likelihood - likelihood.detach())?.exp()?;
-        let surrogate = surrogate(&(&point.advantage / self.clip)?, &ratio, self.ratio_clip)?;
-        let policy = (surrogate + (from_old.square * self.anchor)?)?;
-        Terms::new(policy, (from_reference.square * self.kl_coef)?)
+        let mut policy = surrogate(&(&point.advantage / self.clip)?, &ratio, self.ratio_clip)?;
+        if self.anchor > 0.0 {
+            policy = (policy + (distance(v, frozen.old()?)?.square * self.anchor)?)?;
+        }
+        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
     }
 }
 

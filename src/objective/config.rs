@@ -1,6 +1,6 @@
 //! What a configuration says about the method and its advantages.
 
-use super::{Form, Gamma};
+use super::{Form, Gamma, KlSpace};
 use crate::advantage::{AdvantageMap, Aggregate, Map, Normaliser};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,9 @@ pub struct MethodConfig {
     /// Weight of the distance from the base model; nothing: the method's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_coef: Option<f64>,
+    /// What AdvantageFlow's distance from the base model is measured in; nothing: `velocity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_space: Option<KlSpace>,
     /// FlowAWR's form; nothing: `released`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub form: Option<Form>,
@@ -56,6 +59,7 @@ impl MethodConfig {
         Self {
             name,
             kl_coef: None,
+            kl_space: None,
             form: None,
             gamma: None,
             mix: None,

@@ -1,15 +1,16 @@
-//! How far velocities lie from each other, all that an objective asks for in one pass over the micro-batch
-//! ([`crate::model::ops::deviations`]).
+//! How far velocities lie from each other ([`crate::model::ops::deviations`]).
 //!
 //! At a point of the forward process x0 estimates differ by -t times what their velocities differ by, and the sample itself
-//! is the estimate of u = eps - x0: `f - x0 = -t (v - u)`, `f - f_old = -t (v - v_old)`. So all is measured in velocities.
+//! is the estimate of u = eps - x0: `f - x0 = -t (v - u)`, `f - f_old = -t (v - v_old)`. So all is measured in velocities,
+//! and by their differences: where policy and old policy are equal their distance is exactly 0, and where they are close
+//! no digit of it is lost beside the much larger velocities.
 
 use super::{Frozen, Point};
 use crate::error::Result;
 use crate::model::ops;
 use candle_core::Tensor;
 
-/// The factor of a velocity.
+/// The factor of a difference of velocities.
 #[derive(Debug, Clone)]
 pub(super) enum Factor {
     /// The same for all samples.
@@ -21,10 +22,6 @@ pub(super) enum Factor {
 use Factor::Number;
 
 impl Factor {
-    fn counts(&self) -> bool {
-        !matches!(self, Number(0.0))
-    }
-
     /// `[B]`.
     fn column(&self, like: &Tensor) -> Result<Tensor> {
         match self {
@@ -34,36 +31,24 @@ impl Factor {
     }
 }
 
-/// A weighted sum of velocities.
+/// A weighted sum of the policy's difference from the old policy and the old policy's from u.
 #[derive(Debug, Clone)]
 pub(super) struct Deviation {
-    /// Factor of the policy's, v.
-    pub policy: Factor,
-    /// Of the old policy's.
-    pub old: Factor,
-    /// Of u.
-    pub target: Factor,
-    /// Of the base model's.
-    pub reference: Factor,
+    /// Factor of `v - v_old`.
+    pub from_old: Factor,
+    /// Factor of `v_old - u`.
+    pub old_from_target: Factor,
 }
 
 impl Deviation {
-    /// Nothing: no velocity is asked for.
-    pub const NONE: Self = Self { policy: Number(0.0), old: Number(0.0), target: Number(0.0), reference: Number(0.0) };
-
     /// `v - u`.
-    pub const FROM_TARGET: Self = Self { policy: Number(1.0), target: Number(-1.0), ..Self::NONE };
+    pub const FROM_TARGET: Self = Self { from_old: Number(1.0), old_from_target: Number(1.0) };
 
     /// `v - v_old`.
-    pub const FROM_OLD: Self = Self { policy: Number(1.0), old: Number(-1.0), ..Self::NONE };
+    pub const FROM_OLD: Self = Self { from_old: Number(1.0), old_from_target: Number(0.0) };
 
-    /// `v - v_ref`; nothing where the distance does not count.
-    pub fn from_reference(kl_coef: f64) -> Self {
-        match kl_coef > 0.0 {
-            true => Self { policy: Number(1.0), reference: Number(-1.0), ..Self::NONE },
-            false => Self::NONE,
-        }
-    }
+    /// `v_old - u`.
+    pub const OLD_FROM_TARGET: Self = Self { from_old: Number(0.0), old_from_target: Number(1.0) };
 }
 
 /// Means over dimensions, `[B]`.
@@ -75,37 +60,44 @@ pub(super) struct Measured {
     pub magnitude: Tensor,
 }
 
-/// Measures deviations at the policy's velocity `v` `[B, C, H, W]`, four at most.
+/// Measures deviations at the policy's velocity `v` `[B, C, H, W]`, four at most, in one pass over it.
 ///
 /// # Errors
-/// A velocity that has a factor is absent.
+/// The old policy's velocity is absent, or the point is a rollout step.
 pub(super) fn measure<const N: usize>(
     point: &Point,
     v: &Tensor,
     frozen: &Frozen,
     deviations: [Deviation; N],
 ) -> Result<[Measured; N]> {
-    let of = |factor: fn(&Deviation) -> &Factor| deviations.iter().map(factor);
-    let mut others = Vec::new();
-    let mut factors = vec![of(|d| &d.policy).collect::<Vec<_>>()];
-    let mut add = |of: Vec<_>, velocity: &dyn Fn() -> Result<Tensor>| -> Result<()> {
-        if of.iter().any(|factor: &&Factor| factor.counts()) {
-            others.push(velocity()?);
-            factors.push(of);
-        }
-        Ok(())
-    };
-    add(of(|d| &d.old).collect(), &|| Ok(frozen.old()?.clone()))?;
-    add(of(|d| &d.target).collect(), &|| point.forward().and_then(|(x0, eps)| Ok((eps - x0)?)))?;
-    add(of(|d| &d.reference).collect(), &|| Ok(frozen.reference()?.clone()))?;
-    let columns = |of: Vec<&Factor>| {
-        Ok(Tensor::stack(&of.into_iter().map(|f| f.column(&point.t)).collect::<Result<Vec<_>>>()?, 1)?)
-    };
-    let factors = Tensor::stack(&factors.into_iter().map(columns).collect::<Result<Vec<_>>>()?, 2)?; // [B, N, terms]
-    let sums = ops::deviations(v, &Tensor::stack(&others, 1)?, &factors)?; // [B, N, 2]
-    let means = (sums / v.dims()[1..].iter().product::<usize>() as f64)?;
-    let mean = |m: usize, i: usize| -> Result<Tensor> { Ok(means.narrow(1, m, 1)?.narrow(2, i, 1)?.flatten_all()?) };
-    let measured = (0..N).map(|m| Ok(Measured { square: mean(m, 0)?, magnitude: mean(m, 1)? }));
-    let measured = measured.collect::<Result<Vec<_>>>()?;
-    Ok(std::array::from_fn(|m| measured[m].clone()))
+    let others = Tensor::stack(&[frozen.old()?, &point.target_velocity()?], 1)?; // [B, 2, C, H, W]
+    let mut factors = Vec::new();
+    for Deviation { from_old, old_from_target } in &deviations {
+        factors.push(Tensor::stack(&[from_old.column(&point.t)?, old_from_target.column(&point.t)?], 1)?);
+    }
+    let means = means(v, &others, &Tensor::stack(&factors, 1)?)?;
+    let mut measured = Vec::new();
+    for index in 0..N {
+        measured.push(of(&means, index)?);
+    }
+    Ok(std::array::from_fn(|index| measured[index].clone()))
+}
+
+/// Measures `v - other`, `[B, C, H, W]` each.
+pub(super) fn distance(v: &Tensor, other: &Tensor) -> Result<Measured> {
+    let one = Tensor::ones((v.dim(0)?, 1, 1), v.dtype(), v.device())?;
+    of(&means(v, &other.unsqueeze(1)?, &one)?, 0)
+}
+
+/// Means over dimensions of squares and magnitudes, `[B, count, 2]`.
+fn means(v: &Tensor, others: &Tensor, factors: &Tensor) -> Result<Tensor> {
+    let dimensions: usize = v.dims()[1..].iter().product();
+    Ok((ops::deviations(v, others, factors)? / dimensions as f64)?)
+}
+
+/// Deviation `index` of means `[B, count, 2]`.
+fn of(means: &Tensor, index: usize) -> Result<Measured> {
+    let means = means.narrow(1, index, 1)?;
+    let mean = |kind: usize| means.narrow(2, kind, 1)?.flatten_all();
+    Ok(Measured { square: mean(0)?, magnitude: mean(1)? })
 }

@@ -1,14 +1,19 @@
 //! DiffusionNFT: the policy's velocity defines a positive and a negative velocity around the old one; both regress to the
 //! sample, weighted by the reward.
 
-use super::Factor::Number;
-use super::{Deviation, Frozen, Measured, Point, Terms, adaptive_scale, measure};
+use super::Factor::{Each, Number};
+use super::{Deviation, Frozen, LEAST_SCALE, Point, Terms, measure};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// `r = A / (2 clip) + 1/2`, `v+ = mix v + (1 - mix) v_old`, `v- = (1 + mix) v_old - mix v`,
 /// `loss = clip [ r mean (f+ - x0)^2 / w+ + (1 - r) mean (f- - x0)^2 / w- ] / mix + kl mean (v - v_ref)^2`, each branch
 /// with its own scale w (NVlabs/DiffusionNFT, scripts/train_nft_sd3.py at 24af555, which calls mix `beta`).
+///
+/// The branches' gradients are nearly opposite wherever the reward says little, so they are never formed. With
+/// `d = mix (v - v_old)` and `e = v_old - u` the branches lie `e + d` and `e - d` from the sample, and the square is completed:
+/// the loss is `clip t^2 S mean (d + rho e)^2 / mix` and what does not depend on v, where `S = r / w+ + (1 - r) / w-` and
+/// `rho = (r / w+ - (1 - r) / w-) / S`: regression to `v_old + rho (u - v_old) / mix`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DiffusionNft {
     /// How far the two velocities lie from the old one, in units of the policy's distance.
@@ -23,15 +28,53 @@ pub struct DiffusionNft {
 
 impl DiffusionNft {
     pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let r = point.advantage.affine(0.5 / self.clip, 0.5)?.clamp(0f64, 1f64)?; // [B]
-        let branch = |mix: f64| Deviation { policy: Number(mix), old: Number(1.0 - mix), ..Deviation::FROM_TARGET };
-        let deviations = [branch(self.mix), branch(-self.mix), Deviation::from_reference(self.kl_coef)];
-        let [positive, negative, from_reference] = measure(point, v, frozen, deviations)?;
-        let loss = |branch: &Measured, weight: &Tensor| -> Result<Tensor> {
-            Ok(((&branch.square / adaptive_scale(point, branch, self.adaptive)?)? * weight)?)
-        };
-        let both = (loss(&positive, &r)? + loss(&negative, &r.affine(-1.0, 1.0)?)?)?;
-        let policy = ((both * point.t.sqr()?)? * (self.clip / self.mix))?;
-        Terms::new(policy, (from_reference.square * self.kl_coef)?)
+        let preference = (&point.advantage / self.clip)?.clamp(-1f64, 1f64)?; // 2 r - 1, [B]
+        let Scales { smaller, apart, sign } = self.scales(point, v, frozen)?;
+        let product = (&smaller * (&smaller + &apart)?)?; // w+ w-
+        let rest = (((&preference * &sign)?.affine(-0.5, 0.5)?) * apart)?;
+        let sum = (&smaller + &rest)?; // r w- + (1 - r) w+
+        let difference = ((&preference * smaller)? - (rest * sign)?)?; // r w- - (1 - r) w+
+        let aim = Deviation { from_old: Number(self.mix), old_from_target: Each((difference / &sum)?) };
+        let [aim, fixed] = measure(point, v, frozen, [aim, Deviation::OLD_FROM_TARGET])?;
+        // Their weights are S and 4 r (1 - r) / (w+ w- S).
+        let moving = (aim.square * (&sum / product)?)?;
+        let fixed = (fixed.square * (preference.sqr()?.affine(-1.0, 1.0)? / sum)?)?;
+        let policy = (((moving + fixed)? * point.t.sqr()?)? * (self.clip / self.mix))?;
+        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
     }
+
+    /// The scales of the branches, outside the graph.
+    ///
+    /// Of two numbers `(|e + d| + |e - d|) / 2 = max(|e|, |d|)`, and `(|e + d| - |e - d|) / 2` is the smaller magnitude with
+    /// the sign of `e d`: the difference of the scales comes without the digits that two nearly equal means would cost.
+    fn scales(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Scales> {
+        if !self.adaptive {
+            let none = point.t.zeros_like()?;
+            return Ok(Scales { smaller: point.t.ones_like()?, apart: none.clone(), sign: none });
+        }
+        let old = frozen.old()?;
+        let d = ((v.detach() - old)? * self.mix)?;
+        let e = (old - point.target_velocity()?)?;
+        let magnitude = e.abs()?;
+        let signed = (&d * e.sign()?)?.minimum(&magnitude)?.maximum(&magnitude.neg()?)?;
+        let mean = |x: Tensor| -> Result<Tensor> {
+            let mean = x.flatten_from(1)?.to_dtype(DType::F64)?.mean(1)?;
+            Ok((mean.to_dtype(point.t.dtype())? * &point.t)?)
+        };
+        let (half_sum, half_difference) = (mean(magnitude.maximum(&d.abs()?)?)?, mean(signed)?);
+        let apart = half_difference.abs()?;
+        let smaller = (&half_sum - &apart)?.maximum(LEAST_SCALE)?;
+        let above_least = ((half_sum + &apart)? - LEAST_SCALE)?.relu()?; // of the larger one
+        Ok(Scales { smaller, apart: (apart * 2.0)?.minimum(&above_least)?, sign: half_difference.sign()? })
+    }
+}
+
+/// The scales w+ and w-, `[B]`.
+struct Scales {
+    /// The smaller one.
+    smaller: Tensor,
+    /// By how much the other one is larger.
+    apart: Tensor,
+    /// Which one that is: 1 for w+, -1 for w-.
+    sign: Tensor,
 }

@@ -62,22 +62,18 @@ impl FlowAwr {
         let a = &point.advantage; // [B]
         let aim = match self.loss {
             // v - v_old - A (u - v_old)
-            Loss::Estimate | Loss::Velocity => Deviation {
-                policy: Factor::Number(1.0),
-                old: Factor::Each(a.affine(1.0, -1.0)?),
-                target: Factor::Each(a.neg()?),
-                ..Deviation::NONE
-            },
+            Loss::Estimate | Loss::Velocity => {
+                Deviation { from_old: Factor::Number(1.0), old_from_target: Factor::Each(a.clone()) }
+            }
             Loss::Anchored(_) => Deviation::FROM_OLD,
         };
-        let deviations = [aim, Deviation::FROM_TARGET, Deviation::from_reference(self.kl_coef)];
-        let [aim, from_target, from_reference] = measure(point, v, frozen, deviations)?;
+        let [aim, from_target] = measure(point, v, frozen, [aim, Deviation::FROM_TARGET])?;
         let loss = match self.loss {
             Loss::Estimate => (aim.square * point.t.sqr()?)?,
             Loss::Velocity => aim.square,
             Loss::Anchored(gamma) => anchored(point, &from_target, &aim, gamma)?,
         }; // [B]
         let policy = (loss / adaptive_scale(point, &from_target, self.adaptive)?)?;
-        Terms::new(policy, (from_reference.square * self.kl_coef)?)
+        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
     }
 }

@@ -1,6 +1,6 @@
 //! Flow-GRPO: policy gradient on the steps of stochastic rollouts.
 
-use super::{Deviation, Frozen, Point, Target, Terms, measure};
+use super::{Frozen, Point, Target, Terms};
 use crate::error::{Error, Result};
 use crate::flow::{column, sde};
 use candle_core::Tensor;
@@ -24,14 +24,8 @@ impl FlowGrpo {
         let mu = (state + v.broadcast_mul(&column(v_factor)?)?)?;
         let ratio = (sde::log_prob(next, &mu, std)? - log_prob)?.exp()?; // [B]
         let policy = surrogate(&point.advantage, &ratio, self.ratio_clip)?;
-        let kl = match self.kl_coef > 0.0 {
-            true => {
-                // mu - mu_ref = v_factor (v - v_ref)
-                let [from_reference] = measure(point, v, frozen, [Deviation::from_reference(self.kl_coef)])?;
-                (from_reference.square * ((v_factor / rate)?.sqr()? * (0.5 * self.kl_coef))?)?
-            }
-            false => policy.zeros_like()?,
-        };
+        // mu - mu_ref = v_factor (v - v_ref)
+        let kl = (frozen.kl(v, self.kl_coef)? * ((v_factor / rate)?.sqr()? * 0.5)?)?;
         Terms::new(policy, kl)
     }
 }

@@ -8,14 +8,14 @@ mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
 
-pub use advantage_flow::Gamma;
+pub use advantage_flow::{Gamma, KlSpace};
 pub use config::{AdvantageConfig, Method, MethodConfig};
 pub use flow_awr::Form;
 
 use crate::advantage::AdvantageMap;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
-use deviation::{Deviation, Factor, Measured, measure};
+use deviation::{Deviation, Factor, Measured, distance, measure};
 
 /// What an objective asks for beside the policy's velocity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,12 @@ pub enum Target {
 }
 
 impl Point {
+    /// u = eps - x0 of a point of the forward process, `[B, C, H, W]`.
+    fn target_velocity(&self) -> Result<Tensor> {
+        let (x0, eps) = self.forward()?;
+        Ok((eps - x0)?)
+    }
+
     /// (x0, eps) of a point of the forward process.
     fn forward(&self) -> Result<(&Tensor, &Tensor)> {
         match &self.target {
@@ -127,6 +133,7 @@ impl Objective {
             Method::AdvantageFlow => Self::AdvantageFlow(advantage_flow::AdvantageFlow {
                 gamma: config.gamma.unwrap_or(Gamma::OneMinusAdvantage),
                 kl_coef: kl_coef(1e-3),
+                kl_space: config.kl_space.unwrap_or(KlSpace::Velocity),
                 adaptive,
             }),
             Method::DiffusionNft => Self::DiffusionNft(diffusion_nft::DiffusionNft {
@@ -190,17 +197,28 @@ impl Frozen {
     fn reference(&self) -> Result<&Tensor> {
         promised(&self.reference, "base model's")
     }
+
+    /// `kl_coef mean (v - v_ref)^2`, `[B]`; without the base model's velocity where it does not count.
+    fn kl(&self, v: &Tensor, kl_coef: f64) -> Result<Tensor> {
+        match kl_coef > 0.0 {
+            true => Ok((distance(v, self.reference()?)?.square * kl_coef)?),
+            false => Ok(Tensor::zeros(v.dim(0)?, v.dtype(), v.device())?),
+        }
+    }
 }
 
 fn promised<'a>(v: &'a Option<Tensor>, name: &str) -> Result<&'a Tensor> {
     v.as_ref().ok_or_else(|| Error::Failed(format!("the objective needs the {name} velocity, which is absent")))
 }
 
+/// What the adaptive scale is at least.
+const LEAST_SCALE: f64 = 1e-5;
+
 /// The adaptive scale `max(mean |f - x0|, 1e-5)`, `[B]`, outside the graph (DiffusionNFT, scripts/train_nft_sd3.py at
 /// 24af555), of the deviation of f's velocity from u; 1 where it is switched off.
 fn adaptive_scale(point: &Point, from_target: &Measured, adaptive: bool) -> Result<Tensor> {
     match adaptive {
-        true => Ok((from_target.magnitude.detach() * &point.t)?.maximum(1e-5)?),
+        true => Ok((from_target.magnitude.detach() * &point.t)?.maximum(LEAST_SCALE)?),
         false => Ok(point.t.ones_like()?),
     }
 }

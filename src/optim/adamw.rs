@@ -133,8 +133,8 @@ fn square_sum_of(piece: &[f32]) -> f64 {
     lanes.into_iter().fold(rest, |sum, lane| sum + lane)
 }
 
-/// `destination = source + keep * (destination - source)`, in place: two equal vectors stay equal, which they would not
-/// with the rounded factors `keep` and `1 - keep`.
+/// `destination = source - keep * (source - destination)`, in place: two equal vectors stay equal to the bit, which they
+/// would not with the rounded factors `keep` and `1 - keep`, nor, where they hold -0, with a sum.
 pub(super) struct Lerp(pub f64);
 
 impl InplaceOp2 for Lerp {
@@ -153,7 +153,7 @@ impl InplaceOp2 for Lerp {
         pieces.for_each(|(dst, src)| {
             pulp::Arch::new().dispatch(|| {
                 for (d, &s) in dst.iter_mut().zip(src) {
-                    *d = s + keep * (*d - s);
+                    *d = s - keep * (s - *d);
                 }
             });
         });
@@ -174,16 +174,21 @@ mod tests {
     use candle_core::Var;
     use candle_nn::Optimizer;
 
+    fn bits(x: &Tensor) -> Result<Vec<u32>> {
+        Ok(x.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+    }
+
     /// Else the old policy's velocity differs from an equal policy's by rounding, and where nothing else is in the gradient
     /// AdamW scales that up to whole steps.
     #[test]
     fn a_slow_copy_stays_equal_to_what_it_equals() -> Result<()> {
-        let values = Stream::new(1, Purpose::Parameters, [0; 4]).normals(1000);
+        let mut values = Stream::new(1, Purpose::Parameters, [0; 4]).normals(999);
+        values.push(-0.0);
         let source = Tensor::from_vec(values, 1000, &Device::Cpu)?;
         for keep in [0.0, 0.01, 0.3, 0.999] {
             let copy = source.copy()?;
             copy.inplace_op2(&source, &Lerp(keep))?;
-            assert_eq!(copy.to_vec1::<f32>()?, source.to_vec1::<f32>()?, "keep {keep}");
+            assert_eq!(bits(&copy)?, bits(&source)?, "keep {keep}");
             let apart = source.affine(3.0, 1.0)?;
             apart.inplace_op2(&source, &Lerp(keep))?;
             let expected = source.affine(1.0 + 2.0 * keep, keep)?;
@@ -202,6 +207,23 @@ mod tests {
             let sum = square_sum(&x)?.to_vec1::<f64>()?[0];
             assert!((sum - expected).abs() <= 1e-12 * expected, "{len}: {sum} instead of {expected}");
         }
+        Ok(())
+    }
+
+    /// To the bit, the sign of a zero included; what weight decay takes is another matter.
+    #[test]
+    fn a_gradient_of_zero_moves_nothing() -> Result<()> {
+        let mut values = Stream::new(1, Purpose::Parameters, [0; 4]).normals(60);
+        values.extend([0.0, -0.0, f32::MIN_POSITIVE / 2.0, -1e30]);
+        let master = Tensor::from_vec(values, 64, &Device::Cpu)?;
+        let before = bits(&master)?;
+        let mut adamw = AdamW::new(&master)?;
+        let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
+        for (n, zero) in [(1, 0f32), (2, -0.0), (3, 0.0)] {
+            adamw.step(&Tensor::full(zero, 64, &Device::Cpu)?, 1.0, 1e-2, n, &config)?;
+        }
+        assert_eq!(bits(&adamw.part(0)?)?, before);
+        assert_eq!(adamw.part(1)?.to_vec1::<f32>()?, [0.0; 64]);
         Ok(())
     }
 

@@ -65,8 +65,10 @@ impl Spec {
             Init::Zeros => vec![0f32; len],
             Init::Ones => vec![1f32; len],
             Init::Normal(std) => {
-                let name = u64::from_le_bytes(first_eight(blake3::hash(self.name.as_bytes()).as_bytes()));
-                let normals = Stream::new(seed, Purpose::Parameters, [name, 0, 0, 0]).normals(len);
+                let hash = blake3::hash(self.name.as_bytes());
+                let (words, _) = hash.as_bytes().as_chunks();
+                let [first, second] = [words[0], words[1]].map(u64::from_le_bytes);
+                let normals = Stream::new(seed, Purpose::Parameters, [first, second, 0, 0]).normals(len);
                 normals.into_iter().map(|x| (f64::from(x) * std) as f32).collect()
             }
             Init::Grid { base } => grid(&self.shape, base)?,
@@ -178,10 +180,4 @@ fn grid(shape: &[usize], base: usize) -> Result<Vec<f32>> {
         }
     }
     Ok(values)
-}
-
-fn first_eight(bytes: &[u8; 32]) -> [u8; 8] {
-    let mut out = [0; 8];
-    out.copy_from_slice(&bytes[..8]);
-    out
 }

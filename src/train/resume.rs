@@ -20,7 +20,8 @@ pub(super) struct Begin {
 ///
 /// # Errors
 /// [`Error::Usage`] where another run holds the folder or the history in it would be mixed with another;
-/// [`Error::Checkpoint`] where there is no such checkpoint. An error of rank 0 is rank 0's alone.
+/// [`Error::Checkpoint`] where there is no such checkpoint, or one of a program with other random numbers. An error of
+/// rank 0 is rank 0's alone.
 pub(super) fn begin(
     config: &RunConfig,
     resume: &Resume,
@@ -47,6 +48,9 @@ fn choose(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
     let found = checkpoint::find(resume, root)?;
     let newest = checkpoint::newest(root)?;
     let update = |path: &Path| checkpoint::open(path).map(|r| r.state().update);
+    if let Some(path) = &found {
+        checkpoint::open(path)?.check_streams()?;
+    }
     match (&found, newest) {
         // Later saves would stand beside checkpoints of another history, and `auto` would take the wrong one.
         (None, Some(newest)) => Err(Error::Usage(format!(
@@ -66,11 +70,9 @@ fn choose(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
     }
 }
 
-/// What has changed since the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot be
+/// The configuration of the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot be
 /// read.
-pub(super) fn changes(config: &RunConfig, checkpoint: &Path) -> Vec<String> {
-    let written = checkpoint.ancestors().nth(2).map(|out| out.join("config.toml"));
-    let text = written.and_then(|path| std::fs::read_to_string(path).ok());
-    let earlier: Option<RunConfig> = text.and_then(|text| toml::from_str(&text).ok());
-    earlier.and_then(|earlier| config.changes_since(&earlier).ok()).unwrap_or_default()
+pub(super) fn earlier(checkpoint: &Path) -> Option<RunConfig> {
+    let out = checkpoint.ancestors().nth(2)?;
+    toml::from_str(&std::fs::read_to_string(out.join("config.toml")).ok()?).ok()
 }

@@ -135,8 +135,16 @@ impl<'a> Run<'a> {
         let mut old_is_policy = None;
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
-            for warning in reader.check_identity(&identity, &resume::changes(config, path))? {
+            let (changes, of_evaluations) = match resume::earlier(path) {
+                None => Default::default(),
+                Some(earlier) => (config.changes_since(&earlier)?, config.evaluation_changes_since(&earlier)?),
+            };
+            for warning in reader.check_identity(&identity, &changes)? {
                 tracing::warn!("{warning}");
+            }
+            for change in of_evaluations {
+                let path = path.display();
+                tracing::warn!("checkpoint {path}: {change}: evaluations do not compare with the earlier ones");
             }
             (iteration, best) = (reader.state().iteration, Best::of_checkpoint(reader.state()));
             skipped = reader.state().extra["skipped"].as_u64().unwrap_or(0);
@@ -333,7 +341,7 @@ impl<'a> Run<'a> {
             images_per_prompt: eval.images_per_prompt,
             sampler: &sampler,
             micro_batch: self.config.batch.micro_batch,
-            seed: self.config.run.seed,
+            seed: eval.seed,
             overlap: self.config.parallel.reward_overlap,
         };
         evaluation.run(&self.trainer.pipeline, params, rewards, self.world())

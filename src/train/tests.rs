@@ -174,6 +174,40 @@ fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
     Ok(())
 }
 
+/// Rewards that are equal but for rounding leave master weights, moments, old policy and EMA to the bit, where nothing else
+/// moves them: at the policy that sampled, and in a second update and iteration, whose old policy is a network of its own.
+#[test]
+fn no_signal_is_no_step() -> Result<()> {
+    let methods: [&[&str]; 11] = [
+        &["method.form=released"],
+        &["method.form=released", "advantage.map=gated-softmax"],
+        &["method.form=paper"],
+        &["method.form=exact", "advantage.map=softmax"],
+        &["method.form=robust", "advantage.map=tempered-softmax"],
+        &["method.name=advantage-flow"],
+        &["method.name=advantage-flow", "method.gamma=1.1"],
+        &["method.name=diffusion-nft"],
+        &["method.name=diffusion-nft", "method.mix=0.1"],
+        &["method.name=flow-grpo", "sampler.solver=sde"],
+        &["method.name=awm", "batch.updates_per_iteration=1"],
+    ];
+    let still = ["method.kl_coef=0", "optim.weight_decay=0", "old_policy.rate=0.3", "batch.updates_per_iteration=2"];
+    for method in methods {
+        ThreadGroup::run(1, |world| {
+            let (mut trainer, _) = trainer(&world, &[&still, method].concat())?;
+            trainer.rewards = By(|place, _| if place.is_multiple_of(2) { 0.1 + 0.2 } else { 0.3 }).alone();
+            let before = bits(&trainer)?;
+            for iteration in 0..2 {
+                let updates = trainer.iteration(iteration, &mut |_| ())?;
+                assert_eq!(updates.last().and_then(|update| update.get("grad_norm")), Some(0.0), "{method:?}");
+            }
+            assert!(bits(&trainer)? == before, "{method:?} has moved something");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// Every rank's state after two iterations on 4 x 2 images: master parameters, moments, old policy and EMA, joined.
 fn trained(ranks: usize, settings: &[&str]) -> Result<BTreeMap<String, Vec<f32>>> {
     let settings =

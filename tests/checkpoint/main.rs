@@ -204,7 +204,7 @@ fn a_manifest_that_is_not_ours_is_refused() {
     let path = saved(dir.path(), 5, 2, TOTAL);
     let text = fs::read_to_string(path.join("manifest.json")).unwrap();
     let changes = [
-        (r#""format": 2"#, r#""format": 3"#, "format 3"),
+        (r#""format": 3"#, r#""format": 4"#, "reads formats 2 to 3"),
         (r#""total": 1003"#, r#""total": 1004"#, "1004"),
         (r#""start": 334"#, r#""start": 333"#, "333"),
         ("shard-00000-of-00002", "../../etc", "file name"),
@@ -217,6 +217,24 @@ fn a_manifest_that_is_not_ours_is_refused() {
         let error = open(&path).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     }
+}
+
+/// Written by the program before the streams were named as they are now: whole, but nothing to go on from.
+#[test]
+fn a_checkpoint_of_other_random_numbers_is_read_and_not_continued() {
+    let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoint_format_2/checkpoints");
+    let reader = open(&newest(&old).unwrap().unwrap().path).unwrap();
+    reader.verify().unwrap();
+    assert_eq!((reader.state().update, reader.manifest().streams, reader.manifest().format), (2, 1, 2));
+    assert_eq!(reader.read_vectors(&["ema"], &[0..1920]).unwrap().vectors["ema"].len(), 1920);
+    let error = reader.check_streams().unwrap_err().to_string();
+    for part in
+        ["update_00000002: was written by a version 0.1.0 (format 2)", "finish it with the program that wrote it"]
+    {
+        assert!(error.contains(part), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    open(&saved(dir.path(), 5, 1, 10)).unwrap().check_streams().unwrap();
 }
 
 #[test]

@@ -277,12 +277,12 @@ fn neighbours_of_pixels() {
 #[test]
 fn deviations() {
     let dtype = DType::F32;
-    for (sample, count, terms) in [([2, 50, 130], 3, 4), ([1, 7, 9], 1, 2), ([3, 1, 4096], 4, 3)] {
+    for (sample, count, links) in [([2, 50, 130], 3, 3), ([1, 7, 9], 1, 1), ([3, 1, 4096], 4, 4)] {
         let [batch, rows, columns] = sample;
-        let shapes: [&[usize]; 2] = [&sample, &[batch, terms - 1, rows, columns]];
-        let (host, factors) = (Host::default(), noise(7, &[batch, count, terms], dtype));
+        let shapes: [&[usize]; 2] = [&sample, &[batch, links, rows, columns]];
+        let (host, factors) = (Host::default(), noise(7, &[batch, count, links], dtype));
         let last = factors.narrow(1, 0, count - 1).unwrap();
-        let factors = Tensor::cat(&[last, Tensor::zeros((batch, 1, terms), dtype, &Device::Cpu).unwrap()], 1).unwrap();
+        let factors = Tensor::cat(&[last, Tensor::zeros((batch, 1, links), dtype, &Device::Cpu).unwrap()], 1).unwrap();
         let others = noise(8, shapes[1], dtype);
         let case = case(|t| ops::deviations(&t[0], &others, &factors), &shapes[..1], dtype);
         let [v, d] = &case.arrays(&host, dtype)[..] else { unreachable!() };
@@ -291,6 +291,17 @@ fn deviations() {
         let dv = deviation::backward(&host, v, &others, &factors, d).unwrap();
         case.check(&format!("deviations {sample:?}"), dtype, &sums, &[(0, &dv)]);
     }
+    // Of equal tensors exactly nothing, whatever stands beside them.
+    let host = Host::default();
+    let [v, other] = [1, 2].map(|id| noise(id, &[2, 2, 300], dtype));
+    let others = host.put(&Tensor::stack(&[&v, &other], 1).unwrap(), dtype);
+    let factors = host.put(&Tensor::new(&[[[0.3f32, 0.0]], [[-0.7, 0.0]]], &Device::Cpu).unwrap(), dtype);
+    let (v, d) = (host.put(&v, dtype), host.put(&noise(3, &[2, 1, 2], dtype), dtype));
+    let zero = |what: &str, memory: &host::Memory, shape: &[usize]| {
+        close(what, &memory.read(dtype, shape), &Tensor::zeros(shape, dtype, &Device::Cpu).unwrap(), 0.0);
+    };
+    zero("no deviation", &deviation::sums(&host, &v, &others, &factors).unwrap(), &[2, 1, 2]);
+    zero("no gradient", &deviation::backward(&host, &v, &others, &factors, &d).unwrap(), &[2, 2, 300]);
 }
 
 #[test]

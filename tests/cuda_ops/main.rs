@@ -248,7 +248,7 @@ fn deviations() -> Result<()> {
     for shape in [[4, 16, 64, 64], [2, 16, 128, 128]] {
         let [b, c, h, w] = shape;
         let others = noise(1, &[b, 3, c, h, w], DType::F32)?;
-        let factors = noise(2, &[b, 3, 4], DType::F32)?;
+        let factors = noise(2, &[b, 3, 3], DType::F32)?;
         let v = [noise(0, &shape, DType::F32)?];
         let on = |device: &Device| -> Result<Vec<Tensor>> {
             let (others, factors) = (others.to_device(device)?, factors.to_device(device)?);

@@ -27,6 +27,7 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["batch.prompts=-1"], &["batch.prompts = -1: must be a whole number, 0 or above"]),
     (&["batch.prompts=[8]"], &["batch.prompts = [8]: must be a whole number"]),
     (&["run.name=7"], &["run.name = 7: must be text in quotes"]),
+    (&["eval.seed=-1"], &["eval.seed = -1: must be a whole number, 0 or above"]),
     (&["run.out=true"], &["run.out = true: must be a path in quotes"]),
     (&["method.adaptive_scale=1"], &["method.adaptive_scale = 1: must be true or false"]),
     (&["optim.betas=0.9"], &["optim.betas = 0.9: must be a list of two numbers"]),
@@ -169,6 +170,20 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (
         &["method.name=awm", "method.gamma=1.1"],
         &["method.gamma = 1.1: belongs to advantage-flow, flow-awr; remove it or set method.name = \"advantage-flow\""],
+    ),
+    (
+        &["method.kl_space=velocity"],
+        &[
+            "method.kl_space = \"velocity\": belongs to advantage-flow; remove it or set method.name = \"advantage-flow\"",
+        ],
+    ),
+    (
+        &["method.name=advantage-flow", "method.kl_space=x0"],
+        &["method.kl_space = \"x0\": must be \"velocity\" or \"estimate\""],
+    ),
+    (
+        &["method.name=advantage-flow", "method.kl_coef=0", "method.kl_space=estimate"],
+        &["method.kl_space = \"estimate\": method.kl_coef = 0, so no distance is measured"],
     ),
     (&["method.name=awm", "method.form=paper"], &["method.form = \"paper\": belongs to flow-awr"]),
     (&["method.form=true"], &["method.form = true: must be a name in quotes"]),

@@ -5,7 +5,7 @@ mod mistakes;
 use super::*;
 use crate::advantage::{Aggregate, Map, Normaliser};
 use crate::flow::sde::SdeConfig;
-use crate::objective::{Form, Gamma, Objective};
+use crate::objective::{Form, Gamma, KlSpace, Objective};
 use crate::params::Precision;
 use crate::reward::remote::{OnFailure, WireFormat};
 use mistakes::{FILES, LORA, SETTINGS};
@@ -202,6 +202,7 @@ fn the_reference_explains_every_key() {
     full.method = MethodConfig {
         name: full.method.name,
         kl_coef: Some(0.0),
+        kl_space: Some(KlSpace::Estimate),
         form: Some(Form::Robust),
         gamma: Some(Gamma::Constant(2.0)),
         mix: Some(1.0),

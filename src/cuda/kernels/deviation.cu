@@ -1,34 +1,40 @@
-// What the objectives measure: sums over a sample of squares and magnitudes of deviations, weighted sums of velocities.
+// What the objectives measure: sums over a sample of squares and magnitudes of deviations, weighted sums of differences of
+// velocities.
 #include "common.cuh"
 
 #define THREADS 256
-#define MOST 4 // deviations, and terms of each
+#define MOST 4 // deviations, and differences in each
 
-// A sample's deviations r_m = factors[m, 0] v + sum_k factors[m, k] others[k - 1]: v [B, n], others [B, terms - 1, n],
-// factors [B, count, terms].
+// A sample's deviations r_m = factors[m, 0] (v - others[0]) + sum_k factors[m, k] (others[k - 1] - others[k]): v [B, n],
+// others [B, links, n], factors [B, count, links].
 struct Deviations {
     const float *v, *others, *factors;
-    u64 n, terms, count;
-    __device__ __forceinline__ Deviations(const float *v, const float *others, const float *factors, u64 n, u64 terms,
+    u64 n, links, count;
+    __device__ __forceinline__ Deviations(const float *v, const float *others, const float *factors, u64 n, u64 links,
                                           u64 count, u64 sample)
-        : v(v + sample * n), others(others + sample * (terms - 1) * n), factors(factors + sample * count * terms), n(n),
-          terms(terms), count(count) {}
+        : v(v + sample * n), others(others + sample * links * n), factors(factors + sample * count * links), n(n), links(links),
+          count(count) {}
+    // The differences.
     __device__ __forceinline__ void load(u64 i, float (&x)[MOST]) const {
-        x[0] = v[i];
-        for (u64 k = 1; k < terms; k++) x[k] = others[(k - 1) * n + i];
+        float before = v[i];
+        for (u64 k = 0; k < links; k++) {
+            float other = others[k * n + i];
+            x[k] = before - other;
+            before = other;
+        }
     }
     __device__ __forceinline__ float at(u64 m, const float (&x)[MOST]) const {
         float r = 0.f;
-        for (u64 k = 0; k < terms; k++) r += factors[m * terms + k] * x[k];
+        for (u64 k = 0; k < links; k++) r += factors[m * links + k] * x[k];
         return r;
     }
 };
 
 // Sums over `piece` elements of each sample: partial [B, pieces, count, 2]. Blocks [pieces, B].
 extern "C" __global__ void deviation_sums(const float *v, const float *others, const float *factors, float *partial,
-                                          u64 n, u64 terms, u64 count, u64 piece) {
+                                          u64 n, u64 links, u64 count, u64 piece) {
     __shared__ float sums[THREADS / WARP][2 * MOST];
-    Deviations deviations(v, others, factors, n, terms, count, blockIdx.y);
+    Deviations deviations(v, others, factors, n, links, count, blockIdx.y);
     u64 first = blockIdx.x * piece, last = first + piece < n ? first + piece : n;
     float x[MOST], sum[2 * MOST] = {};
     for (u64 i = first + threadIdx.x; i < last; i += THREADS) {
@@ -53,8 +59,8 @@ extern "C" __global__ void deviation_sums(const float *v, const float *others, c
 
 // The gradient of v, given those of the sums, d [B, count, 2]. Blocks [any, B].
 extern "C" __global__ void deviation_backward(const float *v, const float *others, const float *factors, const float *d,
-                                              float *dv, u64 n, u64 terms, u64 count) {
-    Deviations deviations(v, others, factors, n, terms, count, blockIdx.y);
+                                              float *dv, u64 n, u64 links, u64 count) {
+    Deviations deviations(v, others, factors, n, links, count, blockIdx.y);
     d += blockIdx.y * count * 2;
     dv += blockIdx.y * n;
     float x[MOST];
@@ -63,7 +69,7 @@ extern "C" __global__ void deviation_backward(const float *v, const float *other
         float sum = 0.f;
         for (u64 m = 0; m < count; m++) {
             float r = deviations.at(m, x), sign = (float)((r > 0.f) - (r < 0.f));
-            sum += deviations.factors[m * terms] * (2.f * d[2 * m] * r + d[2 * m + 1] * sign);
+            sum += deviations.factors[m * links] * (2.f * d[2 * m] * r + d[2 * m + 1] * sign);
         }
         dv[i] = sum;
     }

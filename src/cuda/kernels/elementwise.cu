@@ -135,9 +135,9 @@ extern "C" __global__ void adamw(float *state, const float *gradient, u64 n, flo
     }
 }
 
-// destination = source + keep (destination - source): equal vectors stay equal.
+// destination = source - keep (source - destination): equal vectors stay equal to the bit, -0 included.
 extern "C" __global__ void lerp(float *destination, const float *source, u64 n, float keep) {
-    EACH(i, n) destination[i] = source[i] + keep * (destination[i] - source[i]);
+    EACH(i, n) destination[i] = source[i] - keep * (source[i] - destination[i]);
 }
 
 // Cosines, then sines, of 1000 t times each frequency: t [batch], out [batch, 2 half]. Frequencies and angles are rounded

@@ -1,4 +1,4 @@
-//! What the objectives measure: how far weighted sums of velocities lie from zero.
+//! What the objectives measure: how far weighted sums of differences of velocities lie from zero.
 
 use super::float::{Float, dot, sum_pairs};
 use super::op::{Differentiable, Kernel, View, apply3, fill, refuse_tracked, run};
@@ -7,26 +7,26 @@ use candle_core::{Result, Tensor, bail};
 /// Elements that are combined at once.
 const BLOCK: usize = 256;
 
-/// Deviations at once, and terms of each, at most: the GPU's kernel keeps them in registers.
+/// Deviations at once, and differences in each, at most: the GPU's kernel keeps them in registers.
 const MOST: usize = 4;
 
-/// `[B, n]`, `[B, terms - 1, n]` and factors `[B, count, terms]` of a batch.
+/// `[B, n]`, others `[B, links, n]` and factors `[B, count, links]` of a batch.
 struct Sizes {
     n: usize,
-    terms: usize,
+    links: usize,
     count: usize,
 }
 
 impl Sizes {
     fn of(v: &[usize], others: &[usize], factors: &[usize]) -> Result<Self> {
-        let (&[batch, count, terms], Some((&first, sample))) = (factors, v.split_first()) else {
+        let (&[batch, count, links], Some((&first, sample))) = (factors, v.split_first()) else {
             bail!("deviations: {v:?} and factors {factors:?} are no batch");
         };
-        let fits = first == batch && others.len() == v.len() + 1 && others[..2] == [batch, terms.wrapping_sub(1)];
-        if !fits || others[2..] != *sample || !(2..=MOST).contains(&terms) || !(1..=MOST).contains(&count) {
+        let fits = first == batch && others.len() == v.len() + 1 && others[..2] == [batch, links];
+        if !fits || others[2..] != *sample || !(1..=MOST).contains(&links) || !(1..=MOST).contains(&count) {
             bail!("deviations: {v:?}, {others:?} and factors {factors:?} do not fit");
         }
-        Ok(Self { n: sample.iter().product(), terms, count })
+        Ok(Self { n: sample.iter().product(), links, count })
     }
 }
 
@@ -40,32 +40,33 @@ struct Sample<'a, F> {
 
 impl<'a, F: Float> Sample<'a, F> {
     fn new(b: usize, sizes: &'a Sizes, [v, others, factors]: [View<'a, F>; 3]) -> Self {
-        let &Sizes { n, terms, count } = sizes;
+        let &Sizes { n, links, count } = sizes;
         let part = |view: View<'a, F>, len: usize| &view.data[b * len..][..len];
-        Self { sizes, v: part(v, n), others: part(others, (terms - 1) * n), factors: part(factors, count * terms) }
+        Self { sizes, v: part(v, n), others: part(others, links * n), factors: part(factors, count * links) }
     }
 
     /// The factor of v in deviation m.
     fn own(&self, m: usize) -> F {
-        self.factors[m * self.sizes.terms]
+        self.factors[m * self.sizes.links]
     }
 
     /// Deviation m from element `start` on.
     #[inline(always)]
     fn deviation(&self, m: usize, start: usize, out: &mut [F]) {
-        let factors = &self.factors[m * self.sizes.terms..][..self.sizes.terms];
-        for (out, &v) in out.iter_mut().zip(&self.v[start..]) {
-            *out = factors[0] * v;
-        }
-        for (&factor, other) in factors[1..].iter().zip(self.others.chunks_exact(self.sizes.n)) {
-            for (out, &x) in out.iter_mut().zip(&other[start..]) {
-                *out += factor * x;
+        let factors = &self.factors[m * self.sizes.links..][..self.sizes.links];
+        let mut before = &self.v[start..];
+        out.fill(F::ZERO);
+        for (&factor, other) in factors.iter().zip(self.others.chunks_exact(self.sizes.n)) {
+            let other = &other[start..];
+            for ((out, &x), &y) in out.iter_mut().zip(before).zip(other) {
+                *out += factor * (x - y);
             }
+            before = other;
         }
     }
 }
 
-/// v `[B, ..]`, others `[B, terms - 1, ..]`, factors `[B, count, terms]` -> sums of squares and magnitudes `[B, count, 2]`.
+/// v `[B, ..]`, others `[B, links, ..]`, factors `[B, count, links]` -> sums of squares and magnitudes `[B, count, 2]`.
 pub(super) struct Deviations;
 
 impl Kernel<3> for Deviations {
@@ -126,9 +127,11 @@ impl Differentiable<3> for Deviations {
     }
 }
 
-/// Of the deviations `r_m = factors[m, 0] v + sum_k factors[m, k] others[k - 1]` of each sample the sums of squares and of
-/// magnitudes, `[B, count, 2]`: v `[B, ..]`, others `[B, terms - 1, ..]`, factors `[B, count, terms]`, of each four at most.
-/// Differentiable in v; on a GPU in f32 only.
+/// Of the deviations `r_m = factors[m, 0] (v - others[0]) + sum_k factors[m, k] (others[k - 1] - others[k])` of each sample the
+/// sums of squares and of magnitudes, `[B, count, 2]`: v `[B, ..]`, others `[B, links, ..]`, factors `[B, count, links]`, of
+/// each four at most. Differentiable in v; on a GPU in f32 only.
+///
+/// Differences are formed first: of equal tensors they are exactly 0, and of close ones exact.
 ///
 /// # Errors
 /// Shapes do not fit, or the others or the factors want a gradient.

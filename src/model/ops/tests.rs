@@ -302,7 +302,7 @@ fn frozen_operands_get_no_gradient() -> Result<()> {
 fn deviations_match_the_composed_form() -> Result<()> {
     const SHAPE: [usize; 3] = [3, 11, 30];
     fn constants(dtype: DType) -> Result<(Tensor, Tensor)> {
-        Ok((noise(50, &[3, 2, 11, 30], dtype)?, noise(51, &[3, 4, 3], dtype)?))
+        Ok((noise(50, &[3, 2, 11, 30], dtype)?, noise(51, &[3, 4, 2], dtype)?))
     }
     fn fused(t: &[Tensor]) -> Result<Tensor> {
         let (others, factors) = constants(t[0].dtype())?;
@@ -310,8 +310,8 @@ fn deviations_match_the_composed_form() -> Result<()> {
     }
     fn composed(t: &[Tensor]) -> Result<Tensor> {
         let (others, factors) = constants(t[0].dtype())?;
-        let all = Tensor::cat(&[t[0].unsqueeze(1)?, others], 1)?.flatten_from(2)?; // [B, terms, n]
-        let r = factors.matmul(&all)?; // [B, count, n]
+        let all = Tensor::cat(&[t[0].unsqueeze(1)?, others], 1)?.flatten_from(2)?; // [B, links + 1, n]
+        let r = factors.matmul(&(all.narrow(1, 0, 2)? - all.narrow(1, 1, 2)?)?)?; // [B, count, n]
         Tensor::stack(&[r.sqr()?.sum(D::Minus1)?, r.abs()?.sum(D::Minus1)?], 2)
     }
     check(fused, composed, &[&SHAPE])?;

@@ -145,10 +145,11 @@ fn a_disk_that_takes_no_metrics_does_not_end_a_run_before_its_end() -> Result<()
 }
 
 #[test]
-fn the_gallery_is_the_same_on_any_number_of_ranks() -> Result<()> {
-    let galleries = [1, 3].map(|ranks| {
+fn the_gallery_is_the_same_on_any_number_of_ranks_and_for_every_seed_of_the_run() -> Result<()> {
+    let settings = [(1, "run.seed=1"), (3, "run.seed=2"), (1, "eval.seed=7")];
+    let galleries = settings.map(|(ranks, seed)| {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(&folder, &["eval.steps=2"])?;
+        let config = config(&folder, &["eval.steps=2", seed])?;
         let galleries = ThreadGroup::run(ranks, |world| {
             let run = start(&config, &Resume::Never, &world)?;
             let (_, Gallery { images, captions }) =
@@ -159,9 +160,10 @@ fn the_gallery_is_the_same_on_any_number_of_ranks() -> Result<()> {
         assert!(galleries[0].0.chunks(galleries[0].0.len() / 4).all(|image| image.iter().any(|&pixel| pixel > 0.0)));
         Ok(galleries[0].clone())
     });
-    let [one, three] = galleries.map(Result::unwrap);
+    let [one, three, other] = galleries.map(Result::unwrap);
     assert_eq!(one.1.len(), 4);
     assert!(one == three, "the same pictures and captions");
+    assert!(one.0 != other.0, "other noise, other pictures");
     Ok(())
 }
 
