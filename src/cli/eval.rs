@@ -46,8 +46,9 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         let loader = Loader::new(candle_core::utils::get_num_threads(), &device);
         let rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
-        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), &device, world)?;
         let sampler = config.eval.sampler(&config.sampler);
+        let texts: Vec<&str> = prompts.prompts.iter().flat_map(|prompt| prompt.texts(sampler.is_guided())).collect();
+        let (pipeline, params) = opened.load(arguments.which, &texts, &device, world)?;
         let evaluation = Evaluation {
             prompts: &prompts.prompts,
             images_per_prompt: config.eval.images_per_prompt,

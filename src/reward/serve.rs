@@ -197,7 +197,8 @@ fn answer(rewards: &[Box<dyn Reward>], body: &[u8]) -> std::result::Result<Value
     for (i, request) in body.requests.into_iter().enumerate() {
         match picture(&request.image_png_b64) {
             Ok(picture) => {
-                let prompt = Prompt { index: i, text: request.prompt, metadata: request.metadata.map(Metadata::new) };
+                let metadata = request.metadata.map(Metadata::new);
+                let prompt = Prompt { metadata, ..Prompt::new(i, request.prompt) };
                 sizes.entry(picture.dimensions()).or_default().push((i, picture, prompt));
             }
             Err(message) => wanted.iter().for_each(|reward| {
