@@ -7,6 +7,7 @@ use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
 use crate::observe::logging;
+use crate::plan;
 use crate::reward::{Loader, Rewards};
 use serde_json::{Map, Value};
 
@@ -33,14 +34,16 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let opened = arguments.source.open()?;
     let config = &opened.config;
-    let mut prompts = match &arguments.data {
-        Some(source) => PromptSet::eval(source)?,
-        None => config.eval_prompts()?,
+    let (name, mut prompts) = match &arguments.data {
+        Some(source) => (format!("--data {source}"), PromptSet::eval(source)?),
+        None => (format!("data.eval = {:?}", config.data.eval), config.eval_prompts()?),
     };
     prompts.prompts.truncate(config.eval.count(prompts.len()));
     config.check_files()?;
     on_ranks(config.parallel.backend, config.parallel.deadline_s, |world| {
         logging::init(world.rank(), None, "info")?;
+        let notes = plan::prompts::evaluated(config, &name, &prompts);
+        notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         // First the rewards: what is wrong with them is told before anything takes time.
         let device = opened.device(world)?;
         let loader = Loader::new(candle_core::utils::get_num_threads(), &device);

@@ -86,6 +86,7 @@ impl<'a> Run<'a> {
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
+        plan.notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
