@@ -5,7 +5,7 @@
 
 use crate::comm::{Communicator, World};
 use crate::data::render::{HEIGHT, Style, WIDTH, render};
-use crate::data::{PromptSet, glyphs::GlyphPrompt};
+use crate::data::{Prompt, PromptSet, glyphs::GlyphPrompt};
 use crate::engine::{self, Checkpointing};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
@@ -277,17 +277,18 @@ fn examples(pipeline: &Pipeline, points: Vec<Point>, count: usize) -> Result<Exa
         x0: pipeline::encode_pictures(&stack(|p| &p.picture)?)?,
         eps: stack(|p| &p.noise)?,
         t: Tensor::from_vec(points.iter().map(|p| p.t).collect(), points.len(), &pipeline.device)?,
-        conditioning: without_text(pipeline, pipeline.encode(&prompts)?, &points)?,
+        conditioning: without_text(pipeline, &prompts, &points)?,
         count,
     })
 }
 
-/// The conditioning with that of an empty text where the text is not told.
-fn without_text(pipeline: &Pipeline, conditioning: Vec<Tensor>, points: &[Point]) -> Result<Vec<Tensor>> {
+/// The conditioning of the points' prompts, with that of an empty text where the text is not told.
+fn without_text(pipeline: &Pipeline, prompts: &[Prompt], points: &[Point]) -> Result<Vec<Tensor>> {
+    let conditioning = pipeline.encode(prompts)?;
     if points.iter().all(|p| p.told) {
         return Ok(conditioning);
     }
-    let negative = pipeline.negative(&conditioning)?;
+    let negative = pipeline.negative(prompts)?;
     let told: Vec<u8> = points.iter().map(|p| u8::from(p.told)).collect();
     let told = Tensor::from_vec(told, (points.len(), 1), &pipeline.device)?;
     let chosen =

@@ -109,9 +109,11 @@ impl Sampling<'_> {
         for batch in micro_batches(requests.len(), self.micro_batch, busiest(self.params, images)) {
             let prompts: Vec<Prompt> = batch.places().map(|place| requests[place].prompt.clone()).collect();
             let conditioning = self.pipeline.encode(&prompts)?; // of these alone: a run's may not fit into memory
+            let guided = self.sampler.is_guided();
+            let negative = guided.then(|| self.pipeline.negative(&prompts)).transpose()?;
             let velocity = |x: &Tensor, t: f64| {
                 let t = Tensor::full(self.sampler.told(t) as f32, self.micro_batch, &self.pipeline.device)?; // [B]
-                guided(self.pipeline, self.params, x, &t, &conditioning, self.sampler.guidance)
+                self.velocity(x, &t, &conditioning, negative.as_deref())
             };
             let noise = self.normals(requests, batch, 0)?;
             let own = |x: Tensor| Ok(x.narrow(0, 0, batch.len)?);
@@ -137,6 +139,15 @@ impl Sampling<'_> {
         Ok(Samples { x0: Tensor::cat(&x0, 0)?, trajectory })
     }
 
+    /// The velocity at x `[B, C, H, W]` and t `[B]`, guided away from `negative` where there is one.
+    fn velocity(&self, x: &Tensor, t: &Tensor, conditioning: &[Tensor], negative: Option<&[Tensor]>) -> Result<Tensor> {
+        let model = &self.pipeline.model;
+        let Some(negative) = negative else { return engine::velocity(model, self.params, x, t, conditioning) };
+        let passes = [conditioning, negative].map(|conditioning| Pass::new(self.params, x, t, conditioning));
+        let velocities = engine::velocities(model, passes.into())?;
+        guide(&velocities[0], &velocities[1], self.sampler.guidance)
+    }
+
     /// The starting noise (index 0) or that of stochastic step `index - 1`, `[B, C, H, W]`.
     fn normals(&self, requests: &[Request], batch: MicroBatch, index: u64) -> Result<Tensor> {
         let stream = |place: usize| {
@@ -145,24 +156,6 @@ impl Sampling<'_> {
         };
         normals(self.pipeline, batch.places().map(stream))
     }
-}
-
-/// The velocity at x `[B, C, H, W]` and t `[B]`, guided if `guidance` is not 1.
-pub fn guided(
-    pipeline: &Pipeline,
-    params: &dyn Weights,
-    x: &Tensor,
-    t: &Tensor,
-    conditioning: &[Tensor],
-    guidance: f64,
-) -> Result<Tensor> {
-    if guidance == 1.0 {
-        return engine::velocity(&pipeline.model, params, x, t, conditioning);
-    }
-    let negative = pipeline.negative(conditioning)?;
-    let passes = [conditioning, &negative].map(|conditioning| Pass::new(params, x, t, conditioning));
-    let velocities = engine::velocities(&pipeline.model, passes.into())?;
-    guide(&velocities[0], &velocities[1], guidance)
 }
 
 /// What the busiest rank has to run, where all have to run it, else nothing.

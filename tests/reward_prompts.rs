@@ -45,29 +45,11 @@ fn published_folders_are_read_whole_with_their_metadata() {
 fn a_format_can_be_forced() {
     let path = folder("geneval/test_metadata.jsonl");
     let lines = PromptSet::from_file(&path, Format::Text).unwrap();
-    assert!(lines.prompts[0].text.starts_with("{\"tag\""));
+    assert!(lines.prompts[0].text.starts_with("{\"tag\"") && lines.prompts[0].metadata.is_none());
     let wrong = PromptSet::from_file(folder("drawbench/test.txt"), Format::Jsonl).unwrap_err().to_string();
     assert!(wrong.contains("line 1: ") && wrong.contains("write {\"prompt\""), "{wrong}");
     let absent = PromptSet::load(&folder("ocr"), Split::Train, Format::Auto).unwrap_err().to_string();
     assert!(absent.contains("holds none of train_metadata.jsonl, train.jsonl, train.txt"), "{absent}");
-}
-
-/// Each line of a table as a prompt would train on `prompt,tag` and `[`.
-#[test]
-fn tables_are_not_read_as_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, content) in [
-        ("p.json", &b"[\n\"a cat\"\n]"[..]),
-        ("p.CSV", b"prompt,tag\na cat,1\n"),
-        ("p.tsv", b"a cat\t1\n"),
-        ("p.parquet", b"PAR1\xff"),
-    ] {
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        let error = PromptSet::from_file(&path, Format::Auto).unwrap_err().to_string();
-        assert!(error.contains("is not one prompt a line; write one prompt a line (.txt)"), "{name}: {error}");
-    }
-    assert_eq!(PromptSet::from_file(folder.path().join("p.tsv"), Format::Text).unwrap().texts(), ["a cat\t1"]);
 }
 
 #[test]

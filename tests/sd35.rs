@@ -143,9 +143,15 @@ fn a_small_model_trains_from_prompts_to_an_export() {
     assert_eq!(folder.cached(), 20);
 
     // The prompts of every stage are encoded before training begins; the first stage is shorter than the whole run was.
+    // So is what evaluations are guided away from, and what nothing is guided away from is not.
     let stage = "stage=[{at_update=1, train=\"configs/sd35/prompts/signs.txt\"}]";
-    folder.train(2, "staged", &[stage]).success();
-    assert_eq!(folder.cached(), 20 + 3);
+    let eval = folder.name("eval");
+    fs::write(&eval, r#"{"prompt": "a red boat", "negative_prompt": "blur"}"#).unwrap();
+    let eval = format!("data.eval={eval}");
+    folder.train(1, "unguided", &["run.updates=1", &eval]).success();
+    assert_eq!(folder.cached(), 20);
+    folder.train(2, "staged", &[stage, &eval, "eval.guidance=2"]).success();
+    assert_eq!(folder.cached(), 20 + 3 + 1);
     let staged = folder.metrics("staged");
     assert_eq!(first(&staged, reward), first(&metrics, reward));
     assert_eq!(staged.iter().filter(|line| line["stage"] == 1).count(), 1);

@@ -7,6 +7,7 @@ use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
 use crate::observe::logging;
+use crate::plan;
 use crate::reward::{Loader, Rewards};
 use serde_json::{Map, Value};
 
@@ -34,16 +35,19 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let opened = arguments.source.open();
     let launch = launch(opened.as_ref().ok().map(|opened| &opened.config));
     let prepared = opened.and_then(|opened| prepare(arguments, opened));
-    on_ranks(&launch, prepared, |(opened, prompts), world| {
+    on_ranks(&launch, prepared, |Prepared { opened, name, prompts }, world| {
         let config = &opened.config;
         logging::init(world.rank(), None, "info")?;
+        let notes = plan::prompts::evaluated(config, &name, &prompts);
+        notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         // First the rewards: what is wrong with them is told before anything takes time.
         let device = opened.device(world)?;
         let loader = Loader::new(candle_core::utils::get_num_threads(), &device);
         let rewards: Rewards = loader.build(&evaluated(config))?.into();
         agreed(rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
-        let (pipeline, params) = opened.load(arguments.which, &prompts.texts(), &device, world)?;
         let sampler = config.eval.sampler(&config.sampler);
+        let texts: Vec<&str> = prompts.prompts.iter().flat_map(|prompt| prompt.texts(sampler.is_guided())).collect();
+        let (pipeline, params) = opened.load(arguments.which, &texts, &device, world)?;
         let evaluation = Evaluation {
             prompts: &prompts.prompts,
             images_per_prompt: config.eval.images_per_prompt,
@@ -67,14 +71,22 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     })
 }
 
+/// What is known before the ranks meet.
+struct Prepared {
+    opened: Opened,
+    /// What the prompts are called in messages.
+    name: String,
+    prompts: PromptSet,
+}
+
 /// Reads the prompts, and checks what can be before the ranks meet.
-fn prepare(arguments: &Arguments, opened: Opened) -> Result<(Opened, PromptSet)> {
+fn prepare(arguments: &Arguments, opened: Opened) -> Result<Prepared> {
     let config = &opened.config;
-    let mut prompts = match &arguments.data {
-        Some(source) => PromptSet::eval(source)?,
-        None => config.eval_prompts()?,
+    let (name, mut prompts) = match &arguments.data {
+        Some(source) => (format!("--data {source}"), PromptSet::eval(source)?),
+        None => (format!("data.eval = {:?}", config.data.eval), config.eval_prompts()?),
     };
     prompts.prompts.truncate(config.eval.count(prompts.len()));
     config.check_files()?;
-    Ok((opened, prompts))
+    Ok(Prepared { opened, name, prompts })
 }

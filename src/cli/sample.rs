@@ -21,6 +21,9 @@ pub struct Arguments {
     /// What the pictures show; as often as wanted
     #[arg(long, required = true)]
     prompt: Vec<String>,
+    /// What guidance leads away from (eval.guidance) [default: the empty prompt]
+    #[arg(long, value_name = "PROMPT")]
+    negative_prompt: Option<String>,
     /// Pictures of each prompt
     #[arg(short = 'n', long = "images", value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     images: u16,
@@ -56,25 +59,30 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let opened = arguments.source.open()?;
     choose_threads();
     logging::init(0, None, "info")?;
-    let texts: Vec<&str> = arguments.prompt.iter().map(String::as_str).collect();
+    let config = &opened.config;
+    let sampler = config.eval.sampler(&config.sampler);
+    let mut set: PromptSet = arguments.prompt.iter().cloned().collect();
+    if let Some(negative) = &arguments.negative_prompt {
+        if !sampler.is_guided() {
+            return Err(Error::Usage(format!(
+                "--negative-prompt {negative:?}: has no effect without guidance; set eval.guidance above 1 in a file for \
+                 --config"
+            )));
+        }
+        set.prompts.iter_mut().for_each(|prompt| prompt.negative = Some(negative.clone()));
+    }
+    let texts: Vec<&str> = set.prompts.iter().flat_map(|prompt| prompt.texts(sampler.is_guided())).collect();
     let world = World::solo();
     let (pipeline, params) = opened.load(arguments.which, &texts, &opened.device(&world)?, &world)?;
-    let config = &opened.config;
     let images = usize::from(arguments.images);
-    let requests: Vec<Request> = arguments
-        .prompt
-        .iter()
-        .cloned()
-        .collect::<PromptSet>()
-        .prompts
-        .into_iter()
-        .flat_map(|prompt| (0..images).map(move |image| Request { prompt: prompt.clone(), image }))
-        .collect();
+    let of_prompt =
+        |prompt: &Prompt| (0..images).map(|image| Request { prompt: prompt.clone(), image }).collect::<Vec<_>>();
+    let requests: Vec<Request> = set.prompts.iter().flat_map(of_prompt).collect();
     let prompts: Vec<Prompt> = requests.iter().map(|request| request.prompt.clone()).collect();
     let sampling = Sampling {
         pipeline: &pipeline,
         params: &params,
-        sampler: &config.eval.sampler(&config.sampler),
+        sampler: &sampler,
         micro_batch: config.batch.micro_batch,
         seed: arguments.seed.unwrap_or(config.eval.seed),
         purpose: Purpose::Evaluation,

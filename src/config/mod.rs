@@ -17,7 +17,7 @@ use crate::flow::{SamplerConfig, Solver};
 use crate::objective::{AdvantageConfig, Method, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::reward::{Overlap, RewardConfig};
 use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
@@ -297,10 +297,12 @@ impl RunConfig {
         PromptSet::load(&self.data.eval, Split::Eval, self.data.format)
     }
 
-    /// The geometry of the run on `ranks` ranks, or what makes it impossible.
+    /// The geometry of the run on `ranks` ranks and what is to be told of its prompts, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
         let prompts = self.train_prompts()?;
-        Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())
+        let notes = plan::prompts::run(self, &prompts, &self.eval_prompts()?)?;
+        let plan = Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())?;
+        Ok(Plan { notes, ..plan })
     }
 
     /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.

@@ -46,6 +46,14 @@ impl RunStage {
         self.weights.get(reward).copied().unwrap_or(0.0)
     }
 
+    /// The key that names its prompts, with what it says: `data.train = "prompts.txt"`.
+    pub fn source(&self) -> String {
+        match self.prompts_of {
+            0 => format!("data.train = {:?}", self.train),
+            number => format!("stage[{}].train = {:?}", number - 1, self.train),
+        }
+    }
+
     /// Whether it begins where `other` does, with the same weights and the same prompts.
     pub fn is_same(&self, other: &Self) -> bool {
         let mut rewards = self.weights.keys().chain(other.weights.keys());

@@ -2,7 +2,7 @@
 
 use super::RunConfig;
 use crate::data::glyphs::GlyphPrompt;
-use crate::data::{Prompt, PromptSet, Split};
+use crate::data::{PromptSet, Split};
 use crate::error::Error;
 use crate::flow::Solver;
 use crate::objective::{Form, Gamma, Method};
@@ -374,8 +374,8 @@ fn prompts(config: &RunConfig, key: &str, source: &str, split: Split) -> Result<
     let named = |e: Error| format!("{key} = {source:?}: {e}");
     let set = PromptSet::load(source, split, config.data.format).map_err(named)?;
     if config.model.kind == Kind::Glyphs && !embedded {
-        let parse = |prompt: &Prompt| GlyphPrompt::parse(&prompt.text).map(|_| ());
-        set.prompts.iter().try_for_each(parse).map_err(named)?;
+        let mut texts = set.prompts.iter().flat_map(|prompt| prompt.texts(true));
+        texts.try_for_each(|text| GlyphPrompt::parse(text).map(drop)).map_err(named)?;
     }
     Ok(set.len())
 }

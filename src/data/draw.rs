@@ -25,21 +25,21 @@ impl PromptSet {
         Stream::new(seed, Purpose::Prompts, [epoch, stage as u64, 0, 0]).permutation(self.len())
     }
 
-    /// The texts that the first `iterations` iterations draw, each once.
+    /// The prompts that the first `iterations` iterations draw, each once.
     ///
     /// # Panics
     /// As [`PromptSet::draw`].
-    pub fn drawn(&self, seed: u64, stage: usize, iterations: u64, count: usize) -> BTreeSet<&str> {
+    pub fn drawn(&self, seed: u64, stage: usize, iterations: u64, count: usize) -> Vec<&Prompt> {
         let per_epoch = (self.len() / count) as u64;
         if iterations >= 8 * per_epoch {
-            return self.prompts.iter().map(|prompt| prompt.text.as_str()).collect(); // as good as all
+            return self.prompts.iter().collect(); // as good as all
         }
         let of_epoch = |epoch| {
             let draws = per_epoch.min(iterations - epoch * per_epoch) as usize;
             self.order(seed, stage, epoch).into_iter().take(draws * count)
         };
-        let drawn = (0..iterations.div_ceil(per_epoch)).flat_map(of_epoch);
-        drawn.map(|prompt| self.prompts[prompt].text.as_str()).collect()
+        let drawn: BTreeSet<usize> = (0..iterations.div_ceil(per_epoch)).flat_map(of_epoch).collect();
+        drawn.into_iter().map(|prompt| &self.prompts[prompt]).collect()
     }
 }
 
@@ -61,11 +61,9 @@ mod tests {
         // 10 prompts hold three draws of 3; the tenth is dropped.
         let drawn: Vec<usize> = (0..3).flat_map(|i| set.draw(1, 0, i, 3)).map(|p| p.index).collect();
         assert_eq!(drawn.iter().collect::<std::collections::BTreeSet<_>>().len(), 9);
-        let texts: BTreeSet<String> = drawn.iter().map(|i| i.to_string()).collect();
-        assert!(set.drawn(1, 0, 3, 3).into_iter().eq(texts.iter().map(String::as_str)));
         for iterations in 0..12 {
-            let each: BTreeSet<String> = (0..iterations).flat_map(|i| set.draw(1, 0, i, 3)).map(|p| p.text).collect();
-            assert!(set.drawn(1, 0, iterations, 3).into_iter().eq(each.iter().map(String::as_str)), "{iterations}");
+            let each: BTreeSet<usize> = (0..iterations).flat_map(|i| set.draw(1, 0, i, 3)).map(|p| p.index).collect();
+            assert!(set.drawn(1, 0, iterations, 3).into_iter().map(|p| p.index).eq(each), "{iterations}");
         }
         assert_eq!(set.drawn(1, 0, 1000, 3).len(), 10);
     }

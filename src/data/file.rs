@@ -1,19 +1,11 @@
-//! Prompt files: plain text or JSON lines, and folders of them.
+//! Prompt files, whatever their name: text, JSON or a table; and folders of them.
 
-use super::{Format, Metadata, Split};
+use super::json::{self, object_prompt};
+use super::layout::{Layout, Problem, lines};
+use super::{Format, Prompt, Split, table};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// Ends of the names of files whose lines are surely no prompts.
-const TABLES: [&str; 5] = ["json", "csv", "tsv", "parquet", "arrow"];
-
-/// A prompt as a file holds it.
-pub(super) struct Line {
-    pub text: String,
-    pub metadata: Option<Metadata>,
-}
 
 /// The file of a source: itself, or what a data set's folder holds for the split.
 ///
@@ -40,67 +32,79 @@ pub(super) fn file_of(source: &Path, split: Split, format: Format) -> Result<Pat
 }
 
 /// The prompts of a file in its order; see [`PromptSet::from_file`](super::PromptSet::from_file).
-pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Line>> {
-    let unreadable = |e| format!("cannot be read ({e}); give a prompt file, or the name of an embedded set");
-    let is_json = match format {
-        Format::Text => false,
-        Format::Jsonl => true,
-        Format::Auto => match path.extension().map(|end| end.to_string_lossy().to_lowercase()).as_deref() {
-            Some("jsonl") => true,
-            Some(end) if TABLES.contains(&end) => {
-                let message = format!(
-                    "a .{end} file is not one prompt a line; write one prompt a line (.txt) or {{\"prompt\": \"...\"}} a line \
-                     (.jsonl), or set data.format if it is one of these already"
-                );
-                return Err(Error::File { path: path.to_path_buf(), message });
-            }
-            _ => false,
+pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Prompt>> {
+    let error = |message: String| Error::File { path: path.to_path_buf(), message };
+    let unreadable = |e| error(format!("cannot be read ({e}); give a prompt file, or the name of an embedded set"));
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let wrong = |problem: Problem| error(problem.to_string());
+    let text = decoded(&bytes).map_err(error)?;
+    let prompts = match format {
+        Format::Text => Ok(text_prompts(&text)),
+        Format::Jsonl => json::line_prompts(&text),
+        Format::Auto => match Layout::of(&text, path).map_err(wrong)? {
+            Layout::Text => Ok(text_prompts(&text)),
+            Layout::JsonLines => json::line_prompts(&text),
+            Layout::JsonList => json::list_prompts(&text),
+            Layout::Table(delimiter) => table_prompts(&text, delimiter),
         },
     };
-    let bytes = std::fs::read(path).map_err(|e| Error::File { path: path.to_path_buf(), message: unreadable(e) })?;
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
-        let line = 1 + bytes[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count();
-        at_line(path, line, "not UTF-8; save the file as UTF-8".to_string())
-    })?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut prompts = Vec::new();
-    for (i, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() {
-            continue;
-        }
-        let prompt = if is_json {
-            json_prompt(line).map_err(|message| at_line(path, i + 1, message))?
-        } else {
-            Line { text: line.to_string(), metadata: None }
-        };
-        prompts.push(prompt);
-    }
+    let mut prompts = prompts.map_err(wrong)?;
     if prompts.is_empty() {
-        let message = "no prompt in this file; write one prompt a line".to_string();
-        return Err(Error::File { path: path.to_path_buf(), message });
+        return Err(error("no prompt in this file; write one prompt a line".to_string()));
     }
+    prompts.iter_mut().enumerate().for_each(|(index, prompt)| prompt.index = index);
     Ok(prompts)
 }
 
-/// The trimmed `prompt` of a JSON line with the whole object, or what is wrong with it.
-fn json_prompt(line: &str) -> std::result::Result<Line, String> {
-    let remedy = r#"write {"prompt": "..."}"#;
-    let object: Map<String, Value> = serde_json::from_str(line).map_err(|error| format!("{error}; {remedy}"))?;
-    let text = match object.get("prompt") {
-        None => return Err(format!("there is no field \"prompt\"; {remedy}")),
-        Some(Value::String(text)) => text.trim(),
-        Some(other) => return Err(format!("the prompt is {other}, not text; {remedy}")),
-    };
-    if text.is_empty() {
-        return Err(format!("the prompt is empty; {remedy}"));
+/// Files that are no text, by their first bytes.
+const BINARY: [(&[u8], &str); 7] = [
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+];
+
+/// The bytes as text, each line's end a line feed, without a byte order mark.
+fn decoded(bytes: &[u8]) -> std::result::Result<String, String> {
+    if let Some((_, what)) = BINARY.iter().find(|(start, _)| bytes.starts_with(start)) {
+        return Err(format!("is {what}; write its prompts into a UTF-8 text file, one a line"));
     }
-    let text = text.to_string();
-    // Without a field beside the prompt there is nothing more to say of it.
-    let metadata = (object.len() > 1).then(|| Arc::new(object));
-    Ok(Line { text, metadata })
+    let line_of = |end: usize| 1 + bytes[..end].iter().filter(|&&byte| byte == b'\n').count();
+    if let Some(zero) = bytes.iter().position(|&byte| byte == 0) {
+        let line = line_of(zero);
+        return Err(format!("line {line}: holds a zero byte: UTF-16, or no text at all; save the file as UTF-8"));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| format!("line {}: not UTF-8; save the file as UTF-8", line_of(error.valid_up_to())))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    Ok(text.replace("\r\n", "\n").replace('\r', "\n"))
 }
 
-fn at_line(path: &Path, line: usize, message: String) -> Error {
-    Error::File { path: path.to_path_buf(), message: format!("line {line}: {message}") }
+/// Each line is a prompt as it stands.
+fn text_prompts(text: &str) -> Vec<Prompt> {
+    lines(text).map(|(_, line)| Prompt::new(0, line)).collect()
+}
+
+/// Each row below the header is a prompt, and its other columns are what is said of it.
+fn table_prompts(text: &str, delimiter: Option<char>) -> std::result::Result<Vec<Prompt>, Problem> {
+    let mut rows = table::rows(text, delimiter)?.into_iter();
+    let Some((line, header)) = rows.next() else { return Ok(Vec::new()) };
+    let names = table::names(&header).map_err(|message| Problem::at_line(line, message))?;
+    let prompt = |(line, row): (usize, Vec<String>)| {
+        if row.len() != names.len() {
+            let message = format!(
+                "has {} columns, and the header {}; put what holds a delimiter into double quotes, or set data.format = \
+                 \"text\" if each line is a prompt as it stands",
+                row.len(),
+                names.len()
+            );
+            return Err(Problem::at_line(line, message));
+        }
+        let fields = names.iter().cloned().zip(row.into_iter().map(Value::from));
+        object_prompt(fields.collect::<Map<_, _>>()).map_err(|message| Problem::at_line(line, message))
+    };
+    rows.map(prompt).collect()
 }

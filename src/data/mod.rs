@@ -4,7 +4,10 @@ mod draw;
 mod file;
 pub mod geneval;
 pub mod glyphs;
+mod json;
+mod layout;
 pub mod render;
+mod table;
 
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
@@ -12,8 +15,8 @@ use serde_json::{Map, Value};
 use std::path::Path;
 use std::sync::Arc;
 
-/// What a prompt file says of a prompt, for the rewards that read it: the whole object of its line, prompt included.
-/// GenEval's: `tag`, `include`, `exclude`.
+/// What a prompt file says of a prompt, for the rewards that read it: the whole object of its line, or its row of a table
+/// by the columns' names; prompt included. GenEval's: `tag`, `include`, `exclude`.
 pub type Metadata = Arc<Map<String, Value>>;
 
 /// One prompt of a prompt set.
@@ -23,6 +26,8 @@ pub struct Prompt {
     pub index: usize,
     /// What the model is told.
     pub text: String,
+    /// What guidance leads away from, where its file says so (`negative_prompt`); nothing: what the model usually does.
+    pub negative: Option<String>,
     /// What its file says of it beside the text.
     pub metadata: Option<Metadata>,
 }
@@ -30,7 +35,12 @@ pub struct Prompt {
 impl Prompt {
     /// A prompt of which nothing more is known.
     pub fn new(index: usize, text: impl Into<String>) -> Prompt {
-        Prompt { index, text: text.into(), metadata: None }
+        Prompt { index, text: text.into(), negative: None, metadata: None }
+    }
+
+    /// What the model is told of it: its text and, where it is `guided`, what that leads away from.
+    pub fn texts(&self, guided: bool) -> impl Iterator<Item = &str> {
+        std::iter::once(self.text.as_str()).chain(self.negative.as_deref().filter(|_| guided))
     }
 }
 
@@ -47,10 +57,10 @@ pub enum Split {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// By the file's name: JSON lines if it ends in `.jsonl`, else text.
+    /// By what the file holds: text, JSON lines, one JSON list, or a table with a header that names `prompt`.
     #[default]
     Auto,
-    /// One prompt a line.
+    /// One prompt a line, as it stands.
     Text,
     /// One JSON object a line, the prompt in its field `prompt`.
     Jsonl,
@@ -99,18 +109,17 @@ impl PromptSet {
         PromptSet::load(source, Split::Eval, Format::Auto)
     }
 
-    /// Reads a prompt file, UTF-8: one prompt a line, or one JSON object a line with the prompt in the field `prompt`,
-    /// whose object becomes the prompt's metadata.
+    /// Reads a prompt file, UTF-8: one prompt a line; or JSON objects with the prompt in the field `prompt`, one a line or
+    /// in a list; or a list of texts; or a table with commas, semicolons or tabs whose header names a column `prompt`. An
+    /// object or row becomes the prompt's metadata, its `negative_prompt` what guidance leads away from.
     ///
-    /// Lines are trimmed and empty ones skipped; a byte order mark and CRLF line ends are accepted.
+    /// Lines are trimmed and empty ones skipped; a byte order mark and any line ends are accepted.
     ///
     /// # Errors
-    /// A file that cannot be read, is not UTF-8, has a line that is not such an object, or has no prompt at all; the
-    /// message names the file and the line.
+    /// A file that cannot be read, is not UTF-8, is written in more than one way or in none that is clear, or has no prompt
+    /// at all; the message names the file and the line.
     pub fn from_file(path: impl AsRef<Path>, format: Format) -> Result<PromptSet> {
-        let lines = file::read_prompts(path.as_ref(), format)?;
-        let prompt = |(index, line): (usize, file::Line)| Prompt { index, text: line.text, metadata: line.metadata };
-        Ok(PromptSet { prompts: lines.into_iter().enumerate().map(prompt).collect() })
+        Ok(PromptSet { prompts: file::read_prompts(path.as_ref(), format)? })
     }
 
     /// The prompts' texts.
@@ -145,3 +154,6 @@ impl FromIterator<String> for PromptSet {
         PromptSet { prompts }
     }
 }
+
+#[cfg(test)]
+mod tests;

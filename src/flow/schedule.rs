@@ -53,6 +53,11 @@ impl SamplerConfig {
         sigmas(self.steps, self.shift)
     }
 
+    /// Whether guidance leads away from anything.
+    pub fn is_guided(&self) -> bool {
+        self.guidance != 1.0
+    }
+
     /// The time that the model is told at time `t` of the grid.
     pub fn told(&self, t: f64) -> f64 {
         match self.truncate_time {

@@ -3,7 +3,7 @@
 use super::{ModelConfig, Pipeline, Task};
 use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::files::Weights;
 use crate::model::{BaseModel, Model, glyphs};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
@@ -61,25 +61,26 @@ pub fn random(seed: u64, device: &Device) -> Result<Pipeline> {
 
 /// Characters `[n, MAX_TEXT]` and colours `[n, 2]` of the prompts.
 pub(super) fn encode(prompts: &[Prompt], device: &Device) -> Result<Vec<Tensor>> {
-    let mut characters = Vec::with_capacity(prompts.len() * MAX_TEXT);
-    let mut colours = Vec::with_capacity(prompts.len() * 2);
-    for prompt in prompts {
-        let glyph = GlyphPrompt::parse(&prompt.text)?;
-        characters.extend(character_ids(&glyph.text));
-        colours.extend([glyph.ink as u32, glyph.ground as u32]);
-    }
-    Ok(vec![
-        Tensor::from_vec(characters, (prompts.len(), MAX_TEXT), device)?,
-        Tensor::from_vec(colours, (prompts.len(), 2), device)?,
-    ])
+    let glyphs = prompts.iter().map(|prompt| GlyphPrompt::parse(&prompt.text)).collect::<Result<Vec<_>>>()?;
+    tensors(&glyphs, device)
 }
 
-/// The same colours without a text.
-pub(super) fn negative(conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
-    match conditioning {
-        [characters, colours] => Ok(vec![characters.zeros_like()?, colours.clone()]),
-        other => Err(Error::Failed(format!("a glyphs conditioning has 2 tensors, not {}", other.len()))),
-    }
+/// The prompts' negative ones, or the prompts' colours without a text.
+pub(super) fn negative(prompts: &[Prompt], device: &Device) -> Result<Vec<Tensor>> {
+    let glyph = |prompt: &Prompt| match &prompt.negative {
+        Some(negative) => GlyphPrompt::parse(negative),
+        None => Ok(GlyphPrompt { text: String::new(), ..GlyphPrompt::parse(&prompt.text)? }),
+    };
+    tensors(&prompts.iter().map(glyph).collect::<Result<Vec<_>>>()?, device)
+}
+
+fn tensors(glyphs: &[GlyphPrompt], device: &Device) -> Result<Vec<Tensor>> {
+    let characters: Vec<u32> = glyphs.iter().flat_map(|glyph| character_ids(&glyph.text)).collect();
+    let colours: Vec<u32> = glyphs.iter().flat_map(|glyph| [glyph.ink as u32, glyph.ground as u32]).collect();
+    Ok(vec![
+        Tensor::from_vec(characters, (glyphs.len(), MAX_TEXT), device)?,
+        Tensor::from_vec(colours, (glyphs.len(), 2), device)?,
+    ])
 }
 
 /// Pixel values in [-1, 1] to [0, 1].

@@ -57,12 +57,12 @@ impl Pipeline {
         std::mem::replace(&mut self.base, Box::new(ParamSet::default()))
     }
 
-    /// Prepares the prompts for [`Pipeline::encode`]. Every rank calls it once, with all prompts of the run.
-    pub fn prepare(config: &ModelConfig, prompts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
+    /// Prepares texts for [`Pipeline::encode`] and [`Pipeline::negative`]. Every rank calls it once, with all of the run.
+    pub fn prepare(config: &ModelConfig, texts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
         match config.kind {
             Kind::Glyphs => Ok(()),
             Kind::Sd35Medium => {
-                let Filled { found, encoded } = sd35::encode_prompts(config, prompts, device, comm)?;
+                let Filled { found, encoded } = sd35::encode_prompts(config, texts, device, comm)?;
                 tracing::info!("rank {}: {encoded} prompts encoded, {found} were in the cache", comm.rank());
                 Ok(())
             }
@@ -77,11 +77,11 @@ impl Pipeline {
         }
     }
 
-    /// What guidance leads away from, in the shape of `conditioning`.
-    pub fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
+    /// What guidance leads away from: each prompt's negative one, or what the model usually does; as [`Self::encode`].
+    pub fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
         match &self.task {
-            Task::Glyphs => glyphs::negative(conditioning),
-            Task::Sd35(parts) => parts.negative(conditioning),
+            Task::Glyphs => glyphs::negative(prompts, &self.device),
+            Task::Sd35(parts) => parts.negative(prompts),
         }
     }
 

@@ -11,12 +11,11 @@ use crate::model::{Model, mmdit};
 use crate::params::{Layout, LoraConfig, Precision};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
-use std::sync::OnceLock;
 
 /// Tokens of a prompt that the CLIP encoders read.
 const CLIP_TOKENS: usize = 77;
 
-/// What guidance leads away from.
+/// What guidance leads away from where a prompt says nothing else.
 const NEGATIVE: &str = "";
 
 /// The velocity model, of the sizes that the files say; of Stable Diffusion 3.5 Medium's where there are none yet.
@@ -131,7 +130,7 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let flat = Adapter::open(path)?.flat(&layout, &lora, device)?;
         base = base.with_adapters(layout, flat);
     }
-    let parts = Parts { prompts: cache(config)?, negative: OnceLock::new(), vae, device: device.clone() };
+    let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
     Ok(Pipeline {
         model,
         base: Box::new(base),
@@ -151,8 +150,6 @@ fn pixels(config: &ModelConfig, device: &Device) -> DType {
 /// What stands before and behind the transformer.
 pub struct Parts {
     prompts: PromptCache,
-    /// The empty prompt, read when guidance wants it first.
-    negative: OnceLock<Vec<Tensor>>,
     vae: Vae,
     device: Device,
 }
@@ -164,16 +161,10 @@ impl Parts {
         self.of(&texts)
     }
 
-    /// The empty prompt, in the shape of `conditioning`.
-    pub(super) fn negative(&self, conditioning: &[Tensor]) -> Result<Vec<Tensor>> {
-        let empty = match self.negative.get() {
-            Some(empty) => empty,
-            None => {
-                let empty = self.of(&[NEGATIVE])?;
-                self.negative.get_or_init(|| empty)
-            }
-        };
-        empty.iter().zip(conditioning).map(|(empty, shape)| Ok(empty.broadcast_as(shape.shape())?)).collect()
+    /// The prompts' negative ones, or the empty one.
+    pub(super) fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.negative.as_deref().unwrap_or(NEGATIVE)).collect();
+        self.of(&texts)
     }
 
     fn of(&self, texts: &[&str]) -> Result<Vec<Tensor>> {

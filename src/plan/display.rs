@@ -51,7 +51,9 @@ impl fmt::Display for Plan {
         let stages = self.stages.iter().filter(|_| self.stages.len() > 1).map(|stage| ("", stage.to_string()));
         let rows = geometry.into_iter().chain(stages).chain([parameters]);
         let rows = rows.chain([("sent a rank and update", update)]).chain(sent).chain(seldom);
-        let rows = rows.chain([("memory a rank", format!("{} and activations:", mib(self.held())))]).chain(items);
+        let notes = self.notes.iter().map(|note| ("note", note.clone()));
+        let rows =
+            rows.chain([("memory a rank", format!("{} and activations:", mib(self.held())))]).chain(items).chain(notes);
         for (name, value) in rows {
             writeln!(f, "{name:>24}  {value}")?;
         }

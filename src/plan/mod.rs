@@ -2,6 +2,7 @@
 
 mod cost;
 mod display;
+pub mod prompts;
 mod stages;
 
 pub use cost::{Item, Sent, Traffic};
@@ -71,10 +72,12 @@ pub struct Plan {
     pub eval_sent: Traffic,
     /// Bytes that data-parallel training with one all-reduce a backward pass would send instead.
     pub unaccumulated_bytes: usize,
+    /// What is to be known before time is spent, a line each: prompts to which a reward does not apply, what has no effect.
+    pub notes: Vec<String>,
 }
 
 impl Plan {
-    /// The geometry of `config` on `ranks` ranks; `prompt_counts`: training prompts of each stage.
+    /// The geometry of `config` on `ranks` ranks, without notes; `prompt_counts`: training prompts of each stage.
     ///
     /// # Errors
     /// [`Error::Usage`] for what cannot work, with the nearest settings that can.
@@ -143,6 +146,7 @@ impl Plan {
             old_policy_sent: cost.gather_set(),
             eval_sent: cost.gather_set() + eval_micro_batches * (config.eval.steps * cost.velocity()),
             unaccumulated_bytes: cost.all_reduce() * backward_passes.div_ceil(b.updates_per_iteration),
+            notes: Vec::new(),
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Ink and ground of the embedded task's pictures: a check that a policy trained for legible text keeps the colours.
 
-use super::{Reward, check_count, to_rgb8};
+use super::{Fit, Reward, check_count, to_rgb8};
 use crate::{
     data::{
         Prompt,
@@ -28,6 +28,14 @@ impl Reward for ColourMatch {
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
         let score = |(ink, ground): (bool, bool)| 0.5 * f64::from(u8::from(ink) + u8::from(ground));
         Ok(colour_match(images, prompts)?.into_iter().map(|right| right.map(score)).collect())
+    }
+}
+
+/// Whether a prompt says ink and ground.
+pub(super) fn fit(prompt: &Prompt) -> Fit {
+    match GlyphPrompt::parse(&prompt.text) {
+        Ok(_) => Fit::Yes,
+        Err(_) => Fit::No("it is not of the form \"417\" in red on yellow"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! `[[reward]]`: which rewards there are, and their keys.
 
-use super::Token;
+use super::{Fit, Token};
 use super::remote::{OnFailure, WireFormat};
+use crate::data::Prompt;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -56,6 +57,16 @@ impl RewardKind {
             RewardKind::Hps => "hps",
             RewardKind::Aesthetic => "aesthetic",
             RewardKind::Remote => "remote",
+        }
+    }
+
+    /// Whether it applies to a prompt, as far as that can be said before there is a picture; needs none of its files.
+    pub fn fit(self, prompt: &Prompt) -> Fit {
+        match self {
+            RewardKind::Ocr => super::ocr::fit(prompt),
+            RewardKind::Colour => super::colour::fit(prompt),
+            RewardKind::Remote => Fit::Unknown,
+            _ => Fit::Yes,
         }
     }
 

@@ -19,7 +19,7 @@ pub use colour::{ColourMatch, colour_match};
 pub use config::{RewardConfig, RewardKind};
 pub use jpeg::Jpeg;
 pub use loader::{Loader, build};
-pub use ocr::{Ocr, edit_reward, found_reward};
+pub use ocr::{Ocr, edit_reward, found_reward, target};
 pub use pixels::to_rgb8;
 pub use remote::Remote;
 pub use scoring::{Overlap, Rewards, Scoring};
@@ -67,6 +67,19 @@ pub trait Reward: Send + Sync {
     fn scalings(&self) -> &[(&str, f64)] {
         &[]
     }
+}
+
+/// What can be said of a reward and a prompt before there is a picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fit {
+    /// The reward applies.
+    Yes,
+    /// It applies, but not in full, for this reason: because of these characters.
+    Partly(&'static str, BTreeSet<char>),
+    /// It does not, and why: the prompt's pictures have no score.
+    No(&'static str),
+    /// Only a server can say.
+    Unknown,
 }
 
 /// How a reward is asked that is computed elsewhere.

@@ -22,10 +22,7 @@ pub(super) type Digests = BTreeMap<String, String>;
 /// # Errors
 /// Metadata that cannot be written as JSON, which what was read from JSON can.
 pub(super) fn prompts(stages: &Stages, evaluated: (&str, &PromptSet)) -> Result<Digests> {
-    let trained = stages.sources().map(|(stage, set)| match stage.number {
-        0 => (format!("data.train = {:?}", stage.train), set),
-        number => (format!("stage[{}].train = {:?}", number - 1, stage.train), set),
-    });
+    let trained = stages.sources().map(|(stage, set)| (stage.source(), set));
     let evaluated = (format!("data.eval = {:?}", evaluated.0), evaluated.1);
     trained.chain([evaluated]).map(|(name, set)| Ok((name, digest(set)?))).collect()
 }

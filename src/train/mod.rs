@@ -242,8 +242,8 @@ impl Trainer {
         let mut losses = Vec::new();
         while let Some(batch) = batches.next() {
             let last = batches.len() == 0;
-            let (point, conditioning) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
-            let (v, others, tape) = self.velocities(&point, &conditioning)?;
+            let (point, prompts) = self.points.micro_batch(&self.pipeline, rollouts, iteration, &points, batch)?;
+            let (v, others, tape) = self.velocities(&point, &prompts)?;
             let (terms, dv) = self.differentiate(&point, &v, &others, &weights(batch, global, device)?)?;
             engine::backward(&self.pipeline.model, policy, tape, &dv, |stage, gradients| {
                 reduction.add(stage, gradients)?;
@@ -264,12 +264,13 @@ impl Trainer {
     }
 
     /// The policy's velocity, those that the objective needs beside it, and what the policy's backward pass needs.
-    fn velocities(&self, point: &Point, conditioning: &[Tensor]) -> Result<(Tensor, Others, Tape)> {
+    fn velocities(&self, point: &Point, prompts: &[Prompt]) -> Result<(Tensor, Others, Tape)> {
         let Policies { policy, old, reference, old_is_policy, .. } = &self.policies;
         let needs = self.objective.needs();
         // Rollout steps are trained with the guidance that they were sampled with; samples and noise know of none.
         let guidance = if needs.trajectory { self.config.sampler.guidance } else { 1.0 };
-        let negative = (guidance != 1.0).then(|| self.pipeline.negative(conditioning)).transpose()?;
+        let conditioning = &*self.pipeline.encode(prompts)?;
+        let negative = (guidance != 1.0).then(|| self.pipeline.negative(prompts)).transpose()?;
         let pass = |params, conditioning| Pass::new(params, &point.x_t, &point.t, conditioning);
 
         let old = (needs.old && !old_is_policy).then_some(&**old);

@@ -92,7 +92,7 @@ impl Points {
         busiest_images(self.prompts, self.images_per_prompt, self.updates, update, ranks) * self.timesteps
     }
 
-    /// The tensors of one micro-batch of points, and its conditioning; of none, those of any point.
+    /// The tensors of one micro-batch of points, and the prompts of its places; of none, those of any point.
     pub fn micro_batch(
         &self,
         pipeline: &Pipeline,
@@ -100,7 +100,7 @@ impl Points {
         iteration: u64,
         points: &[Place],
         batch: MicroBatch,
-    ) -> Result<(Point, Vec<Tensor>)> {
+    ) -> Result<(Point, Vec<Prompt>)> {
         let any = (0, if self.reverse { self.sampler.sde.window(self.sampler.steps, iteration).start } else { 0 });
         let places: Vec<Place> = batch.places().map(|i| points.get(i).copied().unwrap_or(any)).collect();
         let size = places.len();
@@ -140,9 +140,8 @@ impl Points {
                 (interpolate(&x0, &eps, &t)?, t, Target::Forward { x0, eps })
             }
         };
-        let prompts: Vec<Prompt> = places.iter().map(|place| rollouts.requests[place.0].prompt.clone()).collect();
-        let conditioning = pipeline.encode(&prompts)?;
-        Ok((Point { x_t, t, advantage, target }, conditioning))
+        let prompts = places.iter().map(|place| rollouts.requests[place.0].prompt.clone()).collect();
+        Ok((Point { x_t, t, advantage, target }, prompts))
     }
 }
 

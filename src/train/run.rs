@@ -102,6 +102,7 @@ impl<'a> Run<'a> {
         outlook.show_on(&terminal);
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
         let plan = config.plan(world.world_size())?;
+        plan.notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
         phase("load");
         let (device, why) = device::select(config.parallel.device, world.place())?;
@@ -114,9 +115,11 @@ impl<'a> Run<'a> {
         agreed(eval_rewards.iter().try_for_each(|reward| reward.ready()), &*world.host)?;
         let prompts = inputs::prompts(&stages, (&config.data.eval, &eval_prompts))?;
         inputs::agree(&prompts, world)?; // before they decide which prompts are encoded
-        let drawn = stages.texts(&plan.stages, plan.prompts);
-        let looked_at = config.eval.count(eval_prompts.len()).max(COMPARED);
-        let texts: Vec<&str> = drawn.into_iter().chain(eval_prompts.texts().into_iter().take(looked_at)).collect();
+        let drawn = stages.drawn(&plan.stages, plan.prompts);
+        let looked_at = eval_prompts.prompts.iter().take(config.eval.count(eval_prompts.len()).max(COMPARED));
+        let trained = drawn.into_iter().flat_map(|prompt| prompt.texts(config.sampler.is_guided()));
+        let guided = config.eval.sampler(&config.sampler).is_guided();
+        let texts: Vec<&str> = trained.chain(looked_at.flat_map(|prompt| prompt.texts(guided))).collect();
         Pipeline::prepare(&config.model, &texts, &device, &*world.host)?;
         let mut pipeline = Pipeline::load(&config.model, config.run.seed, &device)?;
         inputs::agree(&inputs::weights(&config.model, &pipeline.base_digest)?, world)?;

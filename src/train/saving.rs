@@ -106,7 +106,8 @@ impl Run<'_> {
         match (saved, error) {
             (Ok(()), Error::Reward { name, message }) => {
                 let update = self.trainer.state.update;
-                Error::Reward { name, message: format!("{message}; saved update {update}: the same command continues") }
+                let saved = format!("saved update {update}: the same command continues once that is mended");
+                Error::Reward { name, message: format!("{message}; {saved}") }
             }
             (Ok(()), error) => error,
             (Err(e), error) => {

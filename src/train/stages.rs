@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::optim::NotFinite;
 use crate::plan::PlannedStage;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// The stages of a run and which have begun; the same on every rank.
@@ -78,8 +77,8 @@ impl Stages {
         all.filter(|(stage, _)| stage.prompts_of == stage.number).map(|(stage, set)| (stage, &**set))
     }
 
-    /// The texts that a run of these stages draws, `count` prompts an iteration, and may draw beyond what is planned.
-    pub fn texts(&self, planned: &[PlannedStage], count: usize) -> BTreeSet<&str> {
+    /// The prompts that a run of these stages draws, `count` an iteration, and may draw beyond what is planned.
+    pub fn drawn(&self, planned: &[PlannedStage], count: usize) -> Vec<&Prompt> {
         let drawn = self.prompts.iter().enumerate().flat_map(|(number, set)| {
             let on_it = planned.iter().filter(|planned| planned.stage.prompts_of == number);
             let planned: u64 = on_it.map(|planned| planned.iterations).sum();
@@ -138,6 +137,7 @@ impl Stages {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::collections::BTreeSet;
 
     const SET: &str = "stage=[{at_update=3, weights={ocr=2.0}}, {at_update=5, train=\"glyphs-4\"}, \
                           {at_update=7, train=\"glyphs\", weights={colour=1.0}}]";
@@ -214,12 +214,13 @@ mod tests {
     }
 
     #[test]
-    fn all_texts_that_a_run_draws_are_known_beforehand() {
+    fn all_prompts_that_a_run_draws_are_known_beforehand() {
         for updates in ["9", "20", "2"] {
             let set = [SET, &format!("run.updates={updates}"), "batch.updates_per_iteration=2"];
             let mut stages = stages(&set);
             let plan = config(&set).plan(1).unwrap();
-            let known: BTreeSet<String> = stages.texts(&plan.stages, 5).into_iter().map(String::from).collect();
+            let known: BTreeSet<String> =
+                stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
             let mut drawn = BTreeSet::new();
             for i in 0..plan.iterations {
                 stages.begin(2 * i, i);
@@ -230,11 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_leaves_out_updates_knows_more_texts_than_planned() {
+    fn a_run_that_leaves_out_updates_knows_more_prompts_than_planned() {
         let set = [SET, "optim.not_finite='skip'"];
         let mut stages = stages(&set);
         let plan = config(&set).plan(1).unwrap();
-        let known: BTreeSet<String> = stages.texts(&plan.stages, 5).into_iter().map(String::from).collect();
+        let known: BTreeSet<String> =
+            stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
         for i in 0..5 + SPARE {
             stages.begin(0, i); // never an update, so never another set than the first, which is planned for 5 of them
             assert!(stages.draw(i, 5).iter().all(|prompt| known.contains(&prompt.text)), "iteration {i}");

@@ -383,3 +383,31 @@ pub(super) fn flip(vector: &Tensor, place: usize, bit: u32) -> Result<()> {
     let changed = Tensor::new(&[f32::from_bits(value.to_bits() ^ 1 << bit)], vector.device())?;
     Ok(vector.slice_set(&changed, 0, place)?)
 }
+
+/// Guidance away from the prompt itself leads nowhere: samples and losses are those without guidance, and gradients, which
+/// do not go through the negative velocity, are `guidance` times as long.
+#[test]
+fn rollouts_and_training_steps_are_guided_away_from_a_prompts_own_negative() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let first = |negative: &dyn Fn(&str) -> String, guidance: f64| -> Result<Vec<f64>> {
+        let lines = ["\"417\" in red on yellow", "\"052\" in blue on white"]
+            .map(|prompt| serde_json::json!({"prompt": prompt, "negative_prompt": negative(prompt)}).to_string());
+        let file = folder.path().join("prompts");
+        std::fs::write(&file, lines.join("\n")).unwrap();
+        let data = format!("data.train={}", file.display());
+        let guidance = format!("sampler.guidance={guidance}");
+        let settings = ["method.name=flow-grpo", "sampler.solver=sde", "optim.clip=1e9", &data, &guidance];
+        let updates = trainer(&World::solo(), &settings)?.0.iteration(0, &mut |_| ())?;
+        let names = ["reward.faulty.mean", "loss", "grad_norm"];
+        Ok(names.map(|name| updates[0].get(name).unwrap_or(f64::NAN)).to_vec())
+    };
+    let (plain, same) = (first(&str::to_owned, 1.0)?, first(&str::to_owned, 3.0)?);
+    let close = |a: f64, b: f64| (a - b).abs() <= 1e-3 * b.abs().max(1e-3);
+    assert!(
+        close(same[0], plain[0]) && close(same[1], plain[1]) && close(same[2], 3.0 * plain[2]),
+        "{same:?} {plain:?}"
+    );
+    let other = first(&|_| "\"8\" in black on sky".to_owned(), 3.0)?;
+    assert!(!close(other[0], plain[0]), "{other:?} {plain:?}");
+    Ok(())
+}

@@ -8,8 +8,11 @@
 
 mod boxes;
 mod detect;
+mod target;
 
-use super::{Reward, check_count, failed, to_rgb8};
+pub use target::{edit_reward, found_reward, target};
+
+use super::{Fit, Reward, check_count, failed, to_rgb8};
 use crate::{data::Prompt, error::Result};
 use candle_core::Tensor;
 use image::{
@@ -133,7 +136,7 @@ impl Reward for Ocr {
         let pictures = to_rgb8(images)?;
         check_count(self.name(), pictures.len(), prompts)?;
         let score = |(picture, prompt): (&RgbImage, &Prompt)| -> Result<Option<f64>> {
-            if edit_reward(&prompt.text, "").is_none() {
+            if target(&prompt.text).is_none() {
                 return Ok(None); // nothing to read for
             }
             let read = self.read_one(picture)?;
@@ -146,31 +149,15 @@ impl Reward for Ocr {
     }
 }
 
-/// `1 - min(d, n) / n` for the edit distance d between what was read and the text between the prompt's first double
-/// quotes, n characters long; upper and lower case are the same and spaces do not count. `None` without such a text.
-pub fn edit_reward(prompt: &str, read: &str) -> Option<f64> {
-    let want = wanted(prompt)?;
-    let length = want.chars().count();
-    let distance = strsim::levenshtein(&want, &normal(read)).min(length);
-    Some(1.0 - distance as f64 / length as f64)
-}
-
-/// As [`edit_reward`], where other text in the picture does no harm: 1 if the wanted text is part of what was read
-/// (flow_grpo/ocr.py).
-pub fn found_reward(prompt: &str, read: &str) -> Option<f64> {
-    let want = wanted(prompt)?;
-    if normal(read).contains(&want) { Some(1.0) } else { edit_reward(prompt, read) }
-}
-
-/// The text between the first double quotes, without spaces and in lower case; `None` if there is none.
-fn wanted(prompt: &str) -> Option<String> {
-    let (_, rest) = prompt.split_once('"')?;
-    let (quoted, _) = rest.split_once('"')?;
-    Some(normal(quoted)).filter(|want| !want.is_empty())
-}
-
-fn normal(text: &str) -> String {
-    text.split_whitespace().collect::<String>().to_lowercase()
+/// What can be said of a prompt before there is a picture: whether it has a target, and one that can be read.
+pub(super) fn fit(prompt: &Prompt) -> Fit {
+    let Some(target) = target(&prompt.text) else { return Fit::No("it has no text in double quotes") };
+    let unwritable = target::unwritable(&target);
+    if unwritable.is_empty() {
+        Fit::Yes
+    } else {
+        Fit::Partly("its recogniser cannot write some characters", unwritable)
+    }
 }
 
 /// Normalised BGR `[3, 48, W]` and W: resized bilinearly to 48 rows with its aspect kept to the nearest whole step, up to

@@ -117,7 +117,7 @@ fn score(requests: &[One], chunk: &[usize], wanted: &[&dyn Reward], answers: &mu
             Ok(picture) => {
                 places.push(place);
                 pictures.push(picture);
-                prompts.push(Prompt { index: place, text: requests[place].prompt.clone(), metadata: None });
+                prompts.push(Prompt::new(place, requests[place].prompt.clone()));
             }
             Err(message) => answers.failed(&[place], wanted, &message),
         }
