@@ -16,7 +16,9 @@ mod train;
 
 use crate::comm::{Backend, World};
 use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
+use crate::plain;
 use clap::{Parser, Subcommand};
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -77,7 +79,7 @@ pub fn run() -> i32 {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(e) => {
-            e.print().ok();
+            tell_usage(&e);
             return if e.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
         }
     };
@@ -103,7 +105,7 @@ pub fn run() -> i32 {
             if crate::comm::launched_rank() > 0 {
                 std::thread::sleep(Duration::from_secs(2));
             }
-            eprintln!("flowrl-dist: {e}");
+            eprintln!("flowrl-dist: {}", plain::line(&e.to_string()));
             e.exit_code()
         }
     }
@@ -112,7 +114,7 @@ pub fn run() -> i32 {
 /// Runs `work` on the ranks that the launcher started. An error of one rank ends all of them at once: returning from
 /// main would wait for peers that wait for this rank.
 fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Result<i32>) -> Result<i32> {
-    choose_threads();
+    choose_threads()?;
     let world = World::from_environment(backend, Duration::from_secs(deadline_s))?;
     match work(&world) {
         Ok(code) => Ok(code),
@@ -125,15 +127,29 @@ fn on_ranks(backend: Backend, deadline_s: u64, work: impl FnOnce(&World) -> Resu
     }
 }
 
-/// Gives each rank of a host its share of the cores, unless the user chose with RAYON_NUM_THREADS.
-fn choose_threads() {
+/// Gives each rank of a host its share of the cores, or as many as the user chose with RAYON_NUM_THREADS, and starts them.
+///
+/// # Errors
+/// [`Error::Usage`]: the variable is no number of threads, or the system gives this process no more.
+fn choose_threads() -> Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
-    if std::env::var_os(VARIABLE).is_some() {
-        return;
-    }
-    let threads = crate::comm::threads_per_rank();
+    const MOST: usize = 4096;
+    let threads = match std::env::var_os(VARIABLE) {
+        Some(given) => match given.to_str().and_then(|text| text.parse().ok()) {
+            Some(threads) if (1..=MOST).contains(&threads) => threads,
+            _ => return Err(Error::Usage(format!("{VARIABLE} = {given:?}: must be a whole number, 1 to {MOST}"))),
+        },
+        None => crate::comm::threads_per_rank(),
+    };
+    // candle asks the variable, too.
     // SAFETY: nothing else runs yet: MPI, rayon and the watchdog start after this.
     unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        Error::Usage(format!(
+            "{threads} threads cannot be started ({e}): raise the limit (ulimit -u, the job's or container's), or set \
+             {VARIABLE} to fewer"
+        ))
+    })
 }
 
 /// Sees to it that a file can be written at `path`, the value of `option`, before time is spent: makes its folder.
@@ -149,8 +165,19 @@ fn check_out(option: &str, path: &Path) -> Result<()> {
     made.map(drop).map_err(|e| usage(format!("cannot be written ({e}); name a file in a folder that you may write to")))
 }
 
+/// Prints clap's help, or what it says of a wrong command line, which quotes the arguments.
+fn tell_usage(error: &clap::Error) {
+    let text = error.render().to_string();
+    match plain::lines(&text) {
+        Cow::Owned(escaped) => eprint!("{escaped}"),
+        Cow::Borrowed(_) => {
+            error.print().ok();
+        }
+    }
+}
+
 /// Prints a result on stdout; a closed pipe is the reader's choice.
 fn print(text: &str) {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
+    writeln!(std::io::stdout(), "{}", plain::lines(text.trim_end())).ok();
 }

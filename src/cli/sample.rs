@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     }
     check_out("--out", out)?;
     let opened = arguments.source.open()?;
-    choose_threads();
+    choose_threads()?;
     logging::init(0, None, "info")?;
     let texts: Vec<&str> = arguments.prompt.iter().map(String::as_str).collect();
     let world = World::solo();

@@ -5,6 +5,7 @@ use crate::comm::World;
 use crate::config;
 use crate::device::{self, DeviceChoice};
 use crate::error::{EXIT_DONE, Error, Result};
+use crate::files;
 use crate::observe::logging;
 use crate::reward::{Loader, RewardConfig, RewardKind, serve};
 use serde::Deserialize;
@@ -42,7 +43,7 @@ struct Served {
 
 /// Serves until SIGTERM or SIGINT; what was asked before is answered.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    choose_threads();
+    choose_threads()?;
     logging::init(0, None, "info")?;
     let token = arguments.token_file.as_deref().map(token).transpose()?;
     let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;
@@ -108,7 +109,7 @@ fn named(name: &str) -> Result<RewardConfig> {
 
 /// The token in a file, without the line's end.
 fn token(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_to_string(path)?;
     match text.trim() {
         "" => Err(Error::Usage(format!("--token-file {}: holds no token; write one line into it", path.display()))),
         token => Ok(token.to_string()),

@@ -1,6 +1,7 @@
 //! Messages: warnings and notices of rank 0 on the terminal, everything of every rank in a file of its own.
 
 use crate::error::{Error, Result};
+use crate::plain;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;
 use std::fs::{self, OpenOptions};
@@ -40,7 +41,7 @@ impl Terminal {
 
     /// Writes one line above the bar, if there is one.
     pub fn line(&self, text: &str) {
-        self.write(format!("{text}\n").as_bytes());
+        self.write(format!("{}\n", plain::line(text)).as_bytes());
     }
 
     pub(super) fn bars(&self) -> &MultiProgress {
@@ -128,9 +129,19 @@ where
         } else {
             out.write_str(prefix)?;
         }
-        context.format_fields(out.by_ref(), event)?;
-        out.write_char('\n')
+        writeln!(out, "{}", fields(context, event)?)
     }
+}
+
+/// The message and the fields of an event, one line without control characters.
+fn fields<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> std::result::Result<String, fmt::Error>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    let mut text = String::new();
+    context.format_fields(Writer::new(&mut text), event)?;
+    Ok(plain::line(&text).into_owned())
 }
 
 /// `2026-01-31T12:00:00.000000Z rank 3 INFO flowrl_dist::train: phase: message`.
@@ -149,7 +160,6 @@ where
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             write!(out, "{}: ", span.name())?;
         }
-        context.format_fields(out.by_ref(), event)?;
-        out.write_char('\n')
+        writeln!(out, "{}", fields(context, event)?)
     }
 }
