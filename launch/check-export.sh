@@ -6,20 +6,22 @@
 #
 #   launch/check-export.sh [FOLDER]      FOLDER holds the Python environment; default: target/peers-venv
 #
-# The packages of tests/peers/requirements.txt come from the index that pip is configured for, 6 GB on disk. Without a
-# GPU PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu can make that less. Where no index is reached the check is
-# skipped, says so, and ends with 77.
+# The packages of tests/peers/requirements.txt come from the index that pip is configured for, 6 GB on disk, each file with
+# the digest that tests/peers/requirements.lock has. Where no index is reached the check is skipped, says so, and ends with 77.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 venv=${1:-target/peers-venv}
-requirements=tests/peers/requirements.txt
+requirements=tests/peers/requirements.lock
 
 skip() {
     printf '\n!!!!!! check-export: SKIPPED, %s: nothing was compared with the real packages !!!!!!\n' "$1"
     exit 77
 }
+
+# The smallest of the packages, as the lock has it.
+probe() { sed -n '/^six==/,/[^\\]$/p' "$requirements"; }
 
 # Succeeds if the environment has just these packages already.
 is_ready() {
@@ -31,10 +33,11 @@ if ! is_ready; then
     python3 -m venv "$venv" || skip 'python3 has no module venv'
     # A small package first: whether there is an index at all.
     pip=("$venv/bin/pip" --disable-pip-version-check)
-    "${pip[@]}" --retries 1 --timeout 15 download --quiet --no-cache-dir --no-deps --dest "$venv/probe" six ||
+    "${pip[@]}" --retries 1 --timeout 15 download --quiet --no-cache-dir --no-deps --require-hashes --dest "$venv/probe" \
+        --requirement <(probe) ||
         skip 'the package index cannot be reached'
     rm -r "$venv/probe"
-    "${pip[@]}" install --quiet --no-cache-dir --requirement "$requirements"
+    "${pip[@]}" install --quiet --no-cache-dir --require-hashes --requirement "$requirements"
     cp "$requirements" "$venv/installed.txt"
 fi
 

@@ -8,7 +8,7 @@
 # stdout and everything else on stderr. No GPU and no driver is needed; nor are the libraries of CUDA, which the program
 # opens when it runs. To run on a GPU they are taken from a CUDA module, or from the same packages:
 #
-#   pip install nvidia-cublas==13.1.0.3 nvidia-curand==10.4.0.35 nvidia-nccl-cu13==2.28.9      (these come with PyTorch, too)
+#   pip install --no-deps --require-hashes -r launch/pins/cuda-libraries.txt      (these come with PyTorch, too)
 #   eval "$(launch/cuda-home.sh --libraries)"       exports LD_LIBRARY_PATH with those that python3 finds
 #
 # CUDA_COMPUTE_CAP says for which GPU candle's kernels are made: 80 A100, 86 A10 and RTX 30, 89 L40S and RTX 40, 90 H100 and
@@ -21,9 +21,8 @@ die() {
     exit 1
 }
 
-# The versions of the toolkit 13.0.2.
-packages=(nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-cccl==13.0.85
-    nvidia-cuda-runtime==13.0.96)
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+pins=$root/launch/pins/cuda-compiler.txt
 
 command -v python3 >/dev/null || die 'python3 is missing. Install it: apt install python3 python3-pip'
 
@@ -33,28 +32,27 @@ if [[ ${1:-} == --libraries ]]; then
     for folder in "$site/nvidia/cu13/lib" "$site/nvidia/nccl/lib"; do
         [[ -d $folder ]] && found+=("$folder")
     done
-    ((${#found[@]} > 0)) || die "no CUDA libraries in $site: pip install nvidia-cublas nvidia-curand nvidia-nccl-cu13"
+    ((${#found[@]} > 0)) || die "no CUDA libraries in $site: pip install --no-deps --require-hashes -r launch/pins/cuda-libraries.txt"
     # shellcheck disable=SC2016 # for the shell that evaluates it
     printf 'export LD_LIBRARY_PATH=%q${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n' "$(IFS=:; echo "${found[*]}")"
     exit
 fi
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:-$root/target/cuda}
 mkdir -p "$folder"
 folder=$(cd -- "$folder" && pwd)
 home=$folder/nvidia/cu13
 
-if [[ $(cat "$folder/packages" 2>/dev/null) != "${packages[*]}" ]]; then
-    say "fetching ${#packages[@]} packages into $folder"
+if ! cmp --silent "$pins" "$folder/installed.txt"; then
+    say "fetching the compiler into $folder"
     rm -rf "$folder/nvidia"
     python3 -m pip --version >/dev/null 2>&1 || die 'pip is missing. Install it: apt install python3-pip'
     python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile \
-        --no-cache-dir --only-binary=:all: --upgrade --target "$folder" "${packages[@]}" >&2
+        --no-cache-dir --only-binary=:all: --upgrade --target "$folder" --require-hashes --requirement "$pins" >&2
     rm -rf "$folder"/*.dist-info
     ln -sfn lib "$home/lib64" # where build scripts look
     "$home/bin/nvcc" --version >&2 || die 'the compiler does not run'
-    echo "${packages[*]}" >"$folder/packages"
+    cp "$pins" "$folder/installed.txt"
 fi
 
 cat <<EXPORTS

@@ -181,12 +181,26 @@ install_packages() {
     say installed "${packages[*]}"
 }
 
+# Fetches rustup's installer, of a fixed version, into the file $1, and compares its digest.
 fetch_rustup() {
+    local host digest url
+    case $(uname -m) in
+        x86_64)
+            host=x86_64-unknown-linux-gnu
+            digest=20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c
+            ;;
+        aarch64)
+            host=aarch64-unknown-linux-gnu
+            digest=e3853c5a252fca15252d07cb23a1bdd9377a8c6f3efa01531109281ae47f841c
+            ;;
+        *) return 1 ;;
+    esac
+    url=https://static.rust-lang.org/rustup/archive/1.28.2/$host/rustup-init
     if have curl; then
-        curl --proto '=https' --tlsv1.2 -fsS --max-time 60 https://sh.rustup.rs
+        curl --proto '=https' --tlsv1.2 -fsS --max-time 120 -o "$1" "$url"
     else
-        wget -q -T 60 -O - https://sh.rustup.rs
-    fi
+        wget -q -T 60 -O "$1" "$url"
+    fi && echo "$digest  $1" | sha256sum --check --status && chmod +x "$1"
 }
 
 install_rust() {
@@ -204,8 +218,8 @@ install_rust() {
         export RUSTUP_TOOLCHAIN=stable
     else
         installer=$(mktemp)
-        if ! fetch_rustup >"$installer" ||
-            ! sh "$installer" -y --no-modify-path --profile minimal --default-toolchain stable -c clippy -c rustfmt; then
+        if ! fetch_rustup "$installer" ||
+            ! "$installer" -y --no-modify-path --profile minimal --default-toolchain stable -c clippy -c rustfmt; then
             rm -f "$installer"
             give_up "Rust $rust_needed or newer is needed$(find_cargo && echo ", cargo is $(cargo_version)")" \
                 "rustup cannot be fetched from here: install it from https://rustup.rs, or load your cluster's module"

@@ -82,6 +82,7 @@ everything() {
     if command -v shellcheck >/dev/null; then
         step 'scripts' 120 shellcheck -x launch/*.sh slurm/*.sh
     fi
+    step 'supply chain' 300 launch/supply-chain.sh
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'documentation' 900 env RUSTDOCFLAGS='-D warnings' launch/check-cuda.sh doc --no-deps
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings

@@ -60,6 +60,7 @@ pub mod observe;
 pub mod optim;
 pub mod params;
 pub mod pipeline;
+mod plain;
 pub mod plan;
 pub mod policy;
 pub mod pretrain;

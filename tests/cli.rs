@@ -68,6 +68,40 @@ fn mistakes_are_one_line_and_exit_code_2() {
     refused(&[&pretrain[..], &["sampler.step=1"]].concat(), &["sampler.step: no such key", "sampler.steps?"]);
 }
 
+/// What would end in an abort, a hang or the reader's terminal.
+#[test]
+fn hostile_surroundings_are_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let pipe = path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    refused(&["plan", "--config", &pipe], &["is a pipe, a socket or a device, not a file"]);
+    refused(&["inspect", &pipe], &["pipe"]);
+
+    let root = folder.path().join("run/checkpoints");
+    fs::create_dir_all(&root).unwrap();
+    for named in ["BEST", "../BEST", "/etc/passwd", ""] {
+        fs::write(root.join("BEST"), named).unwrap();
+        refused(&["inspect", root.join("BEST").to_str().unwrap()], &["BEST: names", "which is no checkpoint"]);
+    }
+
+    let output = run(&["plan", "--config", "no\u{1b}[2J\u{1b}[31m\nflowrl-dist: all is well"]);
+    assert_eq!((output.code, output.stderr.lines().count()), (Some(2), 1), "{}", output.stderr);
+    assert!(!output.stderr.trim_end().contains(char::is_control), "{:?}", output.stderr);
+    let output = run(&["plan", &format!("--{}", "x".repeat(100)), "\u{1b}[31m"]);
+    assert!(output.code == Some(2) && !output.stderr.contains('\u{1b}'), "{:?}", output.stderr);
+    let output = run(&["plan", "--set", &format!("run.{}=1", "x".repeat(50_000))]);
+    assert_eq!(output.code, Some(2));
+    assert!(output.stderr.len() < 1200, "{} bytes", output.stderr.len());
+
+    for threads in ["0", "-1", "many", "1000000"] {
+        let output = run_as(&[("RAYON_NUM_THREADS", threads)], &["sample", "--prompt", "a", "--out", &path("a.png")]);
+        let said = (output.code, output.stderr.lines().count());
+        assert_eq!(said, (Some(2), 1), "{threads}: {}", output.stderr);
+        assert!(output.stderr.contains("RAYON_NUM_THREADS"), "{}", output.stderr);
+    }
+}
+
 #[test]
 fn unknown_arguments_are_exit_code_2() {
     for arguments in [&["trian"][..], &["--colour", "3"], &["plan", "--ranks", "two"], &["inspect"], &["--out", ""]] {

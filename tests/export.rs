@@ -179,7 +179,7 @@ fn a_whole_fine_tune_is_exported_merged_only() {
 fn a_run_of_a_transformer_is_exported() {
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model");
-    random::write(random::Size::Tiny, 1, &model).unwrap();
+    random::write(random::Size::Tiny, 1, &model, &|_| {}).unwrap();
     let set = [format!("model.path={}", model.display()), "model.lora.rank=4".into(), "model.lora.alpha=6".into()];
     let config = RunConfig::load(Some(Path::new("configs/sd35/tiny.toml")), &set).unwrap();
     let (run, config, layout) = run_folder(&folder.path().join("run"), &config);

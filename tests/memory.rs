@@ -196,7 +196,7 @@ fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
     const MOST: usize = 160;
     let _alone = alone();
     let folder = tempfile::tempdir().expect("a folder");
-    write(ModelSize::Tiny, 1, &folder.path().join("model"))?;
+    write(ModelSize::Tiny, 1, &folder.path().join("model"), &|_| {})?;
     let config = ModelConfig {
         kind: Kind::Sd35Medium,
         path: Some(folder.path().join("model")),

@@ -83,6 +83,17 @@ fn the_page_says_how_the_run_went() {
 }
 
 #[test]
+fn the_page_holds_nothing_that_a_link_leads_to() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    run(elsewhere.path());
+    let link = |name: &str| std::os::unix::fs::symlink(elsewhere.path().join(name), folder.path().join(name)).unwrap();
+    ["config.toml", "metrics.jsonl", "samples"].into_iter().for_each(link);
+    report::write(folder.path()).unwrap();
+    let page = fs::read_to_string(folder.path().join(report::FILE)).unwrap();
+    assert!(page.contains("No metrics yet") && !page.contains("friends") && !page.contains("data:image"), "{page}");
+}
+
+#[test]
 fn an_empty_or_damaged_folder_still_gives_a_page() {
     let out = tempfile::tempdir().unwrap();
     let page = fs::read_to_string(report::write(out.path()).unwrap()).unwrap();

@@ -104,8 +104,11 @@ fn named(path: &Path) -> Result<PathBuf> {
         return Err(error(path, format!("there is nothing at this path; {WANTED}")));
     }
     if path.ends_with(BEST) && path.is_file() {
-        let best = fs::read_to_string(path).map_err(Error::io(path))?;
-        return named(&path.with_file_name(best.trim()));
+        let best = files::read_to_string(path)?;
+        let Some(update) = update_of(best.trim()) else {
+            return Err(error(path, format!("names {:?}, which is no checkpoint; {WANTED}", best.trim())));
+        };
+        return named(&path.with_file_name(folder_name(update)));
     }
     if is_complete(path) {
         return Ok(path.to_path_buf());

@@ -6,11 +6,12 @@ use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainS
 use super::pieces::{self, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::rng::STREAMS;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -32,13 +33,13 @@ pub struct Reader {
 /// Its saving was cut short, the manifest is damaged or of another format, or a shard file is missing or has another
 /// length; [`Error::Io`] where the system cannot read it now. The content of the shards is not looked at: see [`Reader::verify`] and [`Reader::read`].
 pub fn open(path: &Path) -> Result<Reader> {
-    let complete = fs::read(path.join(COMPLETE)).map_err(|e| match e.kind() {
+    let complete = files::regular_bytes(&path.join(COMPLETE)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
             error(path, format!("has no file {COMPLETE}: not a checkpoint, or cut short in saving"))
         }
         _ => unreadable(path, COMPLETE, e),
     })?;
-    let text = fs::read(path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
+    let text = files::regular_bytes(&path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
     if complete != format!("{}\n", digest(&text)).as_bytes() {
         return Err(damaged(path, MANIFEST, &format!("has not the checksum in {COMPLETE}: one of the two is damaged")));
     }
@@ -95,22 +96,29 @@ impl Reader {
         const REMEDY: &str = "use the configuration it was trained with, another checkpoint, or another --out";
         let held = &self.manifest.identity;
         if held.base_digest != wanted.base_digest {
-            let (a, b) = (&held.base_digest, &wanted.base_digest);
-            return Err(error(&self.path, format!("is of base model {a}, this run has base model {b}; {REMEDY}")));
+            let of_model: Vec<&str> =
+                changes.iter().map(String::as_str).filter(|change| change.starts_with("model.")).collect();
+            let why = match of_model[..] {
+                [] => format!("digest {}, now {}", short(&held.base_digest), short(&wanted.base_digest)),
+                _ => of_model.join(", "),
+            };
+            return Err(error(&self.path, format!("is of another base model than this run's ({why}); {REMEDY}")));
         }
         if (&held.layout_digest, held.total) != (&wanted.layout_digest, wanted.total) {
             return Err(error(
                 &self.path,
                 format!(
-                    "has {} trainable elements of layout {}, this run has {} of layout {}; {REMEDY}",
-                    held.total, held.layout_digest, wanted.total, wanted.layout_digest
+                    "has {} trainable elements (layout {}), this run has {} (layout {}); {REMEDY}",
+                    held.total,
+                    short(&held.layout_digest),
+                    wanted.total,
+                    short(&wanted.layout_digest)
                 ),
             ));
         }
         let mut warnings = Vec::new();
         let path = self.path.display();
-        // Programs with other streams had other keys: their digests do not compare, and nothing goes on from them.
-        if held.config_digest != wanted.config_digest && self.manifest.streams == STREAMS {
+        if held.config_digest != wanted.config_digest {
             let what = match changes {
                 [] => format!(" (digest {}, now {})", held.config_digest, wanted.config_digest),
                 changes => format!(": {}", changes.join(", ")),
@@ -265,7 +273,7 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
     }
     let vector = 4 * shard.ranges.iter().map(Range::len).sum::<usize>();
     let data = vector * shard.vectors.len();
-    let mut file = File::open(path)?;
+    let mut file = files::regular(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let header = (shard.bytes as usize).checked_sub(8 + data).filter(|header| header % 4 == 0);
@@ -284,6 +292,11 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
         _ => Err(io::Error::other(format!("there is no f32 vector {name:?} of {vector} bytes in it"))),
     };
     parts.into_iter().map(place).collect()
+}
+
+/// The beginning of a digest, enough to tell two apart.
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
 }
 
 fn check_length(folder: &Path, shard: &ShardEntry) -> Result<()> {

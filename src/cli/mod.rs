@@ -19,7 +19,9 @@ use crate::comm::{Launch, World, peers_wait};
 use crate::config::RunConfig;
 use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use crate::observe::logging::say;
+use crate::plain;
 use clap::{Parser, Subcommand};
+use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -82,8 +84,8 @@ pub fn run() -> i32 {
         Err(e) => {
             let command = std::env::args_os().nth(1).unwrap_or_default();
             match advice::line(&e, &command.to_string_lossy()) {
-                Some(line) => eprintln!("flowrl-dist: {line}"),
-                None => drop(e.print()),
+                Some(line) => say(&line),
+                None => tell_usage(&e),
             }
             return if e.use_stderr() { EXIT_USAGE } else { EXIT_DONE };
         }
@@ -137,8 +139,7 @@ fn launch(config: Option<&RunConfig>) -> Launch {
 /// Runs `work` on the ranks that the launcher started, with what each of them has prepared. An error of one rank ends all of
 /// them at once: returning from main would wait for peers that wait for this rank.
 fn on_ranks<T>(launch: &Launch, prepared: Result<T>, work: impl FnOnce(&T, &World) -> Result<i32>) -> Result<i32> {
-    choose_threads();
-    let prepared = match prepared {
+    let prepared = match choose_threads().and(prepared) {
         Err(e) if !peers_wait() => return Err(e),
         prepared => prepared,
     };
@@ -168,25 +169,39 @@ fn on_ranks<T>(launch: &Launch, prepared: Result<T>, work: impl FnOnce(&T, &Worl
 /// A rank that cannot begin tells its peers, which would wait for it until the deadline; it does not wait that long for
 /// them.
 fn end_later(e: &Error) {
-    let (line, code) = (format!("flowrl-dist: {e}"), e.exit_code());
+    let (line, code) = (e.to_string(), e.exit_code());
     let end = move || {
         std::thread::sleep(TELLING);
-        eprintln!("{line}");
+        say(&line);
         signal_hook::low_level::exit(code)
     };
     // Without the thread the launcher and the others' deadline still end the job.
     let _ = std::thread::Builder::new().name("telling".into()).spawn(end);
 }
 
-/// Gives each rank of a host its share of the cores, unless the user chose with RAYON_NUM_THREADS.
-fn choose_threads() {
+/// Gives each rank of a host its share of the cores, or as many as the user chose with RAYON_NUM_THREADS, and starts them.
+///
+/// # Errors
+/// [`Error::Usage`]: the variable is no number of threads, or the system gives this process no more.
+fn choose_threads() -> Result<()> {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
-    if std::env::var_os(VARIABLE).is_some() {
-        return;
-    }
-    let threads = crate::comm::threads_per_rank();
+    const MOST: usize = 4096;
+    let threads = match std::env::var_os(VARIABLE) {
+        Some(given) => match given.to_str().and_then(|text| text.parse().ok()) {
+            Some(threads) if (1..=MOST).contains(&threads) => threads,
+            _ => return Err(Error::Usage(format!("{VARIABLE} = {given:?}: must be a whole number, 1 to {MOST}"))),
+        },
+        None => crate::comm::threads_per_rank(),
+    };
+    // candle asks the variable, too.
     // SAFETY: nothing else runs yet: MPI, rayon and the watchdog start after this.
     unsafe { std::env::set_var(VARIABLE, threads.to_string()) };
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|e| {
+        Error::Usage(format!(
+            "{threads} threads cannot be started ({e}): raise the limit (ulimit -u, the job's or container's), or set \
+             {VARIABLE} to fewer"
+        ))
+    })
 }
 
 /// Sees to it that a file can be written at `path`, the value of `option`, before time is spent: makes its folder.
@@ -202,8 +217,19 @@ fn check_out(option: &str, path: &Path) -> Result<()> {
     made.map(drop).map_err(|e| usage(format!("cannot be written ({e}); name a file in a folder that you may write to")))
 }
 
+/// Prints clap's help, or what it says of a wrong command line, which quotes the arguments.
+fn tell_usage(error: &clap::Error) {
+    let text = error.render().to_string();
+    match plain::lines(&text) {
+        Cow::Owned(escaped) => eprint!("{escaped}"),
+        Cow::Borrowed(_) => {
+            error.print().ok();
+        }
+    }
+}
+
 /// Prints a result on stdout; a closed pipe is the reader's choice.
 fn print(text: &str) {
     use std::io::Write;
-    writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
+    writeln!(std::io::stdout(), "{}", plain::lines(text.trim_end())).ok();
 }

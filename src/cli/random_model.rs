@@ -2,8 +2,11 @@
 
 use super::print;
 use crate::error::{EXIT_DONE, Result};
-use crate::model::random::{Size, write};
+use crate::model::random::{Size, Written, write};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
+
+const BAR: &str = "{msg:>14} [{wide_bar}] {bytes} of {total_bytes}, {eta} left";
 
 /// What is written.
 #[derive(clap::Args)]
@@ -23,7 +26,16 @@ pub struct Arguments {
 
 /// Writes the folder and says so.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    write(arguments.size, arguments.seed, &arguments.out)?;
+    // Where stderr is no terminal nothing is drawn.
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::default_bar().template(BAR).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let on_written = |written: Written| {
+        bar.set_length(written.of);
+        bar.set_message(written.part.to_owned());
+        bar.set_position(written.bytes);
+    };
+    write(arguments.size, arguments.seed, &arguments.out, &on_written)?;
+    bar.finish_and_clear();
     print(&format!("{}: a model with random weights", arguments.out.display()));
     Ok(EXIT_DONE)
 }

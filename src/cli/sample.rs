@@ -57,7 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     }
     check_out("--out", out)?;
     let opened = arguments.source.open()?;
-    choose_threads();
+    choose_threads()?;
     logging::init(0, None, "info")?;
     let config = &opened.config;
     let sampler = config.eval.sampler(&config.sampler);

@@ -42,7 +42,7 @@ struct Served {
 
 /// Serves until SIGTERM or SIGINT; what was asked before is answered, unless a second signal comes.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    choose_threads();
+    choose_threads()?;
     logging::init(0, None, "info")?;
     let token = arguments.token_file.as_deref().map(Token::read).transpose()?;
     let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;

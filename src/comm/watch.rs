@@ -5,6 +5,7 @@
 
 use super::plane::Collective;
 use crate::error::{EXIT_RESTART, Error, Result};
+use crate::plain;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,11 +49,11 @@ pub fn phase(name: &'static str) {
     scene().phase = name;
 }
 
-/// `rank 1 on node7: MESSAGE`.
+/// `rank 1 on node7: MESSAGE`, one line.
 pub(super) fn signed(message: &str) -> String {
     match scene().who.as_str() {
-        "" => message.to_owned(),
-        who => format!("{who}: {message}"),
+        "" => plain::line(message).into_owned(),
+        who => plain::line(&format!("{who}: {message}")).into_owned(),
     }
 }
 

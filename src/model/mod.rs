@@ -4,6 +4,7 @@
 //! wanted, with its parameters gathered for just that long.
 
 mod base;
+mod bounds;
 pub mod clip;
 pub mod files;
 mod frozen;

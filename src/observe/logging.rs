@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::Appended;
+use crate::plain;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;
 use std::fs;
@@ -43,7 +44,7 @@ impl Terminal {
 
     /// Writes one line above the bar, if there is one.
     pub fn line(&self, text: &str) {
-        self.write(format!("{text}\n").as_bytes());
+        self.write(format!("{}\n", plain::line(text)).as_bytes());
     }
 
     pub(super) fn bars(&self) -> &MultiProgress {
@@ -58,7 +59,7 @@ impl Terminal {
 
 /// Tells a person something in one line, where no bar is drawn. A terminal that is closed meanwhile ends nothing.
 pub fn say(line: &str) {
-    writeln!(io::stderr(), "flowrl-dist: {line}").ok();
+    writeln!(io::stderr(), "flowrl-dist: {}", plain::line(line)).ok();
 }
 
 /// Sends `tracing` to the terminal (rank 0) and to `out_dir/logs/rank_00000.log` (every rank, appended).
@@ -143,9 +144,19 @@ where
         } else {
             out.write_str(prefix)?;
         }
-        context.format_fields(out.by_ref(), event)?;
-        out.write_char('\n')
+        writeln!(out, "{}", fields(context, event)?)
     }
+}
+
+/// The message and the fields of an event, one line without control characters.
+fn fields<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> std::result::Result<String, fmt::Error>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    let mut text = String::new();
+    context.format_fields(Writer::new(&mut text), event)?;
+    Ok(plain::line(&text).into_owned())
 }
 
 /// `2026-01-31T12:00:00.000000Z rank 3 INFO flowrl_dist::train: phase: message`.
@@ -164,7 +175,6 @@ where
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             write!(out, "{}: ", span.name())?;
         }
-        context.format_fields(out.by_ref(), event)?;
-        out.write_char('\n')
+        writeln!(out, "{}", fields(context, event)?)
     }
 }

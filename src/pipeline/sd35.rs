@@ -55,7 +55,11 @@ fn latent(config: &ModelConfig) -> Result<(usize, usize)> {
 /// [`Error::File`]: everything that is absent or cannot be read.
 pub(super) fn check(config: &ModelConfig) -> Result<()> {
     let path = folder(config)?;
-    is_there("model.path", path, "download the model first (README.md, Weights), or name the folder where it is")?;
+    is_there(
+        "model.path",
+        path,
+        "download the model first (README.md, \"Download the weights\"), or name the folder where it is",
+    )?;
     let others = [("model.transformer", &config.transformer), ("model.lora.path", &config.lora.path)];
     for (key, path) in others.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?))) {
         is_there(key, path, "give an existing file or folder")?;

@@ -2,6 +2,7 @@
 //! defaults here are those of transformers' `CLIPTextConfig`, `CLIPVisionConfig` and `CLIPConfig`.
 
 use crate::error::{Error, Result};
+use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
 use crate::model::frozen::read_config;
 use crate::model::ops;
 use candle_core::Tensor;
@@ -83,7 +84,12 @@ impl TextConfig {
     }
 
     fn check(&self, folder: &Path) -> Result<()> {
-        let sizes = [self.vocab_size, self.intermediate_size, self.num_hidden_layers, self.max_position_embeddings];
+        let sizes = [
+            ("vocab_size", self.vocab_size, VOCABULARY),
+            ("intermediate_size", self.intermediate_size, WIDTH),
+            ("num_hidden_layers", self.num_hidden_layers, LAYERS),
+            ("max_position_embeddings", self.max_position_embeddings, WIDTH),
+        ];
         check_sizes(folder, &sizes, self.hidden_size, self.num_attention_heads)
     }
 
@@ -173,22 +179,24 @@ impl Config {
         config.text_config.check(folder)?;
         let vision = &config.vision_config;
         let sizes = [
-            vision.intermediate_size,
-            vision.num_hidden_layers,
-            vision.num_channels,
-            vision.patch_size,
-            vision.image_size / vision.patch_size.max(1),
-            config.projection_dim,
+            ("intermediate_size", vision.intermediate_size, WIDTH),
+            ("num_hidden_layers", vision.num_hidden_layers, LAYERS),
+            ("num_channels", vision.num_channels, WIDTH),
+            ("image_size", vision.image_size, WIDTH),
+            ("patch_size", vision.patch_size, vision.image_size),
+            ("projection_dim", config.projection_dim, WIDTH),
         ];
         check_sizes(folder, &sizes, vision.hidden_size, vision.num_attention_heads)?;
         Ok(config)
     }
 }
 
-fn check_sizes(folder: &Path, sizes: &[usize], width: usize, heads: usize) -> Result<()> {
-    if sizes.contains(&0) || width == 0 || heads == 0 || !width.is_multiple_of(heads) {
-        let message = format!("has sizes that make no model: width {width}, {heads} heads, others {sizes:?}");
-        return Err(Error::File { path: folder.join("config.json"), message });
+fn check_sizes(folder: &Path, sizes: &[(&str, usize, usize)], width: usize, heads: usize) -> Result<()> {
+    let error = |message| Error::File { path: folder.join("config.json"), message };
+    within(sizes).map_err(error)?;
+    within(&[("hidden_size", width, WIDTH), ("num_attention_heads", heads, width)]).map_err(error)?;
+    if !width.is_multiple_of(heads) {
+        return Err(error(format!("has hidden_size = {width}, which {heads} heads cannot share")));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::Weights;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -133,7 +134,7 @@ fn config_of(path: &Path, weights: &Weights) -> Result<Option<Config>> {
     let file = folder.join(CONFIG);
     let is_peft = weights.path().file_name().is_some_and(|name| name == FILES[0]);
     if is_peft && file.is_file() {
-        let text = std::fs::read_to_string(&file).map_err(Error::io(&file))?;
+        let text = files::read_to_string(&file)?;
         let message = |e| format!("is no configuration of PEFT: {e}");
         let config = serde_json::from_str(&text).map_err(|e| Error::File { path: file, message: message(e) })?;
         return Ok(Some(config));

@@ -1,6 +1,7 @@
 //! Which files are meant by a path.
 
 use crate::error::{Error, Result};
+use crate::files;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -116,7 +117,7 @@ fn index(path: &Path) -> Result<Found> {
         weight_map: BTreeMap<String, String>,
     }
     let error = |message: String| Error::File { path: path.to_path_buf(), message };
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_to_string(path)?;
     let Index { weight_map } = serde_json::from_str(&text)
         .map_err(|e| error(format!("is no index of safetensors shards ({e}); give the weights themselves")))?;
     let folder = path.parent().unwrap_or(Path::new("."));

@@ -2,6 +2,7 @@
 
 use super::{Adapter, Weights, find, sai};
 use crate::error::{Error, Result};
+use crate::files;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -122,7 +123,7 @@ fn pipeline(folder: &Path) -> Result<Vec<Part>> {
     let path = folder.join(INDEX);
     let index: Option<Map<String, Value>> = match path.is_file() {
         true => {
-            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+            let text = files::read_to_string(&path)?;
             let message = |e| format!("is no index of a pipeline ({e}); download it again");
             Some(serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), message: message(e) })?)
         }

@@ -4,8 +4,10 @@
 
 use super::{Weights, find};
 use crate::error::{Error, Result};
+use crate::files;
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 /// The tensors of a model's file or folder: safetensors, or `torch.save`'s archives (`.pt`, `.pth`, `.bin`).
@@ -35,11 +37,10 @@ impl AnyWeights {
             return Err(file("there is no such file; give an existing one".into()));
         }
         // A file without that key is refused first, and then taken as it is.
-        let nested =
-            PthTensors::new(path, Some("state_dict")).ok().filter(|tensors| !tensors.tensor_infos().is_empty());
+        let nested = tensors(path, Some("state_dict")).ok().filter(|tensors| !tensors.tensor_infos().is_empty());
         let tensors = match nested {
             Some(tensors) => tensors,
-            None => PthTensors::new(path, None).map_err(|e| {
+            None => tensors(path, None).map_err(|e| {
                 file(format!(
                     "cannot be read as a file of torch.save ({e}); download it again, or convert it to safetensors"
                 ))
@@ -80,5 +81,62 @@ impl AnyWeights {
             Self::Safetensors(weights) => weights.error(message),
             Self::Pickle { path, .. } => Error::File { path: path.clone(), message: message.into() },
         }
+    }
+}
+
+/// Bytes of the pickle in an archive: names, shapes and places of tensors, about 200 bytes each, and not their values.
+const LONGEST: u64 = 8 << 20;
+
+/// Bytes of the stack of the thread that reads a pickle. What is nested is dropped by recursion, and each level takes two
+/// bytes of the pickle at least: room for 100 bytes at each. Pages that are not touched take no memory.
+const STACK: usize = 50 * LONGEST as usize;
+
+/// The tensors of an archive, under `key` or at the top, by a thread whose stack no nesting exhausts.
+fn tensors(path: &Path, key: Option<&str>) -> std::result::Result<PthTensors, String> {
+    let file = files::regular(path).map_err(|e| e.to_string())?;
+    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| e.to_string())?;
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(|e| e.to_string())?;
+        if entry.name().is_ok_and(|name| name.ends_with("data.pkl")) && entry.size() > LONGEST {
+            return Err(format!("its pickle has {} bytes; that of a model has at most {LONGEST}", entry.size()));
+        }
+    }
+    std::thread::scope(|scope| {
+        let read = || PthTensors::new(path, key).map_err(|e| e.to_string());
+        let reader = std::thread::Builder::new().name("pickle".into()).stack_size(STACK).spawn_scoped(scope, read);
+        let reader = reader.map_err(|e| format!("no thread to read it: {e}"))?;
+        reader.join().unwrap_or_else(|_| Err("its pickle is damaged".into()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    /// An archive of torch.save with this pickle in it and nothing else.
+    fn archive(folder: &Path, pickle: &[u8]) -> PathBuf {
+        let path = folder.join("weights.pth");
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        archive.start_file("archive/data.pkl", stored).unwrap();
+        archive.write_all(pickle).unwrap();
+        archive.finish().unwrap();
+        path
+    }
+
+    #[test]
+    fn a_pickle_of_any_depth_or_length_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |pickle: &[u8]| match AnyWeights::open(&archive(folder.path(), pickle)) {
+            Ok(_) => panic!("this holds no tensors"),
+            Err(e) => e.to_string(),
+        };
+        // Protocol 2; lists within lists, closed by APPEND.
+        const DEPTH: usize = 1_000_000;
+        let nested = [&b"\x80\x02"[..], &b"]".repeat(DEPTH), &b"a".repeat(DEPTH - 1), b"."].concat();
+        assert!(read(&nested).contains("weights.pth"), "{}", read(&nested));
+        let long = [&b"\x80\x02"[..], &b"N0".repeat(LONGEST as usize), b"N."].concat();
+        assert!(read(&long).contains("its pickle has"), "{}", read(&long));
     }
 }

@@ -8,7 +8,6 @@ use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -101,7 +100,7 @@ impl Weights {
         let found = find::find(path)?;
         let mut weights = Self { path: found.path.clone(), files: Vec::new(), entries: BTreeMap::new() };
         for path in &found.files {
-            let file = File::open(path).map_err(Error::io(path))?;
+            let file = crate::files::open(path)?;
             // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that
             // program, as with every reader that maps its files; nobody writes into them in place.
             let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);

@@ -1,6 +1,8 @@
 //! Sizes of the model, in the words of the checkpoint's config.json.
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::model::bounds::{LAYERS, POSITIONS, WIDTH, within};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -56,7 +58,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read or describes another model: see [`Config::parse`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = files::read_to_string(path)?;
         Self::parse(&text).map_err(|message| Error::File { path: path.to_path_buf(), message })
     }
 
@@ -76,11 +78,25 @@ impl Config {
         expect("_class_name", &["SD3Transformer2DModel".into()])?;
         expect("qk_norm", &["rms_norm".into()])?;
         let config: Self = serde_json::from_value(json.clone()).map_err(|e| format!("cannot be used: {e}"))?;
+        within(&[
+            ("patch_size", config.patch_size, WIDTH),
+            ("in_channels", config.in_channels, WIDTH),
+            ("num_layers", config.num_layers, LAYERS),
+            ("attention_head_dim", config.attention_head_dim, WIDTH),
+            ("num_attention_heads", config.num_attention_heads, WIDTH / config.attention_head_dim.clamp(1, WIDTH)),
+            ("joint_attention_dim", config.joint_attention_dim, WIDTH),
+            ("pooled_projection_dim", config.pooled_projection_dim, WIDTH),
+            ("sample_size", config.sample_size, WIDTH),
+            ("pos_embed_max_size", config.pos_embed_max_size, POSITIONS),
+        ])?;
         // The velocity has the latent's channels; the text tokens are concatenated with the image's.
         expect("out_channels", &[config.in_channels.into(), Value::Null])?;
         expect("caption_projection_dim", &[config.width().into()])?;
-        let sizes = [config.patch_size, config.in_channels, config.num_layers, config.width(), config.base_size()];
-        if sizes.contains(&0) || !config.width().is_multiple_of(4) {
+        let blocks = &config.dual_attention_layers;
+        if let Some(block) = blocks.iter().find(|&&block| block >= config.num_layers) {
+            return Err(format!("has block {block} in dual_attention_layers, but num_layers = {}", config.num_layers));
+        }
+        if config.base_size() == 0 || !config.width().is_multiple_of(4) {
             return Err(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)
@@ -141,6 +157,23 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused_before_anything_is_made_of_them() {
+        let refused = |key: &str, value: Value| {
+            let mut json = Config::sd35_medium().to_json();
+            json[key] = value;
+            let message = Config::parse(&json.to_string()).unwrap_err();
+            assert!(message.contains(key), "{key}: {message}");
+        };
+        for key in ["num_layers", "attention_head_dim", "num_attention_heads", "joint_attention_dim", "patch_size"] {
+            refused(key, 0.into());
+            refused(key, (1_u64 << 40).into());
+        }
+        refused("pos_embed_max_size", 100_000.into());
+        refused("dual_attention_layers", json!([0, 24]));
+        refused("num_layers", u64::MAX.into());
+    }
 
     /// torch's own counter on diffusers' model: 2224 GFLOP for Stable Diffusion 3.5 Medium at 512 px with 205 text tokens.
     #[test]

@@ -14,40 +14,53 @@ use candle_core::{DType, Device};
 use safetensors::View;
 use serde_json::{Value, json};
 use std::borrow::Cow;
-use std::cell::RefCell;
-use std::fs;
+use std::cell::{Cell, RefCell};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+/// How far the writing of a part's weights is.
+pub struct Written<'a> {
+    /// The part, as its folder is called.
+    pub part: &'a str,
+    /// Bytes drawn so far.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub of: u64,
+}
+
 /// Writes a model of this size into the folder `out`, which must not be there yet; the same seed gives the same files.
+/// `on_written` is told after each tensor.
 ///
 /// # Errors
 /// [`Error::Usage`] if the folder is there, [`Error::Io`] if it cannot be written.
-pub fn write(size: Size, seed: u64, out: &Path) -> Result<()> {
+pub fn write(size: Size, seed: u64, out: &Path, on_written: &dyn Fn(Written)) -> Result<()> {
     if out.exists() {
         return Err(Error::Usage(format!("{}: is there already; name a new folder, or delete it", out.display())));
     }
     let configs = size.configs();
     let folder = |name: &str| out.join(name);
+    let draw = &Draw { dtype: size.dtype(), seed, on_written };
 
     let config = mmdit::Config::parse(&configs.transformer.to_string()).map_err(Error::Failed)?;
     let model = mmdit::model(&config, (config.patch_size, config.patch_size), None)?;
     let specs: Vec<&Spec> = model.specs().into_iter().flatten().filter(|spec| spec.role != Role::Adapter).collect();
     let file = "diffusion_pytorch_model.safetensors";
-    part(&folder("transformer"), &configs.transformer, (file, &specs), size.dtype(), seed)?;
+    part(&folder("transformer"), &configs.transformer, (file, &specs), draw)?;
 
     let specs = vae::specs(&vae::Config::parse(&configs.vae.to_string()).map_err(Error::Failed)?);
-    part(&folder("vae"), &configs.vae, (file, &specs.iter().collect::<Vec<_>>()), size.dtype(), seed)?;
+    part(&folder("vae"), &configs.vae, (file, &specs.iter().collect::<Vec<_>>()), draw)?;
 
     let encoders = [("text_encoder", configs.clip_l), ("text_encoder_2", configs.clip_g)];
     for ((name, config), pad) in encoders.into_iter().zip(tokenizers::CLIP_PADS) {
         let specs = clip::TextEncoder::specs(&typed(&config)?);
         let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
-        part(&folder(name), &config, files, size.dtype(), seed)?;
+        part(&folder(name), &config, files, draw)?;
         tokenizers::clip(&folder(&name.replace("text_encoder", "tokenizer")), pad, size.clip_vocabulary())?;
     }
     let specs = T5Encoder::specs(&typed(&configs.t5)?);
     let files = ("model.safetensors", &*specs.iter().collect::<Vec<_>>());
-    part(&folder("text_encoder_3"), &configs.t5, files, size.dtype(), seed)?;
+    part(&folder("text_encoder_3"), &configs.t5, files, draw)?;
     tokenizers::t5(&folder("tokenizer_3"))?;
     let scheduler =
         json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0});
@@ -55,17 +68,31 @@ pub fn write(size: Size, seed: u64, out: &Path) -> Result<()> {
     write_json(out, "model_index.json", &index())
 }
 
+/// What is the same for all parts.
+struct Draw<'a> {
+    dtype: DType,
+    seed: u64,
+    on_written: &'a dyn Fn(Written),
+}
+
 /// A part's config.json and weights.
-fn part(folder: &Path, config: &Value, (file, specs): (&str, &[&Spec]), dtype: DType, seed: u64) -> Result<()> {
+fn part(folder: &Path, config: &Value, (file, specs): (&str, &[&Spec]), draw: &Draw) -> Result<()> {
     write_json(folder, "config.json", config)?;
     let failed = RefCell::new(None);
-    let drawn = |spec: &Spec| Drawn { spec: visible(spec), dtype, seed, failed: &failed };
+    let elements: usize = specs.iter().map(|spec| spec.shape.iter().product::<usize>()).sum();
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let progress = PartProgress { name: &name, of: elements * draw.dtype.size_in_bytes(), bytes: Cell::new(0) };
+    let drawn = |spec: &Spec| Drawn { spec: visible(spec), draw, progress: &progress, failed: &failed };
     let path = folder.join(file);
     safetensors::serialize_to_file(specs.iter().map(|spec| (spec.name.as_str(), drawn(spec))), None, &path).map_err(
         |e| Error::File { path: path.clone(), message: format!("cannot be written: {e}; is the disk full?") },
     )?;
     match failed.into_inner() {
-        None => Ok(()),
+        None => {
+            // The file was made for its owner alone; the folder has what the umask leaves of all permissions.
+            let mode = fs::metadata(folder).map_err(Error::io(folder))?.permissions().mode() & 0o666;
+            fs::set_permissions(&path, Permissions::from_mode(mode)).map_err(Error::io(&path))
+        }
         Some(error) => {
             fs::remove_file(&path).map_err(Error::io(&path))?;
             Err(error)
@@ -85,15 +112,15 @@ fn visible(spec: &Spec) -> Spec {
 /// A tensor that is drawn when it is written, so that one at a time is in memory.
 struct Drawn<'a> {
     spec: Spec,
-    dtype: DType,
-    seed: u64,
+    draw: &'a Draw<'a>,
+    progress: &'a PartProgress<'a>,
     /// What went wrong: the trait that writes tensors knows of no errors.
     failed: &'a RefCell<Option<Error>>,
 }
 
 impl View for Drawn<'_> {
     fn dtype(&self) -> safetensors::Dtype {
-        match self.dtype {
+        match self.draw.dtype {
             DType::BF16 => safetensors::Dtype::BF16,
             _ => safetensors::Dtype::F32,
         }
@@ -104,7 +131,11 @@ impl View for Drawn<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let tensor = self.spec.initial(self.seed, &Device::Cpu).and_then(|t| Ok(t.to_dtype(self.dtype)?));
+        let Draw { dtype, seed, on_written } = *self.draw;
+        let tensor = self.spec.initial(seed, &Device::Cpu).and_then(|t| Ok(t.to_dtype(dtype)?));
+        let PartProgress { name, of, bytes } = self.progress;
+        bytes.set(bytes.get() + self.data_len());
+        on_written(Written { part: name, bytes: bytes.get() as u64, of: *of as u64 });
         match tensor {
             Ok(tensor) => Cow::Owned(tensor.data().into_owned()),
             Err(error) => {
@@ -115,8 +146,15 @@ impl View for Drawn<'_> {
     }
 
     fn data_len(&self) -> usize {
-        self.spec.shape.iter().product::<usize>() * self.dtype.size_in_bytes()
+        self.spec.shape.iter().product::<usize>() * self.draw.dtype.size_in_bytes()
     }
+}
+
+/// How far a part is.
+struct PartProgress<'a> {
+    name: &'a str,
+    of: usize,
+    bytes: Cell<usize>,
 }
 
 fn index() -> Value {
@@ -154,7 +192,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let no_square =
             Spec { name: "positions".into(), shape: vec![1, 7, 8], init: Init::Grid { base: 4 }, role: Role::Buffer };
-        let error = part(folder.path(), &json!({}), ("weights.safetensors", &[&no_square]), DType::F32, 1).unwrap_err();
+        let draw = Draw { dtype: DType::F32, seed: 1, on_written: &|_| {} };
+        let error = part(folder.path(), &json!({}), ("weights.safetensors", &[&no_square]), &draw).unwrap_err();
         assert!(error.to_string().contains("[1, 7, 8]"), "{error}");
         assert!(!folder.path().join("weights.safetensors").exists());
     }

@@ -2,12 +2,12 @@
 
 use super::{T5Encoder, Tokenizer};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::clip;
 use crate::model::files::Weights;
 use crate::model::mmdit;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -82,7 +82,7 @@ impl Encoding {
             return Ok(self.folder.join(T5).is_dir());
         }
         let error = |message: String| Error::File { path: list.clone(), message };
-        let text = std::fs::read_to_string(&list).map_err(Error::io(&list))?;
+        let text = files::read_to_string(&list)?;
         let json: Value = serde_json::from_str(&text).map_err(|e| error(format!("is not JSON: {e}")))?;
         if json.get(T5).and_then(|class| class.get(0)).is_some_and(|library| !library.is_null()) {
             return Err(error(format!(
@@ -153,7 +153,7 @@ fn hash_file(hash: &mut blake3::Hasher, path: &Path) -> Result<()> {
     const WHOLE: u64 = 1 << 30;
     const PART: u64 = 1 << 20;
     let error = || Error::io(path);
-    let mut file = File::open(path).map_err(error())?;
+    let mut file = files::open(path)?;
     let length = file.metadata().map_err(error())?.len();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     hash.update(format!("{name} {length}\n").as_bytes());

@@ -2,6 +2,7 @@
 //! v4.57). Padding is attended to, as Stable Diffusion 3 was trained.
 
 use crate::error::{Error, Result};
+use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
 use crate::model::files::Weights;
 use crate::model::frozen::{attention, embed, load, read_config};
 use crate::model::ops;
@@ -65,9 +66,21 @@ impl T5Config {
             let kind = &config.feed_forward_proj;
             return error(format!("has feed_forward_proj {kind:?}; only T5 v1.1 with \"gated-gelu\" is supported"));
         }
-        let sizes = [config.vocab_size, config.d_model, config.d_kv, config.d_ff, config.num_layers, config.num_heads];
         let (buckets, distance) = (config.relative_attention_num_buckets, config.relative_attention_max_distance);
-        if sizes.contains(&0) || buckets < 4 || !buckets.is_multiple_of(4) || distance <= buckets / 4 {
+        let sizes = [
+            ("vocab_size", config.vocab_size, VOCABULARY),
+            ("d_model", config.d_model, WIDTH),
+            ("d_kv", config.d_kv, WIDTH),
+            ("d_ff", config.d_ff, WIDTH),
+            ("num_layers", config.num_layers, LAYERS),
+            ("num_heads", config.num_heads, WIDTH / config.d_kv.clamp(1, WIDTH)),
+            ("relative_attention_num_buckets", buckets, WIDTH),
+            ("relative_attention_max_distance", distance, WIDTH),
+        ];
+        if let Err(message) = within(&sizes) {
+            return error(message);
+        }
+        if buckets < 4 || !buckets.is_multiple_of(4) || distance <= buckets / 4 {
             return error(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)

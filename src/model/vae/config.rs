@@ -1,6 +1,8 @@
 //! Sizes of the autoencoder, in the words of the checkpoint's config.json.
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::model::bounds::{LAYERS, LEVELS, WIDTH, within};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -57,7 +59,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read or describes another model: see [`Config::parse`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = files::read_to_string(path)?;
         Self::parse(&text).map_err(|message| Error::File { path: path.to_path_buf(), message })
     }
 
@@ -77,6 +79,14 @@ impl Config {
         expect("_class_name", "AutoencoderKL".into(), Value::Null)?;
         let config: Self = serde_json::from_value(json.clone()).map_err(|e| format!("cannot be used: {e}"))?;
         let blocks = config.block_out_channels.len();
+        let widest = config.block_out_channels.iter().copied().max().unwrap_or(0);
+        within(&[
+            ("levels in block_out_channels", blocks, LEVELS),
+            ("channels in block_out_channels", widest, WIDTH),
+            ("layers_per_block", config.layers_per_block, LAYERS),
+            ("latent_channels", config.latent_channels, WIDTH),
+            ("norm_num_groups", config.norm_num_groups, WIDTH),
+        ])?;
         expect("down_block_types", vec!["DownEncoderBlock2D"; blocks].into(), Value::Null)?;
         expect("up_block_types", vec!["UpDecoderBlock2D"; blocks].into(), Value::Null)?;
         expect("act_fn", "silu".into(), "silu".into())?;
@@ -88,12 +98,7 @@ impl Config {
         let groups = config.norm_num_groups;
         let whole = |&channels: &usize| channels > 0 && channels.is_multiple_of(groups);
         let scaled = config.scaling_factor.is_normal() && config.shift_factor.is_finite();
-        if blocks == 0
-            || groups == 0
-            || !config.block_out_channels.iter().all(whole)
-            || config.latent_channels == 0
-            || !scaled
-        {
+        if !config.block_out_channels.iter().all(whole) || !scaled {
             return Err(format!("has sizes that make no model: {config:?}"));
         }
         Ok(config)

@@ -30,16 +30,13 @@ pub struct Run {
 impl Run {
     /// Reads what is there.
     pub fn read(folder: &Path) -> Self {
-        let config: toml::Table =
-            fs::read_to_string(folder.join("config.toml")).ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+        let config: toml::Table = own(folder, "config.toml").and_then(|text| text.parse().ok()).unwrap_or_default();
         let folder_name = folder.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
         let name = lookup(&config, "run", "name").or(folder_name).unwrap_or_else(|| "run".into());
 
         let (mut updates, mut evaluations) = (Records::new(), Records::new());
-        // A pipe or a device in its place may have no end.
-        let metrics = Some(folder.join("metrics.jsonl")).filter(|path| path.is_file());
-        let text = metrics.and_then(|path| fs::read(path).ok()).unwrap_or_default();
-        for line in String::from_utf8_lossy(&text).lines() {
+        let text = own(folder, "metrics.jsonl").unwrap_or_default();
+        for line in text.lines() {
             let Ok(Value::Object(object)) = serde_json::from_str(line) else { continue };
             let Some(update) = object.get("update").and_then(Value::as_u64) else { continue };
             let is_evaluation = object.keys().any(|name| name.starts_with("eval."));
@@ -130,10 +127,27 @@ fn lookup(config: &toml::Table, table: &str, key: &str) -> Option<String> {
     }
 }
 
-/// The PNG files of a folder, by name.
+/// The text of a file of the run; nothing where it is no file of its own, or none at all. A link would take the page's
+/// reader out of the run, and a pipe or a device in its place may have no end.
+fn own(folder: &Path, name: &str) -> Option<String> {
+    let path = folder.join(name);
+    let bytes = is_own_file(&path).then(|| fs::read(path).ok())??;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Whether a file lies here itself, not a link to one.
+fn is_own_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|data| data.is_file())
+}
+
+/// The PNG files of a folder of the run, by name.
 fn pngs(folder: &Path) -> Vec<PathBuf> {
+    if !fs::symlink_metadata(folder).is_ok_and(|data| data.is_dir()) {
+        return Vec::new();
+    }
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ext| ext == "png")).collect();
+    let is_png = |path: &PathBuf| path.extension().is_some_and(|ext| ext == "png") && is_own_file(path);
+    let mut paths: Vec<_> = entries.filter(is_png).collect();
     paths.sort();
     paths
 }
