@@ -45,13 +45,7 @@ fn glyphs(folder: &Path, trainable: &str) -> (PathBuf, ModelConfig, Layout) {
 fn run_folder(out: &Path, config: &RunConfig) -> (PathBuf, ModelConfig, Layout) {
     let base = Base::of(&config.model).unwrap();
     let layout = Layout::new(&base.model.specs(), config.model.trainable);
-    let identity = Identity {
-        config_digest: config.digest().unwrap(),
-        base_digest: base.digest,
-        layout_digest: layout.digest(),
-        total: layout.total,
-        seed: config.run.seed,
-    };
+    let identity = Identity::new(config.digest().unwrap(), base.digest, &layout, config.run.seed);
     let vectors = ["policy", "ema", "old"].map(|name| (name.to_owned(), vector(name, layout.total)));
     let shard = Shard { ranges: std::iter::once(0..layout.total).collect(), vectors: vectors.into() };
     let state = TrainState { update: 2, iteration: 2, extra: serde_json::Value::Null };

@@ -6,6 +6,7 @@ use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainS
 use super::pieces::{self, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
+use crate::params::Layout;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::BTreeMap;
@@ -63,6 +64,13 @@ impl Reader {
     /// Where the run stood.
     pub fn state(&self) -> &TrainState {
         &self.manifest.state
+    }
+
+    /// Where the trainable parameters lie in the vectors; none where an earlier version wrote the checkpoint.
+    pub fn layout(&self) -> Option<Layout> {
+        let parameters = &self.manifest.identity.parameters;
+        let named = parameters.iter().map(|parameter| (parameter.name.as_str(), parameter.shape.as_slice()));
+        Layout::of_named(named).filter(|_| !parameters.is_empty())
     }
 
     /// Whether this checkpoint can be resumed by the run `wanted`; returns warnings about what may differ and does. `changes`

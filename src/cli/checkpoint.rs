@@ -82,13 +82,7 @@ impl Opened {
     /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than `base_digest` and `layout`.
     pub fn flat(&self, which: Which, base_digest: &str, layout: &Layout, device: &Device) -> Result<Option<Tensor>> {
         let Some(reader) = &self.reader else { return Ok(None) };
-        let identity = Identity {
-            config_digest: self.config.digest()?,
-            base_digest: base_digest.to_owned(),
-            layout_digest: layout.digest(),
-            total: layout.total,
-            seed: self.config.run.seed,
-        };
+        let identity = Identity::new(self.config.digest()?, base_digest.to_owned(), layout, self.config.run.seed);
         for warning in reader.check_identity(&identity, &[])? {
             tracing::warn!("{warning}");
         }

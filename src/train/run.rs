@@ -108,13 +108,8 @@ impl<'a> Run<'a> {
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
         let mut state = Sharded::new(&*base, &layout, config.parallel.shard, &*world.device)?;
-        let identity = Identity {
-            config_digest: config.digest()?,
-            base_digest: pipeline.base_digest.clone(),
-            layout_digest: layout.digest(),
-            total: layout.total,
-            seed: config.run.seed,
-        };
+        let base_digest = pipeline.base_digest.clone();
+        let identity = Identity::new(config.digest()?, base_digest, &layout, config.run.seed);
         let (mut iteration, mut best, mut skipped, mut unevaluated) = (0, Best::default(), 0, true);
         let mut old_is_policy = None;
         if let Some(path) = &chosen {
