@@ -10,12 +10,9 @@ impl RunConfig {
     /// # Errors
     /// A configuration cannot be written as TOML.
     pub fn changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
-        let table = |config: &Self| {
-            Value::try_from(config.deciding())
-                .map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
-        };
+        let (earlier, now) = (Value::Table(earlier.deciding()?), Value::Table(self.deciding()?));
         let mut changes = Vec::new();
-        compare(String::new(), Some(&table(earlier)?), Some(&table(self)?), &mut changes);
+        compare(String::new(), Some(&earlier), Some(&now), &mut changes);
         Ok(changes)
     }
 }

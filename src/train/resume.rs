@@ -3,7 +3,7 @@
 use super::lock::{self, RunLock};
 use crate::checkpoint::{self, Resume};
 use crate::comm::{World, exchange};
-use crate::config::RunConfig;
+use crate::config::{RUN_CONFIG, RunConfig};
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,7 @@ fn choose(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
 /// What has changed since the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot be
 /// read.
 pub(super) fn changes(config: &RunConfig, checkpoint: &Path) -> Vec<String> {
-    let written = checkpoint.ancestors().nth(2).map(|out| out.join("config.toml"));
+    let written = checkpoint.ancestors().nth(2).map(|out| out.join(RUN_CONFIG));
     let text = written.and_then(|path| std::fs::read_to_string(path).ok());
     let earlier: Option<RunConfig> = text.and_then(|text| toml::from_str(&text).ok());
     earlier.and_then(|earlier| config.changes_since(&earlier).ok()).unwrap_or_default()

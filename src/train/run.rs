@@ -15,7 +15,6 @@ use crate::data::PromptSet;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated, main_reward};
-use crate::files;
 use crate::interrupt::Interrupt;
 use crate::observe::{Metrics, Progress, logging, report};
 use crate::optim::{NotFinite, Sharded};
@@ -135,7 +134,7 @@ impl<'a> Run<'a> {
         let records = Records::open(out, chosen.is_some().then_some(update), first)?;
         // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
         if first && (chosen.is_none() || update < config.run.updates) {
-            files::write(&out.join("config.toml"), config.to_toml()?)?;
+            config.write(out)?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
         progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));
