@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Compares with the real packages. diffusers and PEFT load each of our exports and give our velocities to 1e-4. torch,
-# transformers and open_clip make the scores of the CLIP family anew, which ours must equal. Our server reads texts that Pillow
-# drew no worse than rapidocr-onnxruntime does, and a run asks the reward server in Python. DiffusionNFT's iteration in
-# PyTorch (launch/peers) gives the recorded values, and runs beside ours at a tiny size.
+# Compares with the real packages. diffusers and PEFT load each of our exports and give our velocities to 1e-4; a merged
+# pipeline draws a picture with all its parts. torch, transformers and open_clip make the scores of the CLIP family anew, which
+# ours must equal. Our server reads texts that Pillow drew no worse than rapidocr-onnxruntime does, and a run asks the reward
+# server in Python. DiffusionNFT's iteration in PyTorch (launch/peers) gives the recorded values, and runs beside ours at a tiny
+# size.
 #
 #   launch/check-export.sh [FOLDER]      FOLDER holds the Python environment; default: target/peers-venv
 #

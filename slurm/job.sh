@@ -9,8 +9,8 @@
 #   FLOWRL_SRUN_FLAGS  further flags for srun: "--container-image=flowrl.sqsh --container-mounts=/scratch"
 #   FLOWRL_RESTARTS    how often the job may go back into the queue; default 100
 #   FLOWRL_HOME        the project's folder, where it is not the one that the job was submitted from. The job then works in it:
-#                      paths in a configuration are relative to it, those after --config, --out and --resume still to the folder
-#                      that the job was submitted from.
+#                      run.out, model.prompt_cache and paths after --set are relative to it, those after --config, --out and
+#                      --resume still to the folder that the job was submitted from.
 #
 # In the arguments %j, %A and %a are the job, the array and the run of the array: sbatch --array=1-4 slurm/train_glyphs.sh
 # --set run.seed=%a --out runs/seed-%a

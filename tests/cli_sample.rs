@@ -7,6 +7,11 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn run(arguments: &[&str]) -> Output {
+    run_in(Path::new("."), arguments)
+}
+
+/// The program, started in the folder `working`.
+fn run_in(working: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
@@ -14,7 +19,7 @@ fn run(arguments: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    command.args(arguments).output().unwrap()
+    command.current_dir(working).args(arguments).output().unwrap()
 }
 
 fn done(arguments: &[&str]) -> String {
@@ -126,6 +131,91 @@ fn a_run_with_other_random_numbers_is_used_but_not_continued() {
     names.sort_unstable(); // the order of the layout: block by block, A before B
     let joined: Vec<u8> = names.iter().flat_map(|name| exported.tensor(name).unwrap().data().to_vec()).collect();
     assert!(joined == ema, "other numbers than the checkpoint's");
+}
+
+/// What each command needs of the files that a run was trained with: one after the other is taken away. And all of it from
+/// other working folders than the one that the run was started in.
+#[test]
+fn commands_ask_for_what_they_need_and_for_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let name = |file: &str| path(file).to_str().unwrap().to_owned();
+    fs::create_dir_all(path("job/prompts")).unwrap();
+    fs::create_dir(path("elsewhere")).unwrap();
+    fs::copy("assets/glyphs/base.safetensors", path("job/base.safetensors")).unwrap();
+    for file in ["job/prompts/train.txt", "job/prompts/eval.txt", "other.txt"] {
+        fs::write(path(file), format!("{PROMPT}\n")).unwrap();
+    }
+    let config = "[run]\nupdates = 1\neval_every = 0\n[model]\npath = \"base.safetensors\"\ntrainable = \"lora\"\n\
+                  [model.lora]\nrank = 2\nalpha = 2\n[data]\ntrain = \"prompts/train.txt\"\neval = \"prompts/eval.txt\"\n\
+                  [batch]\nprompts = 1\nimages_per_prompt = 2\ntimesteps = 1\n[sampler]\nsteps = 2\n[eval]\nsteps = 2\n\
+                  [[reward]]\nname = \"ocr\"\n";
+    fs::write(path("job/mine.toml"), config).unwrap();
+    let elsewhere = |arguments: &[&str]| run_in(&path("elsewhere"), arguments);
+    // Started beside its configuration's folder, and what it writes comes into the working folder.
+    let trained = run_in(folder.path(), &["--config", "job/mine.toml", "--out", "run"]);
+    assert_eq!(trained.status.code(), Some(0), "{}", String::from_utf8_lossy(&trained.stderr));
+
+    let count = std::cell::Cell::new(0);
+    let fresh = |end: &str| {
+        count.set(count.get() + 1);
+        name(&format!("out{}{end}", count.get()))
+    };
+    // Each command by a name, and whether it works now; one that does not names what it lacks.
+    let works = |run: &str, more: &[&str], lacking: &[(&str, &str)]| {
+        let (png, out) = (fresh(".png"), fresh(""));
+        let from = ["--checkpoint", run];
+        let of = |format: &'static str| ["export", "--format", format, "--out", &out, "--force"];
+        let commands: [(&str, &[&str]); 6] = [
+            ("sample", &["sample", "--prompt", PROMPT, "-n", "1", "--out", &png]),
+            ("eval", &["eval"]),
+            ("eval --data", &["eval", "--data", "../other.txt"]),
+            ("diffusers", &of("diffusers")),
+            ("peft", &of("peft")),
+            ("merged", &of("merged")),
+        ];
+        for (command, arguments) in commands {
+            let output = elsewhere(&[arguments, &from, more].concat());
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            match lacking.iter().find(|(name, _)| *name == command) {
+                None => assert_eq!(output.status.code(), Some(0), "{command} {more:?}: {error}"),
+                Some((_, words)) => {
+                    assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{command}: {error}");
+                    assert!(error.contains(words), "{command}: no {words:?} in {error}");
+                }
+            }
+        }
+    };
+    let run = name("run");
+    works(&run, &[], &[]);
+    fs::remove_file(path("job/prompts/train.txt")).unwrap();
+    works(&run, &[], &[]);
+    fs::remove_file(path("job/prompts/eval.txt")).unwrap();
+    let no_eval = format!("data.eval = {:?}: there is no such file", name("job/prompts/eval.txt"));
+    works(&run, &[], &[("eval", &no_eval)]);
+    works(&run, &["--set", "data.eval=../other.txt"], &[]);
+    fs::rename(path("job/base.safetensors"), path("moved.safetensors")).unwrap();
+    let no_model = format!("model.path = {:?}: there is nothing at this path", name("job/base.safetensors"));
+    let lacking = ["sample", "eval --data", "merged"].map(|command| (command, no_model.as_str()));
+    works(&run, &[], &[&lacking[..], &[("eval", &no_eval)]].concat());
+    fs::rename(path("run"), path("moved run")).unwrap();
+    works(&name("moved run"), &["--set", "model.path=../moved.safetensors"], &[("eval", &no_eval)]);
+
+    // The configuration of a run says where the run is.
+    for file in ["train.txt", "eval.txt"] {
+        fs::copy(path("other.txt"), path("job/prompts").join(file)).unwrap();
+    }
+    fs::rename(path("moved.safetensors"), path("job/base.safetensors")).unwrap();
+    let moved = elsewhere(&["--config", "../moved run/config.toml"]);
+    let error = String::from_utf8_lossy(&moved.stderr).into_owned();
+    let words =
+        format!("run.out = {run}, and the run lies in ../moved run: it was moved or copied; go on here with --out");
+    assert!(moved.status.code() == Some(2) && error.contains(&words), "{error}");
+    let resumed =
+        elsewhere(&["--config", "../moved run/config.toml", "--out", "../moved run", "--set", "run.updates=2"]);
+    let error = String::from_utf8_lossy(&resumed.stderr).into_owned();
+    assert!(resumed.status.code() == Some(0) && error.contains("continues after update 1"), "{error}");
+    assert!(!error.contains("has changed") && !error.contains("held other prompts"), "{error}");
 }
 
 #[test]

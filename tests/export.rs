@@ -45,13 +45,7 @@ fn glyphs(folder: &Path, trainable: &str) -> (PathBuf, ModelConfig, Layout) {
 fn run_folder(out: &Path, config: &RunConfig) -> (PathBuf, ModelConfig, Layout) {
     let base = Base::of(&config.model).unwrap();
     let layout = Layout::new(&base.model.specs(), config.model.trainable);
-    let identity = Identity {
-        config_digest: config.digest().unwrap(),
-        base_digest: base.digest,
-        layout_digest: layout.digest(),
-        total: layout.total,
-        seed: config.run.seed,
-    };
+    let identity = Identity::new(config.digest().unwrap(), base.digest, &layout, config.run.seed);
     let vectors = ["policy", "ema", "old"].map(|name| (name.to_owned(), vector(name, layout.total)));
     let shard = Shard { ranges: std::iter::once(0..layout.total).collect(), vectors: vectors.into() };
     let state = TrainState { update: 2, iteration: 2, extra: serde_json::Value::Null };
@@ -60,7 +54,7 @@ fn run_folder(out: &Path, config: &RunConfig) -> (PathBuf, ModelConfig, Layout) 
     let writing = checkpoint::begin(&root, 2, 0).unwrap();
     let entry = checkpoint::write_shard(&writing, 0, 1, &shard).unwrap();
     checkpoint::commit(&root, &state, &identity, vec![entry], 0).unwrap();
-    fs::write(out.join("config.toml"), config.to_toml().unwrap()).unwrap();
+    config.write(out).unwrap();
     (out.to_path_buf(), config.model.clone(), layout)
 }
 
@@ -140,13 +134,22 @@ fn refuses(run: &Path, there: &str) {
     refused(&arguments(checkpoint, there), &[there, "holds an export already", "--force"]);
     refused(&arguments("no/such/run", &fresh), &["no/such/run", "there is nothing at this path"]);
     refused(&[&arguments(checkpoint, &fresh)[..], &["--which", "best"]].concat(), &["best", "policy, ema, old"]);
-    // Another base model, and a checkpoint without its run.
+    // Other adapters, another base model, and a checkpoint without its run.
+    for (setting, words) in [
+        ("model.lora.rank=8", "model.lora: rank = 8, but the checkpoint's transformer_blocks.0."),
+        ("model.lora.targets=[\"attn.to_q\"]", "which targets = [\"attn.to_q\"] leave out; give the configuration"),
+        ("model.trainable=full", "this run trained the whole model"),
+    ] {
+        refused(&[&arguments(checkpoint, &fresh)[..], &["--set", setting]].concat(), &[words]);
+    }
+    refused(&[&arguments(checkpoint, &fresh)[..], &["--transformer-only"]].concat(), &["belongs to --format merged"]);
     let other = run.with_file_name("other.toml");
     let text = fs::read_to_string(run.join("config.toml")).unwrap();
     let base = Path::new(there).with_file_name("merged/base.safetensors");
     fs::write(&other, text.replace("[model]\n", &format!("[model]\npath = {:?}\n", base.to_str().unwrap()))).unwrap();
     let config = ["--config", other.to_str().unwrap()];
-    refused(&[&arguments(checkpoint, &fresh)[..], &config].concat(), &["is of base model", "this run has base model"]);
+    let merged = ["export", "--checkpoint", checkpoint, "--format", "merged", "--out", &fresh];
+    refused(&[&merged[..], &config].concat(), &["is of base model", "this run has base model"]);
     let alone = run.with_file_name("alone").join("update_00000002");
     fs::create_dir_all(alone.parent().unwrap()).unwrap();
     fs::rename(run.join("checkpoints/update_00000002"), &alone).unwrap();
@@ -196,6 +199,8 @@ fn a_run_of_a_transformer_is_exported() {
         assert!(values(&read).iter().zip(values(&old)).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs()), "{format}");
     }
     assert_eq!(Format::of(Path::new(&out("merged"))).unwrap(), Format::Pipeline);
+    let shown = done(&["inspect", &out("merged")]);
+    assert!(shown.contains("text_encoder_3") && !shown.contains("absent"), "{shown}");
     let [merged, base] = [Path::new(&out("merged")), model.as_path()].map(|path| Transformer::open(path).unwrap());
     assert_eq!(merged.config, base.config);
     let name = "transformer_blocks.0.attn.add_k_proj";
@@ -211,4 +216,26 @@ fn a_run_of_a_transformer_is_exported() {
     fs::remove_dir_all(model.join("vae")).unwrap();
     let (code, shown, _) = program(&["inspect", model.to_str().unwrap()]);
     assert!(code == Some(2) && shown.contains("is absent"), "{code:?}: {shown}");
+    // Nor a pipeline to copy the parts of.
+    let export = |format: &str, name: &str, more: &[&str]| {
+        let (run, out) = (run.to_str().unwrap(), out(name));
+        let arguments = ["export", "--checkpoint", run, "--format", format, "--which", "old", "--out", &out];
+        program(&[&arguments[..], more].concat())
+    };
+    let (code, _, words) = export("merged", "parts", &[]);
+    assert!(code == Some(2) && words.contains("has no folder vae, which its model_index.json names"), "{words}");
+    let (code, files, words) = export("merged", "alone", &["--transformer-only"]);
+    assert!(code == Some(0) && files.lines().all(|file| file.contains("/alone/transformer/")), "{files}");
+    assert!(words.contains("transformer only: StableDiffusion3Pipeline.from_pretrained(\""), "{words}");
+
+    // An adapter needs no base model.
+    fs::rename(&model, folder.path().join("moved")).unwrap();
+    let (code, _, words) = export("peft", "without", &[]);
+    assert_eq!(code, Some(0), "{words}");
+    let [with, without] = ["peft", "without"].map(|name| fs::read(out(name) + "/adapter_model.safetensors").unwrap());
+    assert!(with == without);
+    let (code, _, words) = export("merged", "nothing", &[]);
+    let name = format!("model.path = {model:?}: there is nothing at this path");
+    assert!(code == Some(2) && words.contains(&name) && words.contains("--set model.path=PATH"), "{words}");
+    assert!(!Path::new(&out("nothing")).exists());
 }

@@ -1,5 +1,6 @@
 //! The manifest: what a checkpoint holds, of which model, and how to know that it is whole.
 
+use crate::params::{Entry, Layout};
 use crate::rng::STREAMS;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -39,6 +40,34 @@ pub struct Identity {
     pub total: usize,
     /// Seed of the run.
     pub seed: u64,
+    /// The trainable parameters in the vectors' order, by which they can be used without the base model; empty where an
+    /// earlier version wrote the checkpoint.
+    #[serde(default)]
+    pub parameters: Vec<Parameter>,
+}
+
+/// A trainable parameter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Identity {
+    /// Of a run of this configuration and seed, which trains the parameters of `layout` on this base model.
+    pub fn new(config_digest: String, base_digest: String, layout: &Layout, seed: u64) -> Self {
+        let parameter = |entry: &Entry| Parameter { name: entry.name.clone(), shape: entry.shape.clone() };
+        Self {
+            config_digest,
+            base_digest,
+            layout_digest: layout.digest(),
+            total: layout.total,
+            seed,
+            parameters: layout.entries.iter().map(parameter).collect(),
+        }
+    }
 }
 
 /// One shard file.

@@ -7,6 +7,7 @@ use super::pieces::{self, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::params::Layout;
 use crate::rng::STREAMS;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -85,6 +86,13 @@ impl Reader {
                  wrote it, or begin anew with another --out (export, sample, eval and inspect take it as it is)"
             ),
         ))
+    }
+
+    /// Where the trainable parameters lie in the vectors; none where an earlier version wrote the checkpoint.
+    pub fn layout(&self) -> Option<Layout> {
+        let parameters = &self.manifest.identity.parameters;
+        let named = parameters.iter().map(|parameter| (parameter.name.as_str(), parameter.shape.as_slice()));
+        Layout::of_named(named).filter(|_| !parameters.is_empty())
     }
 
     /// Whether this checkpoint can be resumed by the run `wanted`; returns warnings about what may differ and does. `changes`

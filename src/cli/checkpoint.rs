@@ -2,7 +2,7 @@
 
 use crate::checkpoint::{self, Identity, Reader, Resume};
 use crate::comm::World;
-use crate::config::RunConfig;
+use crate::config::{RUN_CONFIG, RunConfig, Use};
 use crate::device;
 use crate::error::{Error, Result};
 use crate::params::{Layout, ParamSet};
@@ -49,6 +49,7 @@ impl Which {
 pub struct Opened {
     /// The configuration.
     pub config: RunConfig,
+    config_digest: String,
     reader: Option<Reader>,
 }
 
@@ -58,12 +59,13 @@ impl Source {
         Self { checkpoint: Some(checkpoint.to_path_buf()), config: config.map(Path::to_path_buf) }
     }
 
-    /// Finds the files; no tensor is read.
+    /// Finds the checkpoint, and the configuration under the settings `set` with the prompts that `purpose` needs; no tensor
+    /// is read.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] where there is no complete checkpoint, [`Error::Usage`] where there is no configuration or
     /// it is wrong.
-    pub fn open(&self) -> Result<Opened> {
+    pub fn open(&self, set: &[String], purpose: Use) -> Result<Opened> {
         let find = |given: &PathBuf| checkpoint::find(&Resume::From(given.clone()), Path::new(""));
         let path = self.checkpoint.as_ref().map(find).transpose()?.flatten();
         let reader = path.as_deref().map(checkpoint::open).transpose()?;
@@ -71,23 +73,39 @@ impl Source {
             (None, Some(path)) => Some(config_of_run(path)?),
             (config, _) => config.clone(),
         };
-        Ok(Opened { config: RunConfig::load(config.as_deref(), &[])?, reader })
+        let mut config = RunConfig::load_for(purpose, config.as_deref(), set)?;
+        let config_digest = config.digest()?;
+        if reader.is_some() {
+            config.model.lora.path = None; // what the run began with, which the checkpoint has moved on from
+        }
+        Ok(Opened { config, config_digest, reader })
     }
 }
 
 impl Opened {
-    /// The parameters `which` of the checkpoint, `[total]`; none where there is no checkpoint.
+    /// The parameters `which` of the checkpoint on `device`, with their layout; none where there is no checkpoint. `base` is the
+    /// digest of the base model and the layout on it, where they are to be compared with the checkpoint's; without it the base
+    /// model need not be there.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than `base_digest` and `layout`.
-    pub fn flat(&self, which: Which, base_digest: &str, layout: &Layout, device: &Device) -> Result<Option<Tensor>> {
+    /// [`Error::Checkpoint`] where the checkpoint is damaged or of another model than `base`.
+    pub fn trained(
+        &self,
+        which: Which,
+        base: Option<(&str, &Layout)>,
+        device: &Device,
+    ) -> Result<Option<(Layout, Tensor)>> {
         let Some(reader) = &self.reader else { return Ok(None) };
-        let identity = Identity {
-            config_digest: self.config.digest()?,
-            base_digest: base_digest.to_owned(),
-            layout_digest: layout.digest(),
-            total: layout.total,
-            seed: self.config.run.seed,
+        let (config_digest, seed) = (self.config_digest.clone(), self.config.run.seed);
+        let (identity, layout) = match base {
+            Some((digest, layout)) => (Identity::new(config_digest, digest.to_owned(), layout, seed), layout.clone()),
+            None => {
+                let built =
+                    || Ok::<_, Error>(Layout::new(&self.config.model.build()?.specs(), self.config.model.trainable));
+                let layout = reader.layout().map_or_else(built, Ok)?;
+                let base_digest = reader.manifest().identity.base_digest.clone();
+                (Identity::new(config_digest, base_digest, &layout, seed), layout)
+            }
         };
         for warning in reader.check_identity(&identity, &[])? {
             tracing::warn!("{warning}");
@@ -95,7 +113,8 @@ impl Opened {
         let whole = 0..layout.total;
         let mut shard = reader.read_vectors(&[which.vector()], std::slice::from_ref(&whole))?;
         let flat = shard.vectors.remove(which.vector()).unwrap_or_default();
-        Ok(Some(Tensor::from_vec(flat, layout.total, device)?))
+        let flat = Tensor::from_vec(flat, layout.total, device)?;
+        Ok(Some((layout, flat)))
     }
 
     /// The configuration's device for this rank.
@@ -114,8 +133,9 @@ impl Opened {
         Pipeline::prepare(&self.config.model, prompts, device, &*world.host)?;
         let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, device)?;
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
-        let params = match self.flat(which, &pipeline.base_digest, &layout, &pipeline.device)? {
-            Some(flat) => pipeline.params()?.with_flat(&layout, &flat)?,
+        let base = (pipeline.base_digest.as_str(), &layout);
+        let params = match self.trained(which, Some(base), &pipeline.device)? {
+            Some((layout, flat)) => pipeline.params()?.with_flat(&layout, &flat)?,
             None => pipeline.params()?,
         };
         Ok((pipeline, params))
@@ -125,7 +145,7 @@ impl Opened {
 /// The configuration of the run that wrote a checkpoint: OUT/config.toml of OUT/checkpoints/update_N.
 fn config_of_run(checkpoint: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(checkpoint).map_err(Error::io(checkpoint))?;
-    let config = absolute.parent().and_then(Path::parent).map(|run| run.join("config.toml"));
+    let config = absolute.parent().and_then(Path::parent).map(|run| run.join(RUN_CONFIG));
     config.filter(|config| config.is_file()).ok_or_else(|| {
         let path = checkpoint.display();
         Error::Usage(format!("{path}: there is no config.toml two folders above it; give it with --config"))

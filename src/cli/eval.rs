@@ -3,6 +3,7 @@
 use super::checkpoint::{Opened, Source, Which};
 use super::{launch, on_ranks, print};
 use crate::comm::agreed;
+use crate::config::Use;
 use crate::data::PromptSet;
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
@@ -19,6 +20,9 @@ use serde_json::{Map, Value};
 pub struct Arguments {
     #[command(flatten)]
     source: Source,
+    /// Overrides one key of the configuration; may be repeated: --set model.path=MOVED
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// The prompts: a file with one a line, or the name of an embedded set [default: those of the run's evaluations]
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
@@ -32,7 +36,8 @@ pub struct Arguments {
 
 /// Evaluates as a run does, `[eval]` and all, and prints the scores.
 pub fn run(arguments: &Arguments) -> Result<i32> {
-    let opened = arguments.source.open();
+    let purpose = if arguments.data.is_some() { Use::Model } else { Use::Evaluation };
+    let opened = arguments.source.open(&arguments.set, purpose);
     let launch = launch(opened.as_ref().ok().map(|opened| &opened.config));
     let prepared = opened.and_then(|opened| prepare(arguments, opened));
     on_ranks(&launch, prepared, |Prepared { opened, name, prompts }, world| {

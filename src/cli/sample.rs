@@ -3,6 +3,7 @@
 use super::checkpoint::{Source, Which};
 use super::{check_out, choose_threads, print};
 use crate::comm::World;
+use crate::config::Use;
 use crate::data::{Prompt, PromptSet};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::observe::{grid, logging};
@@ -18,6 +19,9 @@ use std::path::PathBuf;
 pub struct Arguments {
     #[command(flatten)]
     source: Source,
+    /// Overrides one key of the configuration; may be repeated: --set model.path=MOVED
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// What the pictures show; as often as wanted
     #[arg(long, required = true)]
     prompt: Vec<String>,
@@ -56,7 +60,8 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         )));
     }
     check_out("--out", out)?;
-    let opened = arguments.source.open()?;
+    let opened = arguments.source.open(&arguments.set, Use::Model)?;
+    opened.config.model.check_files()?;
     choose_threads()?;
     logging::init(0, None, "info")?;
     let config = &opened.config;

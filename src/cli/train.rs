@@ -1,13 +1,13 @@
 //! `flowrl-dist [train]`.
 
 use super::{launch, on_ranks, print};
-use crate::checkpoint::Resume;
+use crate::checkpoint::{self, Resume};
 use crate::comm::launched_ranks;
-use crate::config::{RunConfig, file_in_the_way};
+use crate::config::{RUN_CONFIG, RunConfig, file_in_the_way};
 use crate::error::{EXIT_DONE, EXIT_RESTART, Error, Result};
 use crate::observe::logging::say;
 use crate::train::{Outcome, train};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What a run is given.
 #[derive(clap::Args)]
@@ -39,7 +39,24 @@ impl Arguments {
             }
             config.run.out = out.clone();
         }
+        self.refuse_moved(&config.run.out)?;
         Ok(config)
+    }
+
+    /// Refuses the configuration of a run folder that is not `out`, where nobody has said which of the two is meant.
+    fn refuse_moved(&self, out: &Path) -> Result<()> {
+        let is_out = |setting: &String| setting.split('=').next().is_some_and(|key| key.trim() == "run.out");
+        let Some(file) = self.config.as_deref().filter(|file| file.ends_with(RUN_CONFIG)) else { return Ok(()) };
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let is_same = || folder.canonicalize().ok().is_some_and(|folder| out.canonicalize().ok() == Some(folder));
+        if self.out.is_some() || self.set.iter().any(is_out) || !checkpoint::root(folder).is_dir() || is_same() {
+            return Ok(());
+        }
+        let (file, folder, out) = (file.display(), folder.display(), out.display());
+        Err(Error::Usage(format!(
+            "{file}: run.out = {out}, and the run lies in {folder}: it was moved or copied; go on here with --out {folder}, or \
+             name another --out"
+        )))
     }
 }
 

@@ -11,7 +11,7 @@ impl RunConfig {
     /// # Errors
     /// A configuration cannot be written as TOML.
     pub fn changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
-        differences("", &earlier.deciding(), &self.deciding())
+        differences("", &earlier.deciding()?, &self.deciding()?)
     }
 
     /// What decides how a model is evaluated and is not as in `earlier`: evaluations before and after do not compare.

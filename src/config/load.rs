@@ -1,5 +1,6 @@
 //! TOML and `--set` to a typed configuration; what is wrong in one line.
 
+use super::paths;
 use crate::error::Error;
 use crate::files;
 use serde::de::DeserializeOwned;
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Reads `file`, or `embedded` without one, with what it extends, applies `key.path=value` settings over it, and checks
-/// the result.
+/// the result. Its paths are relative to the working folder then ([`paths`]).
 pub(super) fn read<T: DeserializeOwned>(
     file: Option<&Path>,
     embedded: &str,
@@ -42,11 +43,13 @@ fn read_extended(path: &Path, readers: &mut Vec<PathBuf>) -> Result<Table, Error
         )),
     })?;
     let mut table = parse(&text, &origin)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    paths::of_file_in(folder, &mut table);
     let Some(base) = table.remove(EXTENDS) else { return Ok(table) };
     let bad = |why: &str| Err(Error::Usage(format!("{origin}: {EXTENDS} = {base}: {why}")));
     let Some(name) = base.as_str() else { return bad("must be a path in quotes") };
     readers.push(path.to_path_buf());
-    let base_path = path.parent().unwrap_or(Path::new("")).join(name);
+    let base_path = paths::join(folder, Path::new(name));
     if readers.len() > 8 {
         return bad("more than 8 files, each extending the next; is there a circle?");
     }

@@ -3,9 +3,11 @@
 
 mod changes;
 mod load;
+mod paths;
 mod stages;
 mod validate;
 
+pub(crate) use paths::file_name;
 pub use stages::{RunStage, StageConfig};
 
 use crate::comm::Backend;
@@ -13,6 +15,7 @@ use crate::data::{Format, PromptSet, Split};
 use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
+use crate::files;
 use crate::flow::{SamplerConfig, Solver};
 use crate::objective::{AdvantageConfig, Method, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
@@ -23,6 +26,7 @@ use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
+use toml::Table;
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,16 +284,36 @@ impl Default for LogConfig {
     }
 }
 
+/// What a configuration is loaded for: which of the prompts and folders that it names must be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// To use the model: none of them.
+    Model,
+    /// To evaluate: the prompts of the evaluations.
+    Evaluation,
+    /// To train: the prompts that are trained on and the run folder, too.
+    Training,
+}
+
 /// What a bare `flowrl-dist` runs.
 const EMBEDDED: &str = include_str!("../../configs/glyphs/flow-awr.toml");
 
 impl RunConfig {
-    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything.
+    /// [`RunConfig::load_for`] training.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
+        Self::load_for(Use::Training, file, set)
+    }
+
+    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything, but of the
+    /// files and folders that it names only those that the `purpose` needs.
     ///
     /// # Errors
     /// [`Error::Usage`]: one line with file, key, value and remedy.
-    pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
-        load::read(file, EMBEDDED, set, validate::check)
+    pub fn load_for(purpose: Use, file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
+        load::read(file, EMBEDDED, set, |config| validate::check(config, purpose))
     }
 
     /// The prompts that are evaluated.
@@ -299,10 +323,10 @@ impl RunConfig {
 
     /// The geometry of the run on `ranks` ranks and what is to be told of its prompts, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
-        let prompts = self.train_prompts()?;
-        let notes = plan::prompts::run(self, &prompts, &self.eval_prompts()?)?;
-        let plan = Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())?;
-        Ok(Plan { notes, ..plan })
+        let (train, eval) = (self.train_prompts()?, self.eval_prompts()?);
+        let notes = plan::prompts::run(self, &train, &eval)?;
+        let counts: Vec<usize> = train.iter().map(|set| set.len()).collect();
+        Ok(Plan { notes, ..Plan::new(self, ranks, &counts, eval.len())? })
     }
 
     /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.
@@ -353,25 +377,46 @@ impl RunConfig {
 
     /// The configuration as TOML, with every default spelled out.
     pub fn to_toml(&self) -> Result<String, Error> {
-        toml::to_string(self).map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
+        as_toml(toml::to_string(self))
     }
 
-    /// Digest of everything that decides what an update does: not where it is written, how long the run is or how
-    /// often it is looked at.
+    /// Writes `config.toml`, every default spelled out, into the run folder `out`. It means the same wherever it is read
+    /// from, and where `out` is moved, what lies in it is still found.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, out: &Path) -> Result<(), Error> {
+        let mut table = as_toml(Table::try_from(self))?;
+        paths::for_file_in(out, &mut table)?;
+        files::write(&out.join(RUN_CONFIG), as_toml(toml::to_string(&table))?)
+    }
+
+    /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run
+    /// is or how often it is looked at.
     pub fn digest(&self) -> Result<String, Error> {
-        Ok(crate::checkpoint::digest(self.deciding().to_toml()?.as_bytes()))
+        Ok(crate::checkpoint::digest(as_toml(toml::to_string(&self.deciding()?))?.as_bytes()))
     }
 
-    /// Defaults in the place of what does not decide what an update does.
-    fn deciding(&self) -> Self {
+    /// Defaults in the place of what does not decide what an update does, and the names alone of the files that do.
+    fn deciding(&self) -> Result<Table, Error> {
         let mut same = self.clone();
         same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
         same.eval = EvalConfig::default();
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
+        same.model.prompt_cache = ModelConfig::default().prompt_cache;
         same.reward.iter_mut().for_each(RewardConfig::forget_server);
-        same
+        let mut table = as_toml(Table::try_from(&same))?;
+        paths::names_only(&mut table);
+        Ok(table)
     }
+}
+
+/// File of a run folder with the configuration of the run.
+pub const RUN_CONFIG: &str = "config.toml";
+
+fn as_toml<T>(written: Result<T, toml::ser::Error>) -> Result<T, Error> {
+    written.map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
 }
 
 /// The file that stands where a folder, or a folder that it lies in, should be.

@@ -3,12 +3,13 @@
 //! A pure function of the configuration and of how many updates are taken. (The stages of a model, between which
 //! gradients are cut, are others.)
 
-use super::RunConfig;
+use super::{RunConfig, paths};
 use crate::data::{PromptSet, Split};
 use crate::error::Error;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// One `[[stage]]`: what changes once `at_update` updates are taken. What it leaves out stays as it was.
@@ -46,18 +47,20 @@ impl RunStage {
         self.weights.get(reward).copied().unwrap_or(0.0)
     }
 
-    /// The key that names its prompts, with what it says: `data.train = "prompts.txt"`.
+    /// The key that names its prompts, with the name of their file: `data.train = "prompts.txt"`.
     pub fn source(&self) -> String {
+        let file = paths::file_name(Path::new(&self.train));
         match self.prompts_of {
-            0 => format!("data.train = {:?}", self.train),
-            number => format!("stage[{}].train = {:?}", number - 1, self.train),
+            0 => format!("data.train = {file:?}"),
+            number => format!("stage[{}].train = {file:?}", number - 1),
         }
     }
 
-    /// Whether it begins where `other` does, with the same weights and the same prompts.
+    /// Whether it begins where `other` does, with the same weights and the same prompts, wherever these lie.
     pub fn is_same(&self, other: &Self) -> bool {
         let mut rewards = self.weights.keys().chain(other.weights.keys());
-        (self.at_update, &self.train, self.prompts_of) == (other.at_update, &other.train, other.prompts_of)
+        let prompts = |stage: &Self| paths::file_name(Path::new(&stage.train)).to_owned();
+        (self.at_update, prompts(self), self.prompts_of) == (other.at_update, prompts(other), other.prompts_of)
             && rewards.all(|reward| self.weight(reward) == other.weight(reward))
     }
 
@@ -167,6 +170,8 @@ mod tests {
         other.weights.insert("hps".into(), 0.1);
         assert!(!one.is_same(&other) && !other.is_same(&one));
         assert!(!one.is_same(&RunStage { train: "glyphs-4".into(), ..one.clone() }));
+        let stage = |train: &str| RunStage { train: train.into(), ..one.clone() };
+        assert!(stage("prompts/a.txt").is_same(&stage("/moved/a.txt")), "the same file somewhere else");
         assert!(!one.is_same(&RunStage { at_update: 4, ..one.clone() }));
     }
 }

@@ -1,6 +1,6 @@
 //! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
 
-use super::RunConfig;
+use super::{RunConfig, Use};
 use crate::data::glyphs::GlyphPrompt;
 use crate::data::{PromptSet, Split};
 use crate::error::Error;
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 type Check = Result<(), String>;
 
-pub(super) fn check(config: &RunConfig) -> Check {
+pub(super) fn check(config: &RunConfig, purpose: Use) -> Check {
     run(config)?;
     batch(config)?;
     samplers(config)?;
@@ -25,7 +25,14 @@ pub(super) fn check(config: &RunConfig) -> Check {
     stages(config)?;
     optim(config)?;
     model(config)?;
-    data(config)
+    if purpose == Use::Training {
+        run_folder(&config.run.out)?;
+        train_prompts(config)?;
+    }
+    if purpose != Use::Model {
+        eval_prompts(config)?;
+    }
+    Ok(())
 }
 
 fn run(config: &RunConfig) -> Check {
@@ -37,13 +44,6 @@ fn run(config: &RunConfig) -> Check {
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }
-    if let Some(file) = super::file_in_the_way(&r.out) {
-        return Err(format!(
-            "run.out = {:?}: {} is a file; name a folder, such as \"runs/first\"",
-            r.out,
-            file.display()
-        ));
-    }
     within("parallel.deadline_s", config.parallel.deadline_s, 1, MOST)?;
     let level = &config.log.level;
     let levels = ["error", "warn", "info", "debug", "trace"];
@@ -52,6 +52,15 @@ fn run(config: &RunConfig) -> Check {
         return Err(format!("log.level = {level:?}: must be one of {}", levels.join(", ")));
     }
     Ok(())
+}
+
+fn run_folder(out: &Path) -> Check {
+    match super::file_in_the_way(out) {
+        None => Ok(()),
+        Some(file) => {
+            Err(format!("run.out = {out:?}: {} is a file; name a folder, such as \"runs/first\"", file.display()))
+        }
+    }
 }
 
 fn batch(config: &RunConfig) -> Check {
@@ -309,7 +318,6 @@ fn model(config: &RunConfig) -> Check {
         ));
     }
     match (m.kind, &m.path) {
-        (Kind::Glyphs, Some(path)) => file("model.path", path)?,
         // Whether it is there and whole is asked where it is needed: a plan needs no weights.
         (Kind::Sd35Medium, path) => {
             if path.is_none() {
@@ -326,7 +334,7 @@ fn model(config: &RunConfig) -> Check {
                 ));
             }
         }
-        (Kind::Glyphs, None) => {}
+        (Kind::Glyphs, _) => {}
     }
     match m.trainable {
         Trainable::Lora => adapters(m),
@@ -350,7 +358,7 @@ fn adapters(model: &ModelConfig) -> Check {
     }
 }
 
-fn data(config: &RunConfig) -> Check {
+fn train_prompts(config: &RunConfig) -> Check {
     let of_stages = config.stage.iter().enumerate().filter_map(|(i, stage)| Some((i, stage.train.as_ref()?)));
     let train = [("data.train".to_owned(), &config.data.train)].into_iter();
     for (key, source) in train.chain(of_stages.map(|(i, source)| (format!("stage[{i}].train"), source))) {
@@ -362,6 +370,10 @@ fn data(config: &RunConfig) -> Check {
             ));
         }
     }
+    Ok(())
+}
+
+fn eval_prompts(config: &RunConfig) -> Check {
     prompts(config, "data.eval", &config.data.eval, Split::Eval).map(drop)
 }
 
@@ -384,7 +396,8 @@ fn file(key: &str, path: &Path) -> Check {
     match path.is_file() {
         true => Ok(()),
         false => Err(format!(
-            "{key} = {path:?}: there is no such file; give an existing one (relative paths start in the current folder)"
+            "{key} = {path:?}: there is no such file; give an existing one (in a file, relative to that file's folder; after \
+             --set, to the current folder)"
         )),
     }
 }

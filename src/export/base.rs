@@ -1,5 +1,7 @@
 //! The base model of a run, opened for an export.
 
+use super::Options;
+use super::parts::Parts;
 use crate::error::{Error, Result};
 use crate::model::files::{Transformer, Weights};
 use crate::model::{Model, mmdit};
@@ -17,23 +19,59 @@ pub struct Base {
     pub digest: String,
     /// Sizes of a transformer of Stable Diffusion 3.5; none for the embedded task's model.
     pub(super) transformer: Option<mmdit::Config>,
+    /// The pipeline that the transformer is a part of, where its folder is there.
+    pub(super) pipeline: Option<Parts>,
 }
 
 impl Base {
     /// The base model of a run.
     ///
     /// # Errors
-    /// Its files cannot be read or are of another model.
+    /// Its files are absent, cannot be read or are of another model.
     pub fn of(config: &ModelConfig) -> Result<Self> {
         match (config.kind, config.transformer()) {
             (Kind::Glyphs, _) => {
+                config.check_files()?;
                 let model = config.build()?;
                 let weights = pipeline::glyphs_weights(config, &model.specs())?;
-                Ok(Self { digest: weights.digest(), model, weights, transformer: None })
+                Ok(Self { digest: weights.digest(), model, weights, transformer: None, pipeline: None })
             }
-            (Kind::Sd35Medium, Some(path)) => Self::transformer(path, config.adapters().as_ref()),
+            (Kind::Sd35Medium, Some(path)) => {
+                let key = if config.transformer.is_some() { "model.transformer" } else { "model.path" };
+                pipeline::is_there(key, path, "give the folder or file of the base model")?;
+                let pipeline = config.path.as_deref().map(Parts::of).transpose()?.flatten();
+                Ok(Self { pipeline, ..Self::transformer(path, config.adapters().as_ref())? })
+            }
             (Kind::Sd35Medium, None) => Err(Error::Usage("model.path is missing: name the folder of the model".into())),
         }
+    }
+
+    /// Refuses a pipeline of which a part is absent, before a long checkpoint is read.
+    ///
+    /// # Errors
+    /// [`Error::File`] that names the part.
+    pub fn check_parts(&self, options: &Options) -> Result<()> {
+        self.parts(options).map_or(Ok(()), Parts::check)
+    }
+
+    /// The pipeline whose parts are written beside the transformer.
+    pub(super) fn parts(&self, options: &Options) -> Option<&Parts> {
+        self.pipeline.as_ref().filter(|_| !options.transformer_only)
+    }
+
+    /// How diffusers loads this model merged in the folder `out`; none for the embedded task's.
+    pub fn loaded_by(&self, out: &Path, options: &Options) -> Option<String> {
+        self.transformer.as_ref()?;
+        let out = out.display();
+        if self.parts(options).is_some() {
+            return Some(format!("a whole pipeline: StableDiffusion3Pipeline.from_pretrained(\"{out}\")"));
+        }
+        let folder = self.pipeline.as_ref().map_or(Path::new("FOLDER_OF_A_WHOLE_PIPELINE"), |parts| &parts.folder);
+        Some(format!(
+            "transformer only: StableDiffusion3Pipeline.from_pretrained(\"{}\", \
+             transformer=SD3Transformer2DModel.from_pretrained(\"{out}\", subfolder=\"transformer\"))",
+            folder.display()
+        ))
     }
 
     /// A transformer of Stable Diffusion 3.5 in any layout, with the adapters `lora` beside it.
@@ -44,6 +82,6 @@ impl Base {
         let Transformer { config, weights } = Transformer::open(path)?;
         // Names and shapes are those of every size of latent.
         let model = mmdit::model(&config, (config.patch_size, config.patch_size), lora)?;
-        Ok(Self { digest: weights.digest(), model, weights, transformer: Some(config) })
+        Ok(Self { digest: weights.digest(), model, weights, transformer: Some(config), pipeline: None })
     }
 }

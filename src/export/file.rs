@@ -67,3 +67,9 @@ pub fn write_json(path: &Path, json: &serde_json::Value) -> Result<()> {
     let text = serde_json::to_string_pretty(json).map_err(|e| Error::Failed(format!("no JSON: {e}")))?;
     std::fs::write(path, text + "\n").map_err(Error::io(path))
 }
+
+/// Copies a file and makes the copy durable.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map_err(Error::io(from))?;
+    File::open(to).and_then(|file| file.sync_all()).map_err(Error::io(to))
+}

@@ -1,7 +1,7 @@
 //! The whole model with the update in its weights.
 
 use super::file::{self, Planned};
-use super::{Options, Trained};
+use super::{Base, Options, Trained};
 use crate::error::{Error, Result};
 use crate::params::{Role, Spec};
 use candle_core::{DType, Device, Tensor};
@@ -10,28 +10,38 @@ use std::fs;
 use std::path::Path;
 
 /// Folder of a transformer, as in a diffusers pipeline.
-pub const TRANSFORMER: &str = "transformer";
+pub(super) const TRANSFORMER: &str = "transformer";
 
 /// File of the embedded task's model.
-pub const GLYPHS: &str = "base.safetensors";
+const GLYPHS: &str = "base.safetensors";
 
 /// Name of the weights in the folder of a transformer, without its end.
 const WEIGHTS: &str = "diffusion_pytorch_model";
 
-/// Writes the model into the folder `out` and returns the names of its files.
-pub fn write(trained: &Trained, out: &Path, options: &Options) -> Result<Vec<String>> {
-    let specs = trained.base.model.specs();
+/// Writes the model into the folder `out`, with the other parts of its pipeline unless `options` leave them out, and returns
+/// the names of its files.
+pub(super) fn write(trained: &Trained, base: &Base, out: &Path, options: &Options) -> Result<Vec<String>> {
+    let mut files = weights(trained, base, out, options)?;
+    if let Some(parts) = base.parts(options) {
+        files.extend(parts.copy(out)?);
+    }
+    Ok(files)
+}
+
+/// Writes what was trained.
+fn weights(trained: &Trained, base: &Base, out: &Path, options: &Options) -> Result<Vec<String>> {
+    let specs = base.model.specs();
     let mut specs: Vec<&Spec> =
         specs.iter().flat_map(|specs| specs.iter()).filter(|spec| spec.role != Role::Adapter).collect();
     specs.sort_by(|a, b| a.name.cmp(&b.name));
     let planned = specs.iter().map(|spec| {
-        let stored = || trained.base.weights.dtype(&spec.name);
+        let stored = || base.weights.dtype(&spec.name);
         let dtype = options.dtype.or_else(stored).unwrap_or(DType::F32);
         Planned { name: spec.name.clone(), dtype, shape: spec.shape.clone() }
     });
     let planned: Vec<_> = planned.collect();
-    let tensor = |planned: &Planned| merged(trained, planned);
-    let Some(config) = &trained.base.transformer else {
+    let tensor = |planned: &Planned| merged(trained, base, planned);
+    let Some(config) = &base.transformer else {
         file::write(&out.join(GLYPHS), &planned, tensor)?;
         return Ok(vec![GLYPHS.into()]);
     };
@@ -74,11 +84,11 @@ fn shards(planned: &[Planned], limit: usize) -> Vec<&[Planned]> {
 }
 
 /// A tensor of the model with the update in it, f32: `W + alpha / rank * B A`, or the trained `W` itself.
-fn merged(trained: &Trained, planned: &Planned) -> Result<Tensor> {
+fn merged(trained: &Trained, base: &Base, planned: &Planned) -> Result<Tensor> {
     if let Some(entry) = trained.find(&planned.name) {
         return trained.value(entry);
     }
-    let weight = trained.base.weights.tensor(&planned.name, DType::F32, &Device::Cpu)?;
+    let weight = base.weights.tensor(&planned.name, DType::F32, &Device::Cpu)?;
     let factor = |factor: &str| trained.find(&format!("{}.{factor}.weight", planned.name.strip_suffix(".weight")?));
     match (&trained.lora, factor("lora_A"), factor("lora_B")) {
         (Some(lora), Some(a), Some(b)) => {

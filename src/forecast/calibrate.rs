@@ -3,9 +3,10 @@
 use super::Work;
 use super::machine::{Compute, Machine, Network};
 use crate::checkpoint;
-use crate::config::RunConfig;
+use crate::config::{RUN_CONFIG, RunConfig, Use};
 use crate::error::{Error, Result};
 use crate::observe::report::Run;
+use crate::plan::Plan;
 use std::path::Path;
 
 /// The machine that did the run in `folder` on one node with `devices` devices of `memory_gib`: counted work over the
@@ -14,13 +15,15 @@ use std::path::Path;
 /// # Errors
 /// The folder holds no run with a checkpoint (which says on how many ranks it ran) and two iterations at least.
 pub fn calibrate(folder: &Path, devices: usize, memory_gib: f64) -> Result<Machine> {
-    let config = RunConfig::load(Some(&folder.join("config.toml")), &[])?;
+    let config = RunConfig::load_for(Use::Model, Some(&folder.join(RUN_CONFIG)), &[])?;
     let missing = |what: &str| {
         Error::Usage(format!("{}: {what}; give the folder of a run of a few iterations that ended", folder.display()))
     };
     let newest = checkpoint::newest(&checkpoint::root(folder))?.ok_or_else(|| missing("there is no checkpoint"))?;
     let ranks = checkpoint::open(&newest.path)?.manifest().world_size;
-    let plan = config.plan(ranks)?;
+    // The work of an iteration is the same whatever its prompts are: as if there were those of one.
+    let prompts = vec![config.batch.prompts; config.stages().len()];
+    let plan = Plan::new(&config, ranks, &prompts, 0)?;
     let work = Work::new(&config, &plan)?;
     let run = Run::read(folder);
     let median = |name: &str| -> Result<f64> {

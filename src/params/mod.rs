@@ -6,7 +6,7 @@
 mod spec;
 mod values;
 
-pub use spec::{Init, LORA_TARGETS, LoraConfig, Role, Slot, Spec, SpecList};
+pub use spec::{Init, LORA_TARGETS, LoraConfig, Role, Slot, Spec, SpecList, is_end_of};
 pub use values::Values;
 
 use crate::error::{Error, Result};
@@ -138,20 +138,29 @@ impl Layout {
         Self::select(stages, |_| true)
     }
 
+    /// The layout of parameters by name and shape, whose model is not at hand: all in one stage. None where they have more
+    /// elements than can be counted.
+    pub fn of_named<'a>(parameters: impl Iterator<Item = (&'a str, &'a [usize])>) -> Option<Self> {
+        let mut layout = Self { entries: Vec::new(), total: 0 };
+        for (slot, (name, shape)) in parameters.enumerate() {
+            shape.iter().try_fold(1_usize, |len, &side| len.checked_mul(side))?.checked_add(layout.total)?;
+            layout.push(0, slot, name, shape);
+        }
+        Some(layout)
+    }
+
+    fn push(&mut self, stage: usize, slot: usize, name: &str, shape: &[usize]) {
+        let len = shape.iter().product();
+        let (name, shape, offset) = (name.to_owned(), shape.to_vec(), self.total);
+        self.entries.push(Entry { stage, slot, name, shape, offset, len });
+        self.total += len;
+    }
+
     fn select(stages: &[&[Spec]], selects: impl Fn(Role) -> bool) -> Self {
         let mut layout = Self { entries: Vec::new(), total: 0 };
         for (stage, specs) in stages.iter().enumerate() {
             for (slot, spec) in specs.iter().enumerate().filter(|(_, s)| selects(s.role)) {
-                let len = spec.shape.iter().product();
-                layout.entries.push(Entry {
-                    stage,
-                    slot,
-                    name: spec.name.clone(),
-                    shape: spec.shape.clone(),
-                    offset: layout.total,
-                    len,
-                });
-                layout.total += len;
+                layout.push(stage, slot, &spec.name, &spec.shape);
             }
         }
         layout

@@ -97,6 +97,18 @@ pub struct LoraConfig {
 pub const LORA_TARGETS: [&str; 6] =
     ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"];
 
+impl LoraConfig {
+    /// Whether the linear layer `name` gets an adapter.
+    pub fn wants(&self, name: &str) -> bool {
+        self.targets.iter().any(|target| is_end_of(target, name))
+    }
+}
+
+/// Whether the last parts of a layer's name are `end`.
+pub fn is_end_of(end: &str, name: &str) -> bool {
+    name.strip_suffix(end).is_some_and(|head| head.is_empty() || head.ends_with('.'))
+}
+
 impl Default for LoraConfig {
     fn default() -> Self {
         Self { rank: 32, alpha: 64.0, targets: LORA_TARGETS.map(String::from).to_vec() }
@@ -131,10 +143,7 @@ impl<'a> SpecList<'a> {
     /// with its scale: A `[rank, in]` Gaussian with deviation 1/rank, B `[out, rank]` zero (PEFT's "gaussian").
     pub fn adapter(&mut self, name: &str, in_dim: usize, out_dim: usize) -> Option<(Slot, Slot, f64)> {
         let lora = self.lora?;
-        let full = format!("{}{name}", self.prefix);
-        let wanted =
-            |t: &String| full.strip_suffix(t.as_str()).is_some_and(|head| head.is_empty() || head.ends_with('.'));
-        lora.targets.iter().any(wanted).then(|| {
+        lora.wants(&format!("{}{name}", self.prefix)).then(|| {
             let a = self.push(
                 &format!("{name}.lora_A.weight"),
                 &[lora.rank, in_dim],

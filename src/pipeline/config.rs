@@ -1,7 +1,7 @@
 //! `[model]`: which base model, where its files are, and what of it is trained.
 
 use super::{glyphs, sd35};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::{Model, mmdit};
 use crate::params::{self, LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
@@ -116,7 +116,7 @@ impl ModelConfig {
     /// [`crate::Error::File`]: everything that is absent or cannot be read.
     pub fn check_files(&self) -> Result<()> {
         match self.kind {
-            Kind::Glyphs => Ok(()), // the configuration's check has asked for the one file
+            Kind::Glyphs => glyphs::check(self),
             Kind::Sd35Medium => sd35::check(self),
         }
     }
@@ -153,5 +153,15 @@ impl ModelConfig {
             Kind::Glyphs => Ok(glyphs::sizes().image_tokens()),
             Kind::Sd35Medium => sd35::tokens(self),
         }
+    }
+}
+
+/// Refuses the path that `key` names where there is nothing.
+pub(crate) fn is_there(key: &str, path: &Path, remedy: &str) -> Result<()> {
+    match path.exists() {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "{key} = {path:?}: there is nothing at this path; {remedy}, or name another place with --set {key}=PATH"
+        ))),
     }
 }

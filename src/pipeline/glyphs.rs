@@ -1,6 +1,6 @@
 //! The embedded task: prompts as characters and colours, pictures as they are.
 
-use super::{ModelConfig, Pipeline, Task};
+use super::{ModelConfig, Pipeline, Task, is_there};
 use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::Result;
@@ -27,6 +27,11 @@ pub(super) fn sizes() -> glyphs::Config {
 /// The velocity model.
 pub(super) fn model(lora: Option<&LoraConfig>) -> Model {
     glyphs::model(&sizes(), lora)
+}
+
+/// Refuses weights that are not there.
+pub(super) fn check(config: &ModelConfig) -> Result<()> {
+    config.path.as_deref().map_or(Ok(()), |path| is_there("model.path", path, "give a safetensors file"))
 }
 
 /// The weights of `config.path`, or the embedded ones, of a model that declares `specs`.

@@ -4,6 +4,7 @@ mod config;
 mod glyphs;
 mod sd35;
 
+pub(crate) use config::is_there;
 pub use config::{Kind, LoraSection, ModelConfig};
 pub use glyphs::{encode_pictures, random, weights as glyphs_weights};
 pub use sd35::Parts as Sd35Parts;

@@ -1,6 +1,6 @@
 //! Stable Diffusion 3.5: prompts through three text encoders, pictures through the decoder.
 
-use super::{ModelConfig, Pipeline, Task};
+use super::{ModelConfig, Pipeline, Task, is_there};
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
@@ -55,11 +55,8 @@ fn latent(config: &ModelConfig) -> Result<(usize, usize)> {
 /// [`Error::File`]: everything that is absent or cannot be read.
 pub(super) fn check(config: &ModelConfig) -> Result<()> {
     let path = folder(config)?;
-    is_there(
-        "model.path",
-        path,
-        "download the model first (README.md, \"Download the weights\"), or name the folder where it is",
-    )?;
+    let download = "download the model (README.md, \"Download the weights\")";
+    is_there("model.path", path, download)?;
     let others = [("model.transformer", &config.transformer), ("model.lora.path", &config.lora.path)];
     for (key, path) in others.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?))) {
         is_there(key, path, "give an existing file or folder")?;
@@ -85,13 +82,6 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
         Adapter::open(path)?;
     }
     config.transformer().map_or(Ok(()), |path| Transformer::open(path).map(drop))
-}
-
-fn is_there(key: &str, path: &Path, remedy: &str) -> Result<()> {
-    match path.exists() {
-        true => Ok(()),
-        false => Err(Error::Usage(format!("{key} = {path:?}: there is nothing at this path; {remedy}"))),
-    }
 }
 
 /// Sees to it that the cache holds the encodings of `prompts` and of what guidance leads away from; every rank does its

@@ -77,11 +77,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The geometry of `config` on `ranks` ranks, without notes; `prompt_counts`: training prompts of each stage.
+    /// The geometry of `config` on `ranks` ranks, without notes; `prompt_counts`: training prompts of each stage;
+    /// `eval_prompts`: prompts that there are to evaluate.
     ///
     /// # Errors
     /// [`Error::Usage`] for what cannot work, with the nearest settings that can.
-    pub fn new(config: &RunConfig, ranks: usize, prompt_counts: &[usize]) -> Result<Self> {
+    pub fn new(config: &RunConfig, ranks: usize, prompt_counts: &[usize], eval_prompts: usize) -> Result<Self> {
         let b = &config.batch;
         let images = b.prompts * b.images_per_prompt;
         let usage = |message: String| Err(Error::Usage(message));
@@ -116,7 +117,7 @@ impl Plan {
             .map(|u| busiest_images(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
             .map(|points| points.div_ceil(b.micro_batch))
             .collect();
-        let evaluated = config.eval.count(config.eval_prompts()?.len());
+        let evaluated = config.eval.count(eval_prompts);
         let eval_micro_batches = (evaluated * config.eval.images_per_prompt).div_ceil(ranks).div_ceil(b.micro_batch);
         let backward_passes = (largest * timesteps).div_ceil(b.micro_batch);
         Ok(Self {
@@ -208,7 +209,7 @@ mod tests {
             "batch.updates_per_iteration=2",
             "batch.timesteps=4",
         ]);
-        let plan = Plan::new(&config, 4, &[100]).expect("a plan");
+        let plan = Plan::new(&config, 4, &[100], 100).expect("a plan");
         assert_eq!((plan.images, plan.images_per_rank), (15, (3, 4)));
         assert_eq!(plan.points, [3 * 3 * 4, 3 * 2 * 4]);
         assert!(
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn impossible_geometries_name_the_nearest_possible_one() {
         let config = config(&["batch.prompts=2", "batch.images_per_prompt=4"]);
-        let error = |ranks, prompts| Plan::new(&config, ranks, &[prompts]).expect_err("refused").to_string();
+        let error = |ranks, prompts| Plan::new(&config, ranks, &[prompts], 100).expect_err("refused").to_string();
         assert!(error(9, 100).contains("at most 8 ranks or batch.prompts = 3"), "{}", error(9, 100));
         assert!(error(2, 1).contains("batch.prompts = 1"), "{}", error(2, 1));
         assert!(error(0, 100).contains("at least 1"));
@@ -254,7 +255,7 @@ mod tests {
 
     #[test]
     fn shared_weights_are_held_in_parts_and_sent_when_they_are_used() {
-        let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, &[100]).expect("a plan");
+        let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, &[100], 100).expect("a plan");
         for trainable in ["model.trainable=full", "model.trainable=lora"] {
             let [none, full] = ["none", "full"].map(|shard| plan(&[trainable, &format!("parallel.shard={shard}")], 4));
             assert!(full.held() < none.held());
@@ -277,7 +278,7 @@ mod tests {
     fn on_policy_nothing_is_sent_for_the_old_policys_velocities() {
         let sent = |more: &str| -> Vec<Traffic> {
             let set = ["parallel.shard=full", "batch.updates_per_iteration=2", more];
-            Plan::new(&config(&set), 4, &[100]).expect("a plan").updates_sent().collect()
+            Plan::new(&config(&set), 4, &[100], 100).expect("a plan").updates_sent().collect()
         };
         let lagging = sent("old_policy.schedule=1");
         for setting in ["old_policy.schedule=0", "old_policy.rate=0.0", "old_policy.most=0.0"] {

@@ -5,16 +5,18 @@ use super::preflight::short;
 use super::stages::Stages;
 use crate::checkpoint::TrainState;
 use crate::comm::{World, exchange};
+use crate::config::file_name;
 use crate::data::PromptSet;
 use crate::error::{Error, Result};
 use crate::model::files::Adapter;
 use crate::pipeline::ModelConfig;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The entry of a checkpoint that has the digests of the prompt sets.
 pub(super) const PROMPTS: &str = "prompts";
 
-/// Digests by what was read, as a message names it: `data.train = "prompts.txt"`.
+/// Digests by what was read, as a message names it: `data.train = "prompts.txt"`, wherever that file lies.
 pub(super) type Digests = BTreeMap<String, String>;
 
 /// The digests of all prompts that a run trains and evaluates on.
@@ -23,7 +25,7 @@ pub(super) type Digests = BTreeMap<String, String>;
 /// Metadata that cannot be written as JSON, which what was read from JSON can.
 pub(super) fn prompts(stages: &Stages, evaluated: (&str, &PromptSet)) -> Result<Digests> {
     let trained = stages.sources().map(|(stage, set)| (stage.source(), set));
-    let evaluated = (format!("data.eval = {:?}", evaluated.0), evaluated.1);
+    let evaluated = (named("data.eval", evaluated.0), evaluated.1);
     trained.chain([evaluated]).map(|(name, set)| Ok((name, digest(set)?))).collect()
 }
 
@@ -34,9 +36,13 @@ pub(super) fn prompts(stages: &Stages, evaluated: (&str, &PromptSet)) -> Result<
 pub(super) fn weights(model: &ModelConfig, base_digest: &str) -> Result<Digests> {
     let mut all = Digests::from([("the base model".into(), base_digest.to_owned())]);
     if let Some(path) = &model.lora.path {
-        all.insert(format!("model.lora.path = {path:?}"), Adapter::open(path)?.weights.digest());
+        all.insert(named("model.lora.path", path), Adapter::open(path)?.weights.digest());
     }
     Ok(all)
+}
+
+fn named(key: &str, path: impl AsRef<Path>) -> String {
+    format!("{key} = {:?}", file_name(path.as_ref()))
 }
 
 /// Digest of a set's texts and metadata, in their order.

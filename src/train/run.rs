@@ -17,7 +17,6 @@ use crate::data::PromptSet;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluation, Gallery, evaluated, main_reward};
-use crate::files;
 use crate::interrupt::Interrupt;
 use crate::observe::{Metrics, Progress, logging, report};
 use crate::optim::{NotFinite, Sharded};
@@ -127,13 +126,8 @@ impl<'a> Run<'a> {
         let trainable = config.model.trainable;
         let layout = Layout::new(&pipeline.model.specs(), trainable);
         let mut state = Sharded::new(&*base, &layout, config.parallel.shard, &*world.device)?;
-        let identity = Identity {
-            config_digest: config.digest()?,
-            base_digest: pipeline.base_digest.clone(),
-            layout_digest: layout.digest(),
-            total: layout.total,
-            seed: config.run.seed,
-        };
+        let base_digest = pipeline.base_digest.clone();
+        let identity = Identity::new(config.digest()?, base_digest, &layout, config.run.seed);
         let (mut iteration, mut best, mut skipped, mut unevaluated) = (0, Best::default(), 0, true);
         let mut old_is_policy = None;
         if let Some(path) = &chosen {
@@ -168,7 +162,7 @@ impl<'a> Run<'a> {
         let records = Records::open(out, chosen.is_some().then_some(update), first)?;
         // A run that is done, of which nothing more is trained, keeps the configuration that it was trained with.
         if first && (chosen.is_none() || update < config.run.updates) {
-            files::write(&out.join("config.toml"), config.to_toml()?)?;
+            config.write(out)?;
         }
         let mut progress = Progress::new(config.run.updates, first, &terminal);
         progress.note(&format!("{}: {}; on {why}", config.run.name, world.describe()));

@@ -95,6 +95,7 @@ pub fn identity(total: usize) -> Identity {
         layout_digest: digest(format!("blocks.0.q.lora_a [{total}, 1]").as_bytes()),
         total,
         seed: 42,
+        parameters: Vec::new(),
     }
 }
 

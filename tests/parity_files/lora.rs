@@ -2,23 +2,32 @@
 
 use crate::common::*;
 use candle_core::{DType, Device, Tensor};
-use flowrl_dist::export::{Base, Format, Options, Trained};
+use flowrl_dist::export::{Base, Form, Options, Place, Trained};
 use flowrl_dist::model::files::{Adapter, Transformer};
 use flowrl_dist::model::mmdit::LORA_TARGETS;
 use flowrl_dist::params::{Layout, LoraConfig, Trainable};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub fn lora() -> LoraConfig {
     LoraConfig { rank: 4, alpha: 8.0, targets: LORA_TARGETS.map(String::from).to_vec() }
 }
 
+/// The small transformer.
+pub fn base(lora: Option<&LoraConfig>) -> Base {
+    Base::transformer(&fixture("sd3_micro"), lora).unwrap()
+}
+
 pub fn trained(flat: impl Fn(&Layout) -> Tensor, lora: Option<LoraConfig>) -> Trained {
-    let base = Base::transformer(&fixture("sd3_micro"), lora.as_ref()).unwrap();
     let trainable = if lora.is_some() { Trainable::Lora } else { Trainable::Full };
-    let layout = Layout::new(&base.model.specs(), trainable);
+    let layout = Layout::new(&base(lora.as_ref()).model.specs(), trainable);
     let flat = flat(&layout);
-    Trained { base, lora, layout, flat }
+    Trained { lora, layout, flat }
+}
+
+/// Writes an export into the folder `out`, which is not there yet.
+pub fn export(trained: &Trained, form: &Form, out: &Path, options: &Options) -> Vec<PathBuf> {
+    trained.write(form, &Place::new(out, false).unwrap(), options).unwrap()
 }
 
 /// The recorded adapter in a file of another program, as ours.
@@ -84,16 +93,16 @@ fn compare(ours: &Path, theirs: &Path) {
 fn parity_of_our_adapters_with_the_recorded_files() {
     let folder = tempfile::tempdir().unwrap();
     let trained = recorded("sd3_lora/peft");
-    let write = |name: &str, format| trained.write(&folder.path().join(name), &Options::of(format)).unwrap();
-    let files = write("diffusers", Format::Diffusers);
+    let write = |name: &str, form| export(&trained, &form, &folder.path().join(name), &Options::default());
+    let files = write("diffusers", Form::Diffusers);
     assert_eq!(files, [folder.path().join("diffusers/pytorch_lora_weights.safetensors")]);
     compare(&files[0], &fixture("sd3_lora/diffusers_folded/pytorch_lora_weights.safetensors"));
-    let files = write("peft", Format::Peft);
+    let files = write("peft", Form::Peft);
     compare(&files[1], &fixture("sd3_lora/peft_min/adapter_model.safetensors"));
     let json = |path: &Path| -> serde_json::Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
     assert_eq!(json(&files[0]), json(&fixture("sd3_lora/peft_min/adapter_config.json")));
     // The same values give the same bytes.
-    assert_eq!(fs::read(&write("again", Format::Peft)[1]).unwrap(), fs::read(&files[1]).unwrap());
+    assert_eq!(fs::read(&write("again", Form::Peft)[1]).unwrap(), fs::read(&files[1]).unwrap());
 }
 
 #[test]
@@ -101,11 +110,12 @@ fn parity_of_a_merged_model() {
     let folder = tempfile::tempdir().unwrap();
     let trained = recorded("sd3_lora/peft");
     let io = tensors(&fixture("sd3_lora/io.safetensors"));
+    let base = base(trained.lora.as_ref());
     let write = |name: &str, options: &Options| {
         let out = folder.path().join(name);
-        (trained.write(&out, options).unwrap(), out)
+        (export(&trained, &Form::Merged(&base), &out, options), out)
     };
-    let (files, whole) = write("whole", &Options::of(Format::Merged));
+    let (files, whole) = write("whole", &Options::default());
     let names: Vec<_> = files.iter().map(|f| f.strip_prefix(&whole).unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]);
     let v = velocity_of(&whole);
@@ -113,11 +123,11 @@ fn parity_of_a_merged_model() {
     eprintln!("merged: {error:.1e}");
     assert!(error <= 1e-5, "{error:.1e}");
 
-    let (files, shards) = write("shards", &Options { shard_bytes: 100_000, ..Options::of(Format::Merged) });
+    let (files, shards) = write("shards", &Options { shard_bytes: 100_000, ..Options::default() });
     assert_eq!(files.len(), 2 + 4, "{files:?}");
     assert_eq!(values(&velocity_of(&shards)), values(&v));
     for (dtype, tolerance) in [(DType::BF16, 3e-2), (DType::F16, 3e-3)] {
-        let options = Options { dtype: Some(dtype), ..Options::of(Format::Merged) };
+        let options = Options { dtype: Some(dtype), ..Options::default() };
         let (_, half) = write(dtype.as_str(), &options);
         let weights = Transformer::open(&half).unwrap().weights;
         assert!(weights.names().all(|name| weights.dtype(name) == Some(dtype)));
@@ -132,9 +142,8 @@ fn another_scale_is_taken_over_and_another_rank_or_target_refused() {
     let adapter = Adapter::open(&fixture("sd3_lora/peft")).unwrap();
     assert_eq!((adapter.rank, adapter.scale, adapter.modules().count()), (4, 2.0, 23));
     let flat = |config: LoraConfig| {
-        let base = Base::transformer(&fixture("sd3_micro"), Some(&config)).unwrap();
-        let layout = Layout::new(&base.model.specs(), Trainable::Lora);
-        adapter.flat(&layout, &config, &Device::Cpu).map(|flat| Trained { base, lora: Some(config), layout, flat })
+        let layout = Layout::new(&base(Some(&config)).model.specs(), Trainable::Lora);
+        adapter.flat(&layout, &config, &Device::Cpu).map(|flat| Trained { lora: Some(config), layout, flat })
     };
     let io = tensors(&fixture("sd3_lora/io.safetensors"));
     let other = flat(LoraConfig { alpha: 3.0, ..lora() }).unwrap();
@@ -181,27 +190,32 @@ fn an_export_is_whole_and_replaces_only_an_export() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let adapted = recorded("sd3_lora/peft");
-    let options = Options::of(Format::Diffusers);
-    let refused = |options: &Options| adapted.write(&out, options).unwrap_err().to_string();
+    let base = base(adapted.lora.as_ref());
+    let options = Options::default();
+    let refused = |out: &Path, replace| Place::new(out, replace).err().unwrap().to_string();
+    let replace = |form| adapted.write(&form, &Place::new(&out, true).unwrap(), &options).unwrap();
     fs::create_dir(&out).unwrap();
-    adapted.write(&out, &options).unwrap();
-    assert!(refused(&options).contains("holds an export already; name another folder, or replace it with --force"));
-    let force = |format| Options { force: true, ..Options::of(format) };
-    adapted.write(&out, &force(Format::Merged)).unwrap();
+    export(&adapted, &Form::Diffusers, &out, &options);
+    let held = refused(&out, false);
+    assert!(held.contains("holds an export already; name another folder, or replace it with --force"), "{held}");
+    replace(Form::Merged(&base));
     assert!(!out.join("pytorch_lora_weights.safetensors").exists() && out.join("transformer/config.json").is_file());
     // What a killed export leaves is in nobody's way.
     fs::create_dir(folder.path().join(".writing-out")).unwrap();
-    adapted.write(&out, &force(Format::Peft)).unwrap();
+    replace(Form::Peft);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     fs::write(out.join("thesis.tex"), "all of it").unwrap();
-    assert!(refused(&force(Format::Peft)).contains("holds thesis.tex, which no export writes"));
+    assert!(refused(&out, true).contains("holds thesis.tex, which no export has written"));
     assert!(out.join("adapter_model.safetensors").is_file());
+    // A model that no export has written, though it looks like one.
+    fs::create_dir_all(folder.path().join("model/transformer")).unwrap();
+    assert!(refused(&folder.path().join("model"), true).contains("holds transformer, which no export has written"));
 
     let full = trained(|layout| Tensor::zeros(layout.total, DType::F32, &Device::Cpu).unwrap(), None);
-    for format in [Format::Diffusers, Format::Peft] {
-        let fresh = folder.path().join("fresh");
-        let e = full.write(&fresh, &Options::of(format)).unwrap_err();
+    let fresh = folder.path().join("fresh");
+    for form in [Form::Diffusers, Form::Peft] {
+        let e = full.write(&form, &Place::new(&fresh, false).unwrap(), &options).unwrap_err();
         assert!(e.to_string().contains("there is no adapter; take --format merged"), "{e}");
-        assert!(!fresh.exists());
     }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left of what failed");
 }

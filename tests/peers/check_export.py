@@ -38,7 +38,7 @@ def model(name):
     return SD3Transformer2DModel.from_pretrained(f"{folder}/{name}", subfolder="transformer").eval()
 
 
-def compare(name, transformer, ours):
+def compare(name, transformer, ours, io=io):
     with torch.no_grad():
         velocity = transformer(
             hidden_states=io["in.xt"],
@@ -80,6 +80,13 @@ compare("export peft: merge_and_unload", adapted.merge_and_unload(), "adapted")
 compare("export merged: from_pretrained", model("merged"), "adapted")
 compare("export merged, in shards", model("merged_shards"), "adapted")
 compare("export merged of a full fine-tune", model("merged_full"), "full")
+
+# A whole pipeline: its transformer is ours, and its other parts make a picture of a prompt.
+whole = StableDiffusion3Pipeline.from_pretrained(f"{folder}/pipeline")
+whole.set_progress_bar_config(disable=True)
+compare("export merged, a whole pipeline", whole.transformer, "velocity", load_file(f"{folder}/pipeline_io.safetensors"))
+picture = whole("a red boat", height=64, width=64, num_inference_steps=2, output_type="np").images[0]
+report("export merged, a whole pipeline: a picture", 0.0 if picture.shape == (64, 64, 3) and picture.std() > 0 else 1.0, 0)
 
 # Our reading of the authors' single file, against diffusers' own conversion.
 theirs = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(load_file(f"{folder}/single_file.safetensors"))

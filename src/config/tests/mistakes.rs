@@ -246,10 +246,6 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["reward.0.weight=-inf"], &["reward[0].weight = -inf: must be a finite number"]),
     (&["reward.0.weight=0"], &["reward: every weight = 0", "give one a weight"]),
     // The model and the prompts.
-    (
-        &["model.path=none.safetensors"],
-        &["model.path = \"none.safetensors\": there is no such file", "give an existing one"],
-    ),
     (&["data.train=none.txt"], &["data.train = \"none.txt\": there is no such file", "give an existing one"]),
     (&["data.eval=\"\""], &["data.eval = \"\": there is no such file"]),
     (&["run.out=Cargo.toml"], &["run.out = \"Cargo.toml\": Cargo.toml is a file; name a folder"]),

@@ -85,6 +85,82 @@ fn files_that_only_training_needs_are_asked_for_later() {
     let config = RunConfig::load(None, &settings(&["reward.0.detector=none.onnx"])).unwrap();
     let line = config.check_files().unwrap_err().to_string();
     assert!(line.contains("reward[0].detector = ") && line.contains("launch/fetch-ocr.sh"), "{line}");
+    let config = RunConfig::load(None, &settings(&["model.path=none.safetensors"])).unwrap();
+    let line = config.check_files().unwrap_err().to_string();
+    assert!(line.starts_with("model.path = \"none.safetensors\": there is nothing at this path; "), "{line}");
+    assert!(line.ends_with("or name another place with --set model.path=PATH"), "{line}");
+}
+
+/// Every key that names a file to be read is found from the file that names it, through what it extends; what is written
+/// and what `--set` names stay.
+#[test]
+fn files_are_found_beside_the_file_that_names_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    write("more/base.toml", "[data]\ntrain = \"../prompts/a.txt\"\neval = \"glyphs\"\n[run]\nout = \"runs/a\"\n");
+    write("prompts/a.txt", "\"417\" in red on yellow\n");
+    write("own/b.txt", "\"418\" in red on yellow\n");
+    let mine = write(
+        "own/mine.toml",
+        "extends = \"../more/base.toml\"\n[model]\nkind = \"sd35-medium\"\npath = \"/models/sd35\"\n\
+         transformer = \"t\"\ntrainable = \"lora\"\n[model.lora]\npath = \"../lora\"\n[batch]\nprompts = 1\n\
+         [[reward]]\nname = \"ocr\"\ndetector = \"d\"\n[[reward]]\nname = \"aesthetic\"\npath = \"c\"\n\
+         tokenizer = \"../k\"\npredictor = \"p\"\n[[stage]]\nat_update = 2\ntrain = \"b.txt\"\n",
+    );
+    let config = RunConfig::load(Some(&mine), &[]).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    assert_eq!(Path::new(&config.data.train), at("prompts/a.txt"));
+    assert_eq!((config.data.eval.as_str(), config.run.out.as_path()), ("glyphs", Path::new("runs/a")));
+    assert_eq!(config.model.prompt_cache, Path::new("cache/prompts"));
+    assert_eq!(config.model.path.as_deref(), Some(Path::new("/models/sd35")));
+    let [ocr, aesthetic] = [&config.reward[0], &config.reward[1]];
+    for (path, name) in [
+        (&config.model.transformer, "own/t"),
+        (&config.model.lora.path, "lora"),
+        (&ocr.detector, "own/d"),
+        (&aesthetic.path, "own/c"),
+        (&aesthetic.tokenizer, "k"),
+        (&aesthetic.predictor, "own/p"),
+        (&config.stage[0].train.as_ref().map(PathBuf::from), "own/b.txt"),
+    ] {
+        assert_eq!(*path, Some(at(name)), "{name}");
+    }
+    let prompts = "Cargo.toml"; // of the working folder
+    let set = settings(&[&format!("data.eval={prompts}"), "model.path=m"]);
+    let config = RunConfig::load_for(Use::Model, Some(&mine), &set).unwrap();
+    assert_eq!((config.data.eval.as_str(), config.model.path), (prompts, Some("m".into())));
+}
+
+#[test]
+fn a_run_folder_remembers_where_files_are_and_can_be_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let [here, there] = ["here", "there"].map(|name| folder.path().join(name));
+    for out in [&here, &there] {
+        std::fs::create_dir_all(out).unwrap();
+        std::fs::write(out.join("prompts.txt"), "\"417\" in red on yellow\n").unwrap();
+    }
+    let set = ["batch.prompts=1", "data.eval=src/config/tests/eval.txt", "model.path=assets/glyphs/base.safetensors"];
+    let set = [settings(&set), vec![format!("data.train={}", here.join("prompts.txt").display())]].concat();
+    let config = RunConfig::load_for(Use::Model, None, &set).unwrap();
+    config.write(&here).unwrap();
+    std::fs::rename(here.join(RUN_CONFIG), there.join(RUN_CONFIG)).unwrap();
+    let moved = RunConfig::load_for(Use::Model, Some(&there.join(RUN_CONFIG)), &[]).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(Path::new(&moved.data.train), there.join("prompts.txt"), "in the run folder");
+    assert_eq!(Path::new(&moved.data.eval), root.join("src/config/tests/eval.txt"), "outside");
+    assert_eq!(moved.model.path, Some(root.join("assets/glyphs/base.safetensors")));
+    assert_eq!(moved.run.out, root.join("runs/glyphs"));
+    assert_eq!(moved.model.prompt_cache, root.join("cache/prompts"));
+    assert_eq!(moved.digest().unwrap(), config.digest().unwrap(), "where files lie decides nothing");
+    assert!(moved.changes_since(&config).unwrap().is_empty());
+    let other = settings(&["model.path=other.safetensors"]);
+    let other = RunConfig::load_for(Use::Model, Some(&there.join(RUN_CONFIG)), &other).unwrap();
+    assert_eq!(other.changes_since(&config).unwrap(), ["model.path \"base.safetensors\" -> \"other.safetensors\""]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Tokenizers that know bytes and no words, in the files of the real ones.
+//! Tokenizers that know single characters and no words, in the files of the real ones.
 
 use super::write_json;
 use crate::error::{Error, Result};
@@ -10,6 +10,9 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 /// What fills a short text up in the two CLIP tokenizers.
 pub(super) const CLIP_PADS: [&str; 2] = [END, "!"];
+
+/// What T5 reads in the place of the space before a word.
+const WORD: char = '\u{2581}';
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -35,27 +38,29 @@ pub(super) fn clip(folder: &Path, pad: &str, vocabulary: u32) -> Result<()> {
     write_json(folder, "tokenizer_config.json", &config)
 }
 
-/// T5's: padding, the end of a text, what is unknown, and the bytes.
+/// T5's: padding, the end of a text, what is unknown, what stands before each word, and the visible characters of ASCII.
+/// Of the file transformers takes the vocabulary alone, as pieces with scores.
 pub(super) fn t5(folder: &Path) -> Result<()> {
     let special = ["<pad>", "</s>", "<unk>"];
-    let words = special.into_iter().map(String::from).chain(bytes().into_iter().map(String::from));
-    let ids: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
     let added = |(id, word): (usize, &str)| {
         json!({"id": id, "content": word, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
                "special": true})
     };
+    let pieces = special.into_iter().map(|word| json!([word, 0.0]));
+    let characters = std::iter::once(WORD).chain('!'..='~').map(|c| json!([c, -1.0]));
+    let words = json!({"type": "Metaspace", "replacement": WORD, "prepend_scheme": "always", "split": true});
     let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": null,
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "decoder": words,
         "added_tokens": special.into_iter().enumerate().map(added).collect::<Vec<_>>(),
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, words]},
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}],
             "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}},
         },
-        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": ids, "merges": []},
+        "model": {"type": "Unigram", "unk_id": 2, "byte_fallback": false,
+                  "vocab": pieces.chain(characters).collect::<Vec<_>>()},
     });
     write_json(folder, "tokenizer.json", &tokenizer)?;
     let config = json!({
