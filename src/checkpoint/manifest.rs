@@ -156,6 +156,10 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
+        let (written_by, count) = (self.world_size, self.shards.len());
+        if written_by != count {
+            return Err(format!("says that {written_by} ranks wrote it and lists {count} shards"));
+        }
         let mut ranges: Vec<(usize, usize, usize)> = Vec::new();
         for (index, shard) in self.shards.iter().enumerate() {
             ranges.extend(shard.ranges.iter().map(|range| (range.start, range.end, index)));

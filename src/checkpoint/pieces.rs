@@ -26,6 +26,17 @@ pub(super) struct Source<'a> {
     pub bytes: usize,
     /// Within that length.
     pub wanted: Vec<Wanted<'a>>,
+    /// From this byte on, a multiple of 4, it holds f32 elements.
+    pub elements: usize,
+}
+
+/// What a file was found to hold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Content {
+    /// Its checksum.
+    pub hash: Hash,
+    /// The first byte of an element that is NaN or infinite.
+    pub not_finite: Option<usize>,
 }
 
 /// f32 elements that stand one after another in a file, little-endian, and where they go.
@@ -35,19 +46,19 @@ pub(super) struct Wanted<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Reads the files side by side, fills what is wanted of them, and returns the checksum of each, or why it cannot be read.
+/// Reads the files side by side, fills what is wanted of them, and returns what each holds, or why it cannot be read.
 /// What is filled is to be used only if the checksum is right.
 ///
 /// Beside what is filled, memory holds [`READERS`] pieces for each of the rank's threads.
-pub(super) fn read(sources: Vec<Source>) -> Vec<io::Result<Hash>> {
+pub(super) fn read(sources: Vec<Source>) -> Vec<io::Result<Content>> {
     let mut pieces = Vec::new();
     let hashes = sources.into_iter().enumerate().map(|(index, source)| {
         let of_file = source.pieces(index)?;
-        let hashes = vec![ChainingValue::default(); of_file.len()];
+        let hashes = vec![(ChainingValue::default(), None); of_file.len()];
         pieces.extend(of_file);
         Ok(hashes)
     });
-    let hashes: Mutex<Vec<io::Result<Vec<ChainingValue>>>> = Mutex::new(hashes.collect());
+    let hashes: Mutex<Vec<io::Result<Vec<Found>>>> = Mutex::new(hashes.collect());
     pieces.sort_by_key(|piece| piece.number);
     let threads = pieces.len().min(READERS * rayon::current_num_threads());
     let pieces = Mutex::new(pieces.into_iter());
@@ -72,8 +83,15 @@ pub(super) fn read(sources: Vec<Source>) -> Vec<io::Result<Hash>> {
     };
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     let hashes = hashes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    hashes.into_iter().map(|hashes| hashes.map(|hashes| root(&hashes))).collect()
+    let content = |found: Vec<Found>| {
+        let (hashes, not_finite): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        Content { hash: root(&hashes), not_finite: not_finite.into_iter().flatten().next() }
+    };
+    hashes.into_iter().map(|found| found.map(content)).collect()
 }
+
+/// A piece's place in the file's tree, and the first byte of an element in it that is not finite.
+type Found = (ChainingValue, Option<usize>);
 
 /// A piece of a file, and what is wanted of it.
 struct Piece<'a> {
@@ -86,6 +104,8 @@ struct Piece<'a> {
     whole: bool,
     /// Starts count from the piece's first byte.
     wanted: Vec<Wanted<'a>>,
+    /// Counts from it as well.
+    elements: usize,
 }
 
 impl<'a> Source<'a> {
@@ -100,6 +120,7 @@ impl<'a> Source<'a> {
             bytes: PIECE.min(self.bytes - number * PIECE),
             whole: count == 1,
             wanted: Vec::new(),
+            elements: self.elements.saturating_sub(number * PIECE),
         };
         let mut pieces: Vec<Piece> = (0..count).map(piece).collect();
         for Wanted { mut start, mut out } in self.wanted {
@@ -116,8 +137,8 @@ impl<'a> Source<'a> {
 }
 
 impl Piece<'_> {
-    /// Fills what is wanted of the piece, and returns its place in the file's tree.
-    fn read(self, buffer: &mut [u8]) -> io::Result<ChainingValue> {
+    /// Fills what is wanted of the piece, and returns what it was found to hold.
+    fn read(self, buffer: &mut [u8]) -> io::Result<Found> {
         let bytes = &mut buffer[..self.bytes];
         let offset = (self.number * PIECE) as u64;
         self.file.read_exact_at(bytes, offset)?;
@@ -125,10 +146,21 @@ impl Piece<'_> {
             let (elements, _) = bytes[start..].as_chunks();
             out.iter_mut().zip(elements).for_each(|(x, &bytes)| *x = f32::from_le_bytes(bytes));
         }
+        let not_finite = bytes.get(self.elements..).and_then(first_not_finite);
+        let not_finite = not_finite.map(|at| offset as usize + self.elements + at);
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(offset).update(bytes);
-        Ok(if self.whole { hasher.finalize().into() } else { hasher.finalize_non_root() })
+        Ok((if self.whole { hasher.finalize().into() } else { hasher.finalize_non_root() }, not_finite))
     }
+}
+
+/// The first byte of an f32 that is NaN or infinite.
+fn first_not_finite(bytes: &[u8]) -> Option<usize> {
+    let is_bad = |element: &[u8; 4]| u32::from_le_bytes(*element) & 0x7f80_0000 == 0x7f80_0000;
+    let (elements, _) = bytes.as_chunks::<4>();
+    // Without a branch first, which keeps up with memory.
+    let any = elements.iter().fold(0, |found, element| found | u16::from(is_bad(element)));
+    (any != 0).then(|| elements.iter().position(is_bad).map(|at| 4 * at))?
 }
 
 /// The checksum of a file out of its pieces': of one, it is that one.
@@ -197,12 +229,12 @@ mod tests {
                 let path = dir.path().join(i.to_string());
                 std::fs::write(&path, bytes).unwrap();
                 let wanted = ranges(bytes.len()).zip(read).map(|(range, out)| Wanted { start: 4 * range.start, out });
-                Source { path, bytes: bytes.len(), wanted: wanted.collect() }
+                Source { path, bytes: bytes.len(), wanted: wanted.collect(), elements: bytes.len() }
             })
             .collect();
         let hashes = read(sources);
         for ((bytes, hash), read) in files.iter().zip(hashes).zip(read_elements) {
-            assert_eq!(hash.unwrap(), blake3::hash(bytes), "{} bytes", bytes.len());
+            assert_eq!(hash.unwrap().hash, blake3::hash(bytes), "{} bytes", bytes.len());
             for (range, read) in ranges(bytes.len()).zip(read) {
                 let read: Vec<u8> = read.iter().flat_map(|x| x.to_le_bytes()).collect();
                 assert!(read == bytes[4 * range.start..4 * range.end], "{range:?} of {} bytes", bytes.len());
@@ -213,13 +245,29 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_read_does_not_keep_the_others() {
         let dir = tempfile::tempdir().unwrap();
-        let source = |name: &str, bytes| Source { path: dir.path().join(name), bytes, wanted: Vec::new() };
+        let source = |name: &str, bytes| Source { path: dir.path().join(name), bytes, wanted: Vec::new(), elements: 0 };
         let content = vec![7; 3 * PIECE];
         std::fs::write(dir.path().join("good"), &content).unwrap();
         std::fs::write(dir.path().join("short"), &content[1..]).unwrap();
         let read = read(vec![source("missing", 3 * PIECE), source("short", 3 * PIECE), source("good", 3 * PIECE)]);
-        let kinds: Vec<_> = read.iter().map(|hash| hash.as_ref().map_err(io::Error::kind)).collect();
-        let whole = blake3::hash(&content);
+        let kinds: Vec<_> = read.iter().map(|content| content.as_ref().map_err(io::Error::kind)).collect();
+        let whole = Content { hash: blake3::hash(&content), not_finite: None };
         assert_eq!(kinds, [Err(io::ErrorKind::NotFound), Err(io::ErrorKind::UnexpectedEof), Ok(&whole)]);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_found_in_every_piece_and_nowhere_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, header) = (dir.path().join("file"), 12);
+        for at in [None, Some(header), Some(PIECE - 4), Some(PIECE), Some(2 * PIECE + 16)] {
+            let mut bytes = vec![0xff; header]; // what is no element may be anything
+            bytes.resize(3 * PIECE, 1);
+            if let Some(at) = at {
+                bytes[at..at + 4].copy_from_slice(&f32::NEG_INFINITY.to_le_bytes());
+            }
+            std::fs::write(&path, &bytes).unwrap();
+            let source = Source { path: path.clone(), bytes: bytes.len(), wanted: Vec::new(), elements: header };
+            assert_eq!(read(vec![source])[0].as_ref().unwrap().not_finite, at);
+        }
     }
 }

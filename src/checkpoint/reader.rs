@@ -3,7 +3,7 @@
 //! Files are read, not mapped: a bad disk is then an error with the file's name and not the end of the process.
 
 use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest};
-use super::pieces::{self, Source, Wanted};
+use super::pieces::{self, Content, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
 use crate::files;
@@ -196,15 +196,15 @@ impl Reader {
             let (sources, found): (Vec<_>, Vec<_>) = (shards.iter_mut())
                 .map(|(shard, parts)| {
                     let path = self.path.join(&shard.file);
-                    let (wanted, found) = match find(&path, shard, std::mem::take(parts)) {
-                        Ok(wanted) => (wanted, Ok(())),
-                        Err(e) => (Vec::new(), Err(e)),
-                    };
-                    (Source { path, bytes: shard.bytes as usize, wanted }, found)
+                    let bytes = shard.bytes as usize;
+                    match find(&path, shard, std::mem::take(parts)) {
+                        Ok((elements, wanted)) => (Source { path, bytes, wanted, elements }, Ok(())),
+                        Err(e) => (Source { path, bytes, wanted: Vec::new(), elements: bytes }, Err(e)),
+                    }
                 })
                 .unzip();
-            for (((shard, _), hash), found) in shards.iter().zip(pieces::read(sources)).zip(found) {
-                errors.extend(self.check(shard, hash, found).err());
+            for (((shard, _), content), found) in shards.iter().zip(pieces::read(sources)).zip(found) {
+                errors.extend(self.check(shard, content, found).err());
             }
         }
         // Damage first: no other try mends it.
@@ -220,16 +220,23 @@ impl Reader {
         }
     }
 
-    /// Whether the shard file is as it was written; and then only, whether all that is wanted was `found` in it.
-    fn check(&self, shard: &ShardEntry, hash: io::Result<blake3::Hash>, found: io::Result<()>) -> Result<()> {
+    /// Whether the shard file is as it was written; and then only, whether its vectors were `found` in it, of finite numbers.
+    fn check(&self, shard: &ShardEntry, content: io::Result<Content>, found: io::Result<()>) -> Result<()> {
         check_length(&self.path, shard)?;
         let failed = |e| unreadable(&self.path, &shard.file, e);
-        let hash = hash.map_err(failed)?.to_hex();
+        let Content { hash, not_finite } = content.map_err(failed)?;
+        let hash = hash.to_hex();
         if hash.as_str() != shard.blake3 {
             let what = format!("has checksum {hash}, the manifest says {}: it is damaged", shard.blake3);
             return Err(damaged(&self.path, &shard.file, &what));
         }
-        found.map_err(failed)
+        found.map_err(failed)?;
+        match not_finite {
+            Some(byte) => {
+                Err(damaged(&self.path, &shard.file, &format!("holds NaN or an infinite number at byte {byte}")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -273,14 +280,13 @@ struct Part<'a> {
     out: &'a mut [f32],
 }
 
-/// Where the parts stand in the shard file. Its checksum has not been compared yet: whatever the header says, they lie
-/// within the length that the manifest gives the file.
-fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result<Vec<Wanted<'a>>> {
-    if parts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let vector = 4 * shard.ranges.iter().map(Range::len).sum::<usize>();
-    let data = vector * shard.vectors.len();
+/// Where the elements begin in the shard file, which holds the manifest's vectors and nothing else, and where the parts
+/// stand. Its checksum has not been compared yet: whatever the header says, they lie within the length that the manifest
+/// gives the file.
+fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result<(usize, Vec<Wanted<'a>>)> {
+    let too_long = || io::Error::other("its vectors are longer than any file");
+    let vector = shard.ranges.iter().map(Range::len).sum::<usize>().checked_mul(4).ok_or_else(too_long)?;
+    let data = vector.checked_mul(shard.vectors.len()).filter(|data| *data <= usize::MAX - 8).ok_or_else(too_long)?;
     let mut file = files::regular(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
@@ -291,15 +297,19 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
     let mut json = vec![0; header];
     file.read_exact(&mut json)?;
     let metadata: Metadata = serde_json::from_slice(&json)?;
-    let place = |Part { name, from, out }| match metadata.info(name) {
+    let start = |name: &str| match metadata.info(name) {
         Some(TensorInfo { dtype: Dtype::F32, data_offsets: (start, end), .. })
             if end - start == vector && *end <= data =>
         {
-            Ok(Wanted { start: 8 + header + start + 4 * from, out })
+            Ok(8 + header + start)
         }
         _ => Err(io::Error::other(format!("there is no f32 vector {name:?} of {vector} bytes in it"))),
     };
-    parts.into_iter().map(place).collect()
+    for name in &shard.vectors {
+        start(name)?; // those that nobody wants now, too
+    }
+    let wanted = parts.into_iter().map(|Part { name, from, out }| Ok(Wanted { start: start(name)? + 4 * from, out }));
+    Ok((8 + header, wanted.collect::<io::Result<_>>()?))
 }
 
 /// The beginning of a digest, enough to tell two apart.

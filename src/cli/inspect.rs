@@ -14,15 +14,18 @@ use std::path::{Path, PathBuf};
     flowrl-dist inspect sd3.5_medium.safetensors --json")]
 pub struct Arguments {
     /// A checkpoint's folder, or a run's, of which the newest is taken; or a model: a diffusers folder, a safetensors file, a
-    /// LoRA of PEFT or diffusers
+    /// LoRA of PEFT, diffusers, kohya or ComfyUI
     path: PathBuf,
+    /// Of a model: check names, shapes and types only, without looking through the weights for NaN and infinite numbers
+    #[arg(long)]
+    headers: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Verifies every checksum of a checkpoint, or the headers of a model's files, then prints. Exit code 2 for a model that
-/// lacks something.
+/// Verifies a checkpoint or a model's files as loading them does, then prints. Exit code 2 for a model that could not be
+/// loaded.
 pub fn run(arguments: &Arguments) -> Result<i32> {
     let path = arguments.path.as_path();
     let of_run = match is_run(path) {
@@ -34,7 +37,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         show(&checkpoint::describe(path)?, arguments.json)?;
         return Ok(EXIT_DONE);
     }
-    let model = files::describe(path).map_err(not_a_checkpoint)?;
+    let model = files::describe(path, !arguments.headers).map_err(not_a_checkpoint)?;
     show(&model, arguments.json)?;
     Ok(if model.parts.iter().all(|part| part.problem.is_none()) { EXIT_DONE } else { EXIT_USAGE })
 }

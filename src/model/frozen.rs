@@ -28,10 +28,18 @@ pub(super) fn read_config<T: DeserializeOwned>(folder: &Path, kinds: &[&str]) ->
     serde_path_to_error::deserialize(json).map_err(|e| error(format!("cannot be used: {}: {}", e.path(), e.inner())))
 }
 
+/// Whether the files hold the tensors that a model declares, by their headers; they may hold more if `ignored` says so.
+///
+/// # Errors
+/// [`Error::File`] with every tensor that is missing, unknown, of another shape or of a type that is no weight's.
+pub(super) fn check(weights: &Weights, specs: &[Spec], ignored: impl Fn(&str) -> bool) -> Result<()> {
+    weights.check(specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())), ignored)
+}
+
 /// Reads the tensors that a model declares, converted to `dtype`; the file may hold more if `ignored` says so.
 ///
 /// # Errors
-/// [`Error::File`] with every tensor that is missing, unknown or of another shape.
+/// As [`check`], or a value is not finite.
 pub(super) fn load(
     weights: &Weights,
     specs: &[Spec],
@@ -39,7 +47,7 @@ pub(super) fn load(
     dtype: DType,
     device: &Device,
 ) -> Result<StageParams> {
-    weights.check(specs.iter().map(|spec| (spec.name.as_str(), spec.shape.as_slice())), ignored)?;
+    check(weights, specs, ignored)?;
     let set = ParamSet::build(&[specs], |spec| weights.tensor(&spec.name, dtype, device))?;
     Ok(set.stage(0).clone())
 }

@@ -81,7 +81,8 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
     if let Some(path) = &config.lora.path {
         Adapter::open(path)?;
     }
-    config.transformer().map_or(Ok(()), |path| Transformer::open(path).map(drop))
+    let Some(path) = &config.transformer else { return Ok(()) };
+    Transformer::open(path).map(drop)
 }
 
 /// Sees to it that the cache holds the encodings of `prompts` and of what guidance leads away from; every rank does its
@@ -112,10 +113,8 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
     let path = folder(config)?;
     let transformer = Transformer::open(config.transformer().unwrap_or(path))?;
     let vae = Vae::load(&path.join("vae"), pixels(config, device), device)?;
-    let (channels, wanted) = (vae.config.latent_channels, transformer.config.in_channels);
-    if channels != wanted {
-        let message = format!("its VAE makes latents of {channels} channels, its transformer wants {wanted}");
-        return Err(Error::File { path: path.to_path_buf(), message });
+    if let Some((part, misfit)) = files::misfits(path, &transformer.config).into_iter().next() {
+        return Err(Error::File { path: path.join(part), message: misfit });
     }
     let Loaded { model, mut base, digest } =
         transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;

@@ -237,6 +237,49 @@ fn a_checkpoint_of_other_random_numbers_is_read_and_not_continued() {
     open(&saved(dir.path(), 5, 1, 10)).unwrap().check_streams().unwrap();
 }
 
+/// Somebody changed a shard and made every checksum over it again: what reading it refuses, describing it refuses.
+#[test]
+fn a_checkpoint_that_was_sealed_again_round_other_content_is_refused() {
+    let reseal = |change: &dyn Fn(&mut Vec<u8>)| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = saved(dir.path(), 5, 2, TOTAL);
+        let (shard, manifest) = (path.join("shard-00001-of-00002.safetensors"), path.join("manifest.json"));
+        let mut bytes = fs::read(&shard).unwrap();
+        let sum = digest(&bytes);
+        change(&mut bytes);
+        fs::write(&shard, &bytes).unwrap();
+        let text = fs::read_to_string(&manifest).unwrap().replace(&sum, &digest(&bytes));
+        fs::write(&manifest, &text).unwrap();
+        fs::write(path.join("COMPLETE"), digest(text.as_bytes()) + "\n").unwrap();
+        let read = open(&path).unwrap().read(&[0..TOTAL]).map(drop).map_err(|e| e.to_string());
+        assert_eq!(describe(&path).map(drop).map_err(|e| e.to_string()), read);
+        read
+    };
+    assert_eq!(reseal(&|_| ()), Ok(()));
+    let header = |bytes: &mut Vec<u8>, old: &str, new: &str| {
+        let at = bytes.windows(old.len()).position(|window| window == old.as_bytes()).unwrap();
+        bytes.splice(at..at + old.len(), new.bytes());
+    };
+    for (change, wanted) in [
+        (
+            &(|bytes: &mut Vec<u8>| header(bytes, "\"policy\"", "\"polite\"")) as &dyn Fn(&mut Vec<u8>),
+            "no f32 vector \"policy\"",
+        ),
+        (&|bytes| header(bytes, "\"F32\"", "\"U32\""), "there is no f32 vector"),
+        (&|bytes| bytes[0] ^= 8, "its header is not as long as its vectors leave room for"),
+        (
+            &|bytes| {
+                let end = bytes.len();
+                bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+            },
+            "holds NaN or an infinite number at byte",
+        ),
+    ] {
+        let message = reseal(change).unwrap_err();
+        assert!(message.contains("shard-00001-of-00002.safetensors") && message.contains(wanted), "{message}");
+    }
+}
+
 #[test]
 fn another_model_is_refused_and_another_config_only_warned_about() {
     let dir = tempfile::tempdir().unwrap();

@@ -140,7 +140,7 @@ fn parity_of_a_merged_model() {
 #[test]
 fn another_scale_is_taken_over_and_another_rank_or_target_refused() {
     let adapter = Adapter::open(&fixture("sd3_lora/peft")).unwrap();
-    assert_eq!((adapter.rank, adapter.scale, adapter.modules().count()), (4, 2.0, 23));
+    assert_eq!((adapter.rank, adapter.scale(), adapter.modules().count()), (4, Some(2.0), 23));
     let flat = |config: LoraConfig| {
         let layout = Layout::new(&base(Some(&config)).model.specs(), Trainable::Lora);
         adapter.flat(&layout, &config, &Device::Cpu).map(|flat| Trained { lora: Some(config), layout, flat })
@@ -156,33 +156,79 @@ fn another_scale_is_taken_over_and_another_rank_or_target_refused() {
     assert!(message.contains("model.lora.targets"), "{message}");
 }
 
-#[test]
-fn adapters_of_another_kind_are_refused() {
+/// A folder with the recorded factors and a configuration that `change` has changed.
+fn reconfigured(change: impl FnOnce(&mut serde_json::Value)) -> flowrl_dist::Result<Adapter> {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    fs::copy(fixture("sd3_lora/peft_min/adapter_model.safetensors"), path.join("adapter_model.safetensors")).unwrap();
-    let message = || Adapter::open(path).unwrap_err().to_string();
-    assert!(message().contains("has no adapter_config.json beside it"), "{}", message());
+    let recorded = fixture("sd3_lora/peft");
+    fs::copy(recorded.join("adapter_model.safetensors"), folder.path().join("adapter_model.safetensors")).unwrap();
+    let text = fs::read_to_string(recorded.join("adapter_config.json")).unwrap();
+    let mut config = serde_json::from_str(&text).unwrap();
+    change(&mut config);
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    Adapter::open(folder.path())
+}
+
+#[test]
+fn a_configuration_that_means_another_function_is_refused() {
     for (key, value, wanted) in [
-        ("use_dora", "true", "has use_dora, which is not supported"),
-        ("peft_type", "\"LOHA\"", "has peft_type"),
-        ("alpha_pattern", r#"{"attn.to_q": 3}"#, "has alpha_pattern"),
+        ("use_dora", "true", "has use_dora = true, which is not supported"),
+        ("peft_type", "\"LOHA\"", "has peft_type = \"LOHA\""),
+        ("init_lora_weights", "\"pissa\"", "which changes the base weights too"),
+        ("init_lora_weights", "\"pissa_niter_16\"", "path_initial_model_for_weight_conversion"),
+        ("init_lora_weights", "\"olora\"", "which changes the base weights too"),
+        ("init_lora_weights", "\"corda\"", "which changes the base weights too"),
+        ("init_lora_weights", "\"loftq\"", "which changes the base weights too"),
+        ("init_lora_weights", "\"lora_ga\"", "which changes the base weights too"),
+        ("init_lora_weights", "\"sapphire\"", "has init_lora_weights = \"sapphire\", which is not known"),
+        ("bias", "\"lora_only\"", "has bias = \"lora_only\""),
+        ("lora_bias", "true", "has lora_bias = true"),
+        ("modules_to_save", "[\"proj_out\"]", "has modules_to_save = [\"proj_out\"]"),
+        ("layer_replication", "[[0, 2], [1, 3]]", "has layer_replication"),
+        ("kasa_config", "{\"beta\": 0.0001}", "has kasa_config"),
+        ("use_better_lora", "1", "has use_better_lora = 1, a key that is not known here"),
+        ("lora_alpha", "0", "has alpha 0 (lora_alpha); it must be a number above 0"),
+        ("lora_alpha", "-8", "has alpha -8"),
+        ("lora_alpha", "null", "is not a valid configuration of PEFT"),
+        ("alpha_pattern", "{\"attn.to_q\": 0}", "has alpha 0 (attn.to_q)"),
+        ("alpha_pattern", "{\"layers\\\\.[0-9]\": 4}", "a regular expression, which is not read"),
+        (
+            "rank_pattern",
+            "{\"attn.to_q\": 2}",
+            "is of rank 4, its configuration says 2 for transformer_blocks.0.attn.to_q",
+        ),
         ("r", "5", "is of rank 4, its configuration says 5"),
-        ("lora_alpha", "null", "is no configuration of PEFT"),
     ] {
-        let mut config: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(fixture("sd3_lora/peft/adapter_config.json")).unwrap()).unwrap();
-        config[key] = serde_json::from_str(value).unwrap();
-        fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
-        assert!(message().contains(wanted), "{}", message());
+        let value = serde_json::from_str(value).unwrap();
+        let message = reconfigured(|config| config[key] = value).unwrap_err().to_string();
+        assert!(message.contains(wanted), "{key}: {message}");
     }
-    let mut config: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(fixture("sd3_lora/peft/adapter_config.json")).unwrap()).unwrap();
-    config["use_rslora"] = true.into();
-    fs::write(path.join("adapter_config.json"), config.to_string()).unwrap();
-    assert_eq!(Adapter::open(path).unwrap().scale, 4.0);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("adapter_model.safetensors");
+    fs::copy(fixture("sd3_lora/peft_min/adapter_model.safetensors"), &file).unwrap();
+    let message = Adapter::open(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("has no adapter_config.json beside it"), "{message}");
     let message = Adapter::open(&fixture("sd3_micro")).unwrap_err().to_string();
     assert!(message.contains("holds no *.lora_A.weight"), "{message}");
+}
+
+/// PEFT 0.21.2: `scaling` is alpha / r, or alpha / sqrt(r); `get_pattern_key` takes the first pattern that a name ends with.
+#[test]
+fn a_configuration_that_is_read_gives_each_module_its_scale() {
+    let scale = |key: &str, value: serde_json::Value| reconfigured(|config| config[key] = value).unwrap().scale();
+    assert_eq!(scale("use_rslora", true.into()), Some(4.0));
+    for start in ["gaussian", "eva", "orthogonal", "mica"] {
+        assert_eq!(scale("init_lora_weights", start.into()), Some(2.0), "{start}");
+    }
+    for (key, value) in
+        [("lora_dropout", "0.1"), ("layers_to_transform", "[0]"), ("eva_config", "{\"rho\": 2.0}"), ("x", "[]")]
+    {
+        assert_eq!(scale(key, serde_json::from_str(value).unwrap()), Some(2.0), "{key}");
+    }
+    let patterns = serde_json::json!({"^transformer_blocks.0.attn.to_q": 2, "to_q": 12, "o_k": 1, "attn.to_k": 6});
+    let adapter = reconfigured(|config| config["alpha_pattern"] = patterns).unwrap();
+    let scale = |module: &str| adapter.scales[&format!("transformer_blocks.{module}")];
+    assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_q"), scale("1.attn.to_k")], [0.5, 3.0, 1.5]);
+    assert_eq!((scale("1.attn.to_v"), adapter.scale()), (2.0, None));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod foreign;
+mod inspect;
 mod layouts;
 mod lora;
 mod parts;

@@ -5,7 +5,7 @@ use super::config::TextConfig;
 use super::is_buffer;
 use crate::error::{Error, Result};
 use crate::model::files::Weights;
-use crate::model::frozen::{LayerNorm, embed, load};
+use crate::model::frozen::{LayerNorm, check, embed, load};
 use crate::model::ops;
 use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
@@ -113,6 +113,14 @@ impl TextEncoder {
         let (tower, specs) = Self::declare(&TextConfig::read(folder)?);
         let params = load(&Weights::open(folder)?, &specs, is_buffer, dtype, device)?;
         Ok(Self { tower, params })
+    }
+
+    /// Whether [`TextEncoder::load`] finds all that it needs in `folder`; no tensor is read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_files(folder: &Path) -> Result<()> {
+        check(&Weights::open(folder)?, &Self::specs(&TextConfig::read(folder)?), is_buffer)
     }
 
     /// The tensors of a model of these sizes.

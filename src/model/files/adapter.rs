@@ -1,16 +1,19 @@
-//! LoRA adapters of PEFT and of diffusers as our own parameters.
+//! LoRA adapters as our own parameters.
 
 use super::Weights;
+use super::folder::Format;
+use super::lora_names::{self, Renamed};
+use super::peft::Peft;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
-use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 /// File names in an adapter's folder: of PEFT, of diffusers.
-const FILES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+pub(super) const FILES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
 
 /// PEFT's configuration beside its file.
 const CONFIG: &str = "adapter_config.json";
@@ -18,73 +21,72 @@ const CONFIG: &str = "adapter_config.json";
 /// The key under which diffusers (from 0.34) keeps PEFT's configuration in the header of its file.
 const METADATA: &str = "lora_adapter_metadata";
 
-/// What may stand before the modules' names: of PEFT, of diffusers.
-const PREFIXES: [&str; 2] = ["base_model.model.", "transformer."];
-
 /// An adapter, opened and not read.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     /// The factors by the names of the modules: `*.lora_A.weight` `[rank, in]` and `*.lora_B.weight` `[out, rank]`.
     pub weights: Weights,
+    /// The layout of the file.
+    pub format: Format,
     /// Rank of the update.
     pub rank: usize,
-    /// The update is this times B A.
-    pub scale: f64,
-}
-
-/// PEFT's words, those that change the function; what is not listed does not, or is checked by the tensors' names.
-#[derive(Debug, Deserialize)]
-struct Config {
-    peft_type: Option<String>,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    use_rslora: Option<bool>,
-    #[serde(default)]
-    use_dora: Option<bool>,
-    #[serde(default)]
-    fan_in_fan_out: Option<bool>,
-    #[serde(default)]
-    rank_pattern: Option<Map<String, Value>>,
-    #[serde(default)]
-    alpha_pattern: Option<Map<String, Value>>,
+    /// Of each module, sorted: the update is this times B A.
+    pub scales: BTreeMap<String, f64>,
 }
 
 impl Adapter {
     /// Opens PEFT's folder (`adapter_config.json`, `adapter_model.safetensors`), or diffusers'
-    /// `pytorch_lora_weights.safetensors` or its folder. A file without a word about alpha has the scale 1, as diffusers
-    /// reads it.
+    /// `pytorch_lora_weights.safetensors` or its folder, or a file with kohya's or ComfyUI's names. A module without a word
+    /// about alpha has the scale 1, as diffusers, kohya and ComfyUI read it.
     ///
     /// # Errors
-    /// Nothing of this kind is there, or the adapter is more than two factors with one scale.
+    /// Nothing of this kind is there; a tensor is no factor of the transformer's, or is not used; the adapter is more than
+    /// two factors and a scale for each module, or has several ranks.
     pub fn open(path: &Path) -> Result<Self> {
-        let weights = open(path)?;
-        let rank = weights.names().find(|name| name.ends_with(".lora_A.weight")).and_then(|name| weights.shape(name));
-        let Some(&[rank, _]) = rank else {
-            return Err(weights.error("holds no *.lora_A.weight; give a LoRA of PEFT or of diffusers"));
-        };
-        let config = match config_of(path, &weights)? {
-            None => return Ok(Self { weights, rank, scale: 1.0 }),
-            Some(config) => config,
-        };
-        let patterned = |pattern: &Option<Map<String, Value>>| pattern.as_ref().is_some_and(|p| !p.is_empty());
-        let unsupported = [
-            ("peft_type", config.peft_type.as_deref().is_some_and(|kind| kind != "LORA")),
-            ("use_dora", config.use_dora == Some(true)),
-            ("fan_in_fan_out", config.fan_in_fan_out == Some(true)),
-            ("rank_pattern", patterned(&config.rank_pattern)),
-            ("alpha_pattern", patterned(&config.alpha_pattern)),
-        ];
-        if let Some((key, _)) = unsupported.iter().find(|(_, unsupported)| *unsupported) {
-            return Err(
-                weights.error(format!("has {key}, which is not supported; give a plain LoRA, one rank and alpha"))
-            );
+        let file = open(path)?;
+        if !lora_names::is_adapter(&file) {
+            return Err(file.error("holds no *.lora_A.weight; give a LoRA of PEFT, diffusers, kohya or ComfyUI"));
         }
-        if config.r != rank {
-            return Err(weights.error(format!("is of rank {rank}, its configuration says {}; it is damaged", config.r)));
+        let config = config_of(path, &file)?;
+        let Renamed { factors: weights, alphas } = lora_names::renamed(&file)?;
+        if config.is_some() && !alphas.is_empty() {
+            return Err(file.error("has an alpha in its configuration and others among its tensors; keep one of them"));
         }
-        let divisor = if config.use_rslora == Some(true) { (rank as f64).sqrt() } else { rank as f64 };
-        Ok(Self { weights, rank, scale: config.lora_alpha / divisor })
+        let ranks = ranks(&weights)?;
+        let Some(&rank) = ranks.values().next() else {
+            return Err(file.error("holds no factor of a LoRA"));
+        };
+        if let Some((module, other)) = ranks.iter().find(|(_, other)| **other != rank) {
+            return Err(file.error(format!(
+                "has rank {rank} and, at {module}, rank {other}; adapters of one rank are supported: save it again with one, \
+                 or merge it into its model and give that as model.transformer"
+            )));
+        }
+        if let Some(module) = alphas.keys().find(|module| !ranks.contains_key(*module)) {
+            return Err(file.error(format!("has an alpha of {module} and no factors of it; it is damaged")));
+        }
+        let mut scales = BTreeMap::new();
+        for module in ranks.into_keys() {
+            let scale = match &config {
+                Some(config) if config.rank(&module) != Some(rank as u64) => {
+                    let said = config.rank(&module).map_or("no number".into(), |rank| rank.to_string());
+                    let message =
+                        format!("is of rank {rank}, its configuration says {said} for {module}; it is damaged");
+                    return Err(file.error(message));
+                }
+                Some(config) => config.scale(&module, rank),
+                None => alphas.get(&module).map_or(1.0, |alpha| alpha / rank as f64),
+            };
+            scales.insert(module, scale);
+        }
+        Ok(Self { weights, format: lora_names::format(&file), rank, scales })
+    }
+
+    /// What B A is multiplied by, where that is the same for all modules.
+    pub fn scale(&self) -> Option<f64> {
+        let mut scales = self.scales.values();
+        let first = scales.next().copied();
+        first.filter(|first| scales.all(|scale| scale == first))
     }
 
     /// The adapter as the trainable parameters of `layout` `[total]`, f32, for a model built with `lora`. Where that has
@@ -106,52 +108,93 @@ impl Adapter {
             }
             other => other,
         })?;
-        let factor = self.scale * lora.rank as f64 / lora.alpha;
         let parts = layout.entries.iter().map(|e| {
             let tensor = self.weights.tensor(&e.name, DType::F32, device)?.flatten_all()?;
-            Ok(if e.name.ends_with(".lora_B.weight") && factor != 1.0 { (tensor * factor)? } else { tensor })
+            let scale = e.name.strip_suffix(B).and_then(|module| self.scales.get(module));
+            let factor = scale.map_or(1.0, |scale| scale * lora.rank as f64 / lora.alpha);
+            Ok(if factor != 1.0 { (tensor * factor)? } else { tensor })
         });
         Ok(Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// The modules that the adapter stands beside, sorted.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
-        self.weights.names().filter_map(|name| name.strip_suffix(".lora_A.weight"))
+        self.scales.keys().map(String::as_str)
     }
 }
 
-/// The tensors of an adapter by the names of the modules.
+/// Ends of the factors' names.
+const A: &str = ".lora_A.weight";
+const B: &str = ".lora_B.weight";
+
+/// The rank of each module's factors.
+///
+/// # Errors
+/// A factor is alone, of no matrix's shape, or of a type that is no weight's; two do not belong together.
+fn ranks(weights: &Weights) -> Result<BTreeMap<String, usize>> {
+    let mut ranks = BTreeMap::new();
+    for name in weights.names() {
+        if let Some(problem) = weights.unreadable(name) {
+            return Err(weights.error(format!("{name} {problem}")));
+        }
+        let Some(module) = name.strip_suffix(A).or_else(|| name.strip_suffix(B)) else {
+            return Err(weights.error(format!("holds {name}, which is no factor of a LoRA")));
+        };
+        let [a, b] = [A, B].map(|end| format!("{module}{end}"));
+        if let Some(absent) = [&a, &b].into_iter().find(|factor| !weights.contains(factor)) {
+            return Err(weights.error(format!("lacks {absent}, the other factor of {name}; it is damaged")));
+        }
+        match (weights.shape(&a), weights.shape(&b)) {
+            (Some(&[rank, _]), Some(&[_, columns])) if rank == columns && rank > 0 => ranks.insert(module.into(), rank),
+            (a, b) => {
+                let message =
+                    format!("has factors of {module} of shapes {a:?} and {b:?}, not [rank, in] and [out, rank]");
+                return Err(weights.error(message));
+            }
+        };
+    }
+    Ok(ranks)
+}
+
+/// The file of an adapter.
 fn open(path: &Path) -> Result<Weights> {
-    let named = FILES.map(|name| path.join(name));
-    let weights = Weights::open(named.iter().find(|file| file.is_file()).map_or(path, PathBuf::as_path))?;
-    let prefix = PREFIXES.into_iter().find(|prefix| weights.names().any(|name| name.starts_with(prefix)));
-    Ok(prefix.map_or_else(|| weights.clone(), |prefix| weights.under(prefix)))
+    let named = FILES.map(|name| path.join(name)).into_iter().filter(|file| file.is_file()).collect::<Vec<_>>();
+    match named.as_slice() {
+        [] => Weights::open(path),
+        [one] => Weights::open(one),
+        [first, second, ..] => {
+            let message =
+                format!("holds two adapters, {} and {}; name the one that is meant", first.display(), second.display());
+            Err(Error::File { path: path.to_path_buf(), message })
+        }
+    }
 }
 
 /// PEFT's configuration: beside its file, or in the header of diffusers' file.
-fn config_of(path: &Path, weights: &Weights) -> Result<Option<Config>> {
+fn config_of(path: &Path, weights: &Weights) -> Result<Option<Peft>> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
     let file = folder.join(CONFIG);
     let is_peft = weights.path().file_name().is_some_and(|name| name == FILES[0]);
     if is_peft && file.is_file() {
         let text = files::read_to_string(&file)?;
-        let message = |e| format!("is no configuration of PEFT: {e}");
-        let config = serde_json::from_str(&text).map_err(|e| Error::File { path: file, message: message(e) })?;
-        return Ok(Some(config));
+        let config = serde_json::from_str(&text).map_err(|e| format!("is not a valid configuration of PEFT: {e}"));
+        let peft = config.and_then(|config| Peft::of(&config));
+        return peft.map(Some).map_err(|message| Error::File { path: file, message });
     }
     if is_peft {
         return Err(weights.error(format!("has no {CONFIG} beside it, which says its alpha; download it as well")));
     }
     let Some(text) = weights.metadata(METADATA) else { return Ok(None) };
-    let problem = |e| weights.error(format!("has {METADATA} that cannot be read: {e}"));
-    let all: Map<String, Value> = serde_json::from_str(text).map_err(problem)?;
+    let problem = |e: String| weights.error(format!("{METADATA} in its header {e}"));
+    let all: Map<String, Value> =
+        serde_json::from_str(text).map_err(|e| problem(format!("is not a valid configuration of PEFT: {e}")))?;
     // A pipeline puts the component before each key; the transformer's own `save_lora_adapter` does not.
     let of_transformer =
         |(key, value): (&String, &Value)| Some((key.strip_prefix("transformer.")?.into(), value.clone()));
     let own: Map<String, Value> =
         if all.contains_key("r") { all } else { all.iter().filter_map(of_transformer).collect() };
-    if own.is_empty() {
-        return Ok(None); // of other components only
+    match own.is_empty() {
+        true => Ok(None), // of other components only
+        false => Peft::of(&own).map(Some).map_err(problem),
     }
-    serde_json::from_value(own.into()).map(Some).map_err(problem)
 }

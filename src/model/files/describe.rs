@@ -1,6 +1,6 @@
 //! What `inspect` shows of a model's files.
 
-use super::folder::{Format, parts};
+use super::folder::{Format, Part, parts};
 use super::{Adapter, Transformer, Weights};
 use crate::error::Result;
 use crate::model::mmdit::Config;
@@ -42,6 +42,9 @@ pub struct PartDescription {
     pub dtypes: BTreeMap<String, usize>,
     /// Bytes of the tensors.
     pub bytes: usize,
+    /// Other weights in its folder that are not read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PathBuf>,
     /// What is missing or wrong.
     pub problem: Option<String>,
 }
@@ -51,24 +54,29 @@ pub struct PartDescription {
 pub struct AdapterDescription {
     /// Rank.
     pub rank: usize,
-    /// The update is this times B A: alpha / rank.
-    pub scale: f64,
+    /// The update is this times B A: alpha / rank. None where it is not the same for all modules.
+    pub scale: Option<f64>,
     /// Modules.
     pub modules: usize,
     /// The ends of the modules' names.
     pub targets: Vec<String>,
 }
 
-/// Describes a model's files: a pipeline, a transformer, a single file, an adapter. Headers are read, tensors are not.
+/// Describes a model's files: a pipeline, a transformer, a single file, an adapter. What its loaders refuse is a problem of
+/// the part; values are looked through for such that are not finite only if `values` says so, since it reads every byte.
 ///
 /// # Errors
-/// The path is of no known layout.
-pub fn describe(path: &Path) -> Result<Description> {
+/// The path is of no known layout, or an adapter cannot be used.
+pub fn describe(path: &Path, values: bool) -> Result<Description> {
     let (format, parts) = parts(path)?;
-    let mut parts: Vec<_> = parts.iter().map(|p| part(&p.name, p.weights.as_ref(), p.problem.clone())).collect();
+    let scanned = |weights: &Weights| if values { weights.scan() } else { Ok(()) };
+    let problem = |part: &Part| {
+        let problem = part.problem.clone();
+        problem.or_else(|| Some(part.weights.as_ref().map(scanned)?.err()?.to_string()))
+    };
+    let mut parts: Vec<_> = parts.iter().map(|p| part(&p.name, p.weights.as_ref(), problem(p))).collect();
     let (mut transformer, mut base_digest, mut adapter) = (None, None, None);
     match format {
-        Format::PeftAdapter | Format::DiffusersAdapter => adapter = Some(described(&Adapter::open(path)?)),
         Format::Glyphs => base_digest = Some(Weights::open(path)?.digest()),
         Format::Pipeline | Format::Transformer | Format::SingleFile => match Transformer::open(path) {
             Ok(found) => {
@@ -81,6 +89,7 @@ pub fn describe(path: &Path) -> Result<Description> {
                 }
             }
         },
+        _ => adapter = Some(described(&Adapter::open(path)?)),
     }
     Ok(Description { path: path.to_path_buf(), format: format.describe(), parts, transformer, base_digest, adapter })
 }
@@ -88,8 +97,8 @@ pub fn describe(path: &Path) -> Result<Description> {
 fn part(name: &str, weights: Option<&Weights>, problem: Option<String>) -> PartDescription {
     let mut dtypes = BTreeMap::new();
     for name in weights.into_iter().flat_map(Weights::names) {
-        let dtype = weights.and_then(|weights| weights.dtype(name));
-        *dtypes.entry(dtype.map_or("unknown", |dtype| dtype.as_str()).to_owned()).or_insert(0) += 1;
+        let dtype = weights.and_then(|weights| weights.stored_type(name));
+        *dtypes.entry(dtype.unwrap_or_default()).or_insert(0) += 1;
     }
     PartDescription {
         name: name.to_owned(),
@@ -97,6 +106,7 @@ fn part(name: &str, weights: Option<&Weights>, problem: Option<String>) -> PartD
         parameters: weights.map_or(0, Weights::elements),
         dtypes,
         bytes: weights.map_or(0, Weights::bytes),
+        passed_over: weights.into_iter().flat_map(Weights::passed_over).map(Path::to_path_buf).collect(),
         problem,
     }
 }
@@ -105,7 +115,7 @@ fn described(adapter: &Adapter) -> AdapterDescription {
     let mut targets: Vec<_> = adapter.modules().map(target).collect();
     targets.sort();
     targets.dedup();
-    let (rank, scale) = (adapter.rank, adapter.scale);
+    let (rank, scale) = (adapter.rank, adapter.scale());
     AdapterDescription { rank, scale, modules: adapter.modules().count(), targets }
 }
 
@@ -126,6 +136,7 @@ impl fmt::Display for Description {
         }
         if let Some(adapter) = &self.adapter {
             let AdapterDescription { rank, scale, modules, targets } = adapter;
+            let scale = scale.map_or("of its own for each module".into(), |scale| scale.to_string());
             writeln!(f, "adapter      rank {rank}, scale {scale}, {modules} modules: {}", targets.join(" "))?;
         }
         if let Some(digest) = &self.base_digest {
@@ -137,6 +148,12 @@ impl fmt::Display for Description {
             let (tensors, parameters, mib) = (part.tensors, part.parameters, part.bytes as f64 / (1 << 20) as f64);
             let (types, state) = (types.join(" "), part.problem.as_deref().unwrap_or("whole"));
             writeln!(f, "{:<16} {tensors:>7} {parameters:>14} {mib:>10.1}  {types:<16} {state}", part.name)?;
+        }
+        for part in &self.parts {
+            for other in &part.passed_over {
+                let (name, other) = (&part.name, other.display());
+                writeln!(f, "{name}: {other} lies beside what is read, holds something else and is not read")?;
+            }
         }
         Ok(())
     }

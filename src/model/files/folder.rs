@@ -1,10 +1,8 @@
 //! What lies at a path: a pipeline of diffusers with its parts, a transformer alone, the authors' single file, an adapter.
 
-use super::{Adapter, Weights, find, sai};
+use super::{Adapter, Weights, find, lora_names, pipeline, sai};
 use crate::error::{Error, Result};
-use crate::files;
-use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The layouts that files of a model come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,23 +19,14 @@ pub enum Format {
     PeftAdapter,
     /// An adapter of diffusers: `pytorch_lora_weights.safetensors`.
     DiffusersAdapter,
+    /// An adapter with kohya's names, `lora_unet_...`.
+    KohyaAdapter,
+    /// An adapter with ComfyUI's names, `diffusion_model...`.
+    ComfyAdapter,
 }
 
 /// File of a pipeline that names its parts.
-const INDEX: &str = "model_index.json";
-
-/// The parts of a Stable Diffusion 3 pipeline.
-const PARTS: [&str; 9] = [
-    "transformer",
-    "vae",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "tokenizer",
-    "tokenizer_2",
-    "tokenizer_3",
-    "scheduler",
-];
+pub(super) const INDEX: &str = "model_index.json";
 
 impl Format {
     /// The layout of what lies at `path`.
@@ -53,9 +42,8 @@ impl Format {
         }
         let weights = Weights::open(path)?;
         let has = |name: &str| weights.contains(name);
-        if weights.names().any(|name| name.contains(".lora_A.")) {
-            let peft = weights.names().any(|name| name.starts_with("base_model.model."));
-            return Ok(if peft { Self::PeftAdapter } else { Self::DiffusersAdapter });
+        if lora_names::is_adapter(&weights) {
+            return Ok(lora_names::format(&weights));
         }
         if has("context_embedder.characters") {
             return Ok(Self::Glyphs);
@@ -82,6 +70,8 @@ impl Format {
             Self::Glyphs => "glyphs base model",
             Self::PeftAdapter => "PEFT adapter",
             Self::DiffusersAdapter => "diffusers LoRA",
+            Self::KohyaAdapter => "kohya LoRA",
+            Self::ComfyAdapter => "LoRA with ComfyUI's names",
         }
     }
 }
@@ -106,64 +96,16 @@ pub fn parts(path: &Path) -> Result<(Format, Vec<Part>)> {
     let format = Format::of(path)?;
     let whole = |name: &str, weights: Weights| Part { name: name.into(), weights: Some(weights), problem: None };
     let parts = match format {
-        Format::Pipeline => pipeline(path)?,
+        Format::Pipeline => pipeline::parts(path)?,
         Format::Transformer | Format::Glyphs => vec![whole("transformer", Weights::open(path)?)],
         Format::SingleFile => {
             let weights = Weights::open(path)?;
             let of = [("transformer", sai::transformer(&weights)?), ("vae", sai::vae(&weights)?)];
             of.into_iter().filter_map(|(name, weights)| Some(whole(name, weights?))).collect()
         }
-        Format::PeftAdapter | Format::DiffusersAdapter => vec![whole("adapter", Adapter::open(path)?.weights)],
+        _ => vec![whole("adapter", Adapter::open(path)?.weights)],
     };
     Ok((format, parts))
-}
-
-/// The parts of a pipeline's folder.
-fn pipeline(folder: &Path) -> Result<Vec<Part>> {
-    let path = folder.join(INDEX);
-    let index: Option<Map<String, Value>> = match path.is_file() {
-        true => {
-            let text = files::read_to_string(&path)?;
-            let message = |e| format!("is no index of a pipeline ({e}); download it again");
-            Some(serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), message: message(e) })?)
-        }
-        false => None,
-    };
-    let mut parts: Vec<Part> = PARTS
-        .into_iter()
-        .filter(|&name| index.as_ref().is_none_or(|index| index.get(name).is_some_and(is_wanted)))
-        .map(|name| part(folder.join(name), name))
-        .collect();
-    if index.is_none() {
-        parts.push(Part { name: INDEX.into(), weights: None, problem: Some("is absent".into()) });
-    }
-    Ok(parts)
-}
-
-/// Whether an entry of the index, `[library, class]`, names a class.
-fn is_wanted(entry: &Value) -> bool {
-    entry.get(1).is_some_and(|class| !class.is_null())
-}
-
-fn part(folder: PathBuf, name: &str) -> Part {
-    let (weights, problem) = if !folder.is_dir() {
-        (None, Some("is absent".to_owned()))
-    } else if name.starts_with("tokenizer") {
-        let any = ["tokenizer.json", "vocab.json", "spiece.model"].iter().any(|file| folder.join(file).is_file());
-        (None, (!any).then(|| "has none of tokenizer.json, vocab.json, spiece.model".to_owned()))
-    } else if name == "scheduler" {
-        let there = folder.join("scheduler_config.json").is_file();
-        (None, (!there).then(|| "has no scheduler_config.json".to_owned()))
-    } else {
-        match Weights::open(&folder) {
-            Err(e) => (None, Some(e.to_string())),
-            Ok(weights) => {
-                let there = folder.join("config.json").is_file();
-                (Some(weights), (!there).then(|| "has no config.json".to_owned()))
-            }
-        }
-    };
-    Part { name: name.to_owned(), weights, problem }
 }
 
 /// The weights of the part `name` of what lies at `path`: a pipeline's folder, the authors' single file (transformer and

@@ -3,9 +3,14 @@
 mod adapter;
 mod describe;
 mod find;
+mod finite;
 mod folder;
+mod lora_names;
+mod peft;
 mod pickle;
+mod pipeline;
 mod sai;
+mod same;
 mod transformer;
 mod weights;
 
@@ -13,6 +18,7 @@ pub use adapter::Adapter;
 pub use describe::{AdapterDescription, Description, PartDescription, describe};
 pub use folder::{Format, Part, open_part, parts};
 pub use pickle::AnyWeights;
+pub use pipeline::misfits;
 pub use transformer::{Loaded, Transformer};
 pub use weights::Weights;
 

@@ -2,6 +2,7 @@
 //!
 //! candle reads the pickle's own small language without running any of it.
 
+use super::finite::not_finite;
 use super::{Weights, find};
 use crate::error::{Error, Result};
 use crate::files;
@@ -70,6 +71,10 @@ impl AnyWeights {
             Self::Pickle { tensors, .. } => {
                 let tensor = tensors.get(name).map_err(|e| self.error(format!("{name} cannot be read: {e}")))?;
                 let tensor = tensor.ok_or_else(|| self.error(format!("lacks {name}")))?;
+                let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                    return Err(self.error(not_finite(name, at, values.len())));
+                }
                 Ok(tensor.to_dtype(dtype)?.contiguous()?.to_device(device)?)
             }
         }

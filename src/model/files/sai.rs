@@ -6,8 +6,8 @@
 use super::weights::{Rows, Weights};
 use crate::error::Result;
 
-/// Where the transformer's tensors begin in a file that holds more.
-const TRANSFORMER_PREFIX: &str = "model.diffusion_model.";
+/// Where the transformer's tensors begin in a file that holds more, and as ComfyUI's programs save it alone.
+const TRANSFORMER_PREFIXES: [&str; 2] = ["model.diffusion_model.", "diffusion_model."];
 
 /// Where the VAE's tensors begin.
 const VAE_PREFIX: &str = "first_stage_model.";
@@ -79,13 +79,39 @@ const VAE: [(&str, &str); 17] = [
 /// # Errors
 /// A fused tensor cannot be divided.
 pub(super) fn transformer(weights: &Weights) -> Result<Option<Weights>> {
-    let inside = weights.under(TRANSFORMER_PREFIX);
-    let weights = if inside.names().next().is_some() { &inside } else { weights };
+    let mut inside = TRANSFORMER_PREFIXES.into_iter().map(|prefix| weights.under(prefix));
+    let inside = inside.find(|inside| inside.names().next().is_some());
+    let weights = inside.as_ref().unwrap_or(weights);
     if !weights.contains("x_embedder.proj.weight") {
         return Ok(None);
     }
     let depth = weights.names().filter_map(block).map(|(index, _)| index + 1).max().unwrap_or(0);
     weights.renamed(|name| Some(transformer_names(name, depth))).map(Some)
+}
+
+/// Our layers for the layer `name` of an adapter, by its authors' names or ours, whose words stand between `dots`: three
+/// where theirs is one of queries, keys and values; and whether the name is theirs. None for a layer of another model.
+pub(super) fn layers(name: &str, dots: &str) -> Option<(Vec<String>, bool)> {
+    let spelled = |layer: &str| layer.replace('.', dots);
+    if let Some((theirs, ours)) =
+        OUTER.iter().find(|(theirs, ours)| [spelled(theirs), spelled(ours)].contains(&name.into()))
+    {
+        return Some((vec![(*ours).to_owned()], spelled(theirs) == name && theirs != ours));
+    }
+    let by_authors = name.starts_with("joint_blocks");
+    let blocks = if by_authors { "joint_blocks" } else { "transformer_blocks" };
+    let (index, part) = name.strip_prefix(blocks)?.strip_prefix(dots)?.split_once(dots)?;
+    let index: usize = index.parse().ok()?;
+    let ours: Vec<&str> = match by_authors {
+        true => BLOCK.iter().find(|(theirs, _)| spelled(theirs) == part)?.1.to_vec(),
+        false => vec![BLOCK.iter().flat_map(|(_, ours)| *ours).find(|ours| spelled(ours) == part)?],
+    };
+    Some((ours.iter().map(|ours| format!("transformer_blocks.{index}.{ours}")).collect(), by_authors))
+}
+
+/// Whether one of our layers has its rows' halves swapped against the authors'; `two`: it gives two modulations.
+pub(super) fn is_swapped(layer: &str, two: bool) -> bool {
+    layer == "norm_out.linear" || two && layer.ends_with(".norm1_context.linear")
 }
 
 /// Number and rest of a name in a block.

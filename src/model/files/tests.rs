@@ -60,19 +60,77 @@ fn shards_are_one_model() {
     assert_eq!(weights.files().count(), 2);
     let values = weights.tensor("b", DType::F16, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     assert_eq!(values.to_vec2::<f64>().unwrap()[0], [1.0, -2.5]);
-    // A full file goes before the shards.
-    write(&folder.path().join("model.safetensors"), &[("c", matrix(DType::F32))]);
-    assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["c"]);
+}
+
+/// diffusers reads the shards of its parts, transformers the single file of its own.
+#[test]
+fn of_a_file_and_shards_the_librarys_choice_is_read_and_the_other_named() {
+    for (stem, read) in [("diffusion_pytorch_model", ["a", "b"].as_slice()), ("model", ["c"].as_slice())] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        sharded(root, true);
+        fs::rename(root.join("model.safetensors.index.json"), root.join(format!("{stem}.safetensors.index.json")))
+            .unwrap();
+        write(&root.join(format!("{stem}.safetensors")), &[("c", matrix(DType::F32))]);
+        let weights = Weights::open(root).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), read);
+        let other =
+            if stem == "model" { "model.safetensors.index.json" } else { "diffusion_pytorch_model.safetensors" };
+        assert_eq!(weights.passed_over(), [root.join(other)]);
+        // The same tensors twice are no matter.
+        let same = [("a", matrix(DType::F32)), ("b", matrix(DType::F16))];
+        write(&root.join(format!("{stem}.safetensors")), &same);
+        assert!(Weights::open(root).unwrap().passed_over().is_empty());
+    }
+    // A shard of another export, which no index names.
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), true);
+    let stray = folder.path().join("model-00003-of-00003.safetensors");
+    write(&stray, &[("c", matrix(DType::F32))]);
+    assert_eq!(Weights::open(folder.path()).unwrap().passed_over(), [stray]);
 }
 
 #[test]
-fn half_a_download_is_named_and_an_other_precision_steps_in() {
+fn half_a_download_is_refused_and_an_index_without_shards_passed_over() {
     let folder = tempfile::tempdir().unwrap();
-    sharded(folder.path(), false);
-    let message = error(folder.path());
-    assert!(message.contains("1 of the 2 shards it names are absent: model-00002-of-00002.safetensors;"), "{message}");
-    write(&folder.path().join("model.fp16.safetensors"), &[("c", matrix(DType::F16))]);
-    assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["c"]);
+    let root = folder.path();
+    sharded(root, false);
+    let absent = "1 of the 2 shards it names are absent: model-00002-of-00002.safetensors; download them as well";
+    assert!(error(root).ends_with(absent), "{}", error(root));
+    // Half precision is another model's numbers: it does not step in by itself.
+    let half = root.join("model.fp16.safetensors");
+    write(&half, &[("c", matrix(DType::F16))]);
+    let message = error(root);
+    assert!(message.ends_with(&format!("{absent}, or move it away to have {} read", half.display())), "{message}");
+    fs::remove_file(root.join("model-00001-of-00002.safetensors")).unwrap();
+    assert_eq!(Weights::open(root).unwrap().names().collect::<Vec<_>>(), ["c"]);
+    fs::remove_file(&half).unwrap();
+    assert!(error(root).contains("2 of the 2 shards it names are absent"), "{}", error(root));
+}
+
+/// In a shard, in a part that is read of it, and in a file by other names.
+#[test]
+fn a_weight_that_is_no_number_is_named_by_file_and_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), true);
+    let shard = folder.path().join("model-00002-of-00002.safetensors");
+    let bad = Tensor::new(&[[1f32, -2.5], [f32::NAN, f32::INFINITY]], &Device::Cpu).unwrap();
+    write(&shard, &[("b", bad.to_dtype(DType::BF16).unwrap())]);
+    let weights = Weights::open(folder.path()).unwrap();
+    let told = format!("{}: b holds NaN or an infinite number (element 2 of 4)", shard.display());
+    for read in [
+        weights.tensor("b", DType::F32, &Device::Cpu).map(drop),
+        weights.part("b", 1..3, DType::BF16, &Device::Cpu).map(drop),
+        weights.scan(),
+    ] {
+        assert!(read.unwrap_err().to_string().starts_with(&told));
+    }
+    weights.part("b", 0..2, DType::F32, &Device::Cpu).unwrap();
+    weights.tensor("a", DType::F32, &Device::Cpu).unwrap();
+    let file = folder.path().join("theirs.safetensors");
+    write(&file, &[("model.diffusion_model.a", bad)]);
+    let error = Weights::open(&file).unwrap().under("model.diffusion_model.").tensor("a", DType::F32, &Device::Cpu);
+    assert!(error.unwrap_err().to_string().contains("theirs.safetensors: model.diffusion_model.a holds NaN"));
 }
 
 #[test]
@@ -178,11 +236,11 @@ fn an_adapters_metadata_is_found_with_and_without_the_component() {
         (r#"{"r": 2, "lora_alpha": 6, "transformer_engine": null}"#, 3.0),
         (r#"{"text_encoder.r": 4, "text_encoder.lora_alpha": 8}"#, 1.0),
     ] {
-        let factors =
-            [("attn.to_q.lora_A.weight", matrix(DType::F32)), ("attn.to_q.lora_B.weight", matrix(DType::F32))];
+        let module = "transformer_blocks.0.attn.to_q";
+        let factors = ["lora_A", "lora_B"].map(|end| (format!("{module}.{end}.weight"), matrix(DType::F32)));
         let words = HashMap::from([("lora_adapter_metadata".to_owned(), metadata.to_owned())]);
         safetensors::serialize_to_file(factors, Some(words), &path).unwrap();
         let adapter = Adapter::open(folder.path()).unwrap();
-        assert_eq!((adapter.rank, adapter.scale), (2, scale), "{metadata}");
+        assert_eq!((adapter.rank, adapter.scale()), (2, Some(scale)), "{metadata}");
     }
 }

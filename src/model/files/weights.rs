@@ -1,6 +1,7 @@
 //! Named tensors in memory-mapped safetensors files.
 
 use super::find;
+use super::finite::{first_not_finite, not_finite};
 use crate::error::{Error, Result};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
@@ -16,22 +17,24 @@ use std::sync::Arc;
 /// tensor is asked for; cloning shares the files.
 #[derive(Debug, Clone)]
 pub struct Weights {
-    path: PathBuf,
-    files: Vec<Arc<Mapped>>,
-    entries: BTreeMap<String, Entry>,
+    pub(super) path: PathBuf,
+    pub(super) files: Vec<Arc<Mapped>>,
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// Weights in the same folder that do not count.
+    pub(super) beside: Vec<PathBuf>,
 }
 
 /// One file.
 #[derive(Debug)]
-struct Mapped {
+pub(super) struct Mapped {
     path: PathBuf,
-    bytes: Bytes,
+    pub(super) bytes: Bytes,
     metadata: HashMap<String, String>,
 }
 
 /// The bytes of a file, or of the program itself.
 #[derive(Debug)]
-enum Bytes {
+pub(super) enum Bytes {
     Mapped(Mmap),
     Embedded(&'static [u8]),
 }
@@ -51,10 +54,12 @@ impl Deref for Bytes {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
+    /// What it is called there.
+    name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
     /// Bytes of the file, in this order: more than one where the file keeps the rows in another order.
-    ranges: Vec<Range<usize>>,
+    pub(super) ranges: Vec<Range<usize>>,
 }
 
 /// How the rows of a renamed tensor lie.
@@ -66,6 +71,8 @@ pub(super) enum Rows {
     HalvesSwapped,
     /// As before; of a 1 x 1 convolution, `[out, in, 1, 1]`, as a matrix.
     Matrix,
+    /// All of them under each of the names.
+    Shared,
 }
 
 impl Entry {
@@ -91,14 +98,14 @@ impl Entry {
 
 impl Weights {
     /// Opens a safetensors file, or a folder with one or with the shards of one (diffusers' and transformers' names,
-    /// full or `fp16`), and checks every header. Where a folder has several, the first whole one counts, full before
-    /// `fp16`.
+    /// full or `fp16`), and checks every header. Where a folder has several, full precision counts before `fp16`, and
+    /// shards before a single file or after it as the library of these names has it; see [`Weights::passed_over`].
     ///
     /// # Errors
     /// There is nothing of this kind, a shard is missing or damaged, or there are only pickles; all say what to do.
     pub fn open(path: &Path) -> Result<Self> {
         let found = find::find(path)?;
-        let mut weights = Self { path: found.path.clone(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut weights = Self { beside: found.beside, ..Self::empty(&found.path) };
         for path in &found.files {
             let file = crate::files::open(path)?;
             // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that
@@ -114,15 +121,27 @@ impl Weights {
                 let message = format!("names {name}, which the file it names for it lacks; download the folder again");
                 Err(Error::File { path: found.path, message })
             }
-            None => Ok(weights),
+            None => {
+                weights.tell_passed_over();
+                Ok(weights)
+            }
         }
     }
 
     /// The tensors of a safetensors file that is part of the program; `path` is what errors call it.
     pub fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self> {
-        let mut weights = Self { path: path.to_path_buf(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut weights = Self::empty(path);
         weights.push(path, Bytes::Embedded(bytes), |_| true)?;
         Ok(weights)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), files: Vec::new(), entries: BTreeMap::new(), beside: Vec::new() }
+    }
+
+    /// The same files with other names for their tensors.
+    fn with(&self, entries: BTreeMap<String, Entry>) -> Self {
+        Self { path: self.path.clone(), files: self.files.clone(), entries, beside: self.beside.clone() }
     }
 
     /// Adds a file with those of its tensors that are `wanted`.
@@ -136,8 +155,8 @@ impl Weights {
         let (file, start) = (self.files.len(), header + size_of::<u64>());
         for (name, info) in metadata.tensors().into_iter().filter(|(name, _)| wanted(name)) {
             let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
-            let entry = Entry { file, dtype: info.dtype, shape: info.shape.clone(), ranges: vec![bytes] };
-            self.entries.insert(name, entry);
+            let (dtype, shape, ranges) = (info.dtype, info.shape.clone(), vec![bytes]);
+            self.entries.insert(name.clone(), Entry { file, name, dtype, shape, ranges });
         }
         let metadata = metadata.metadata().clone().unwrap_or_default();
         self.files.push(Arc::new(Mapped { path: path.to_path_buf(), bytes, metadata }));
@@ -174,6 +193,13 @@ impl Weights {
         self.entries.get(name).and_then(|entry| entry.dtype.try_into().ok())
     }
 
+    /// The name of a tensor's type as it is stored, which need not be one that can be read: `f32`, `f8_e5m2`.
+    pub fn stored_type(&self, name: &str) -> Option<String> {
+        let entry = self.entries.get(name)?;
+        let readable = DType::try_from(entry.dtype).map(|dtype| dtype.as_str().to_owned());
+        Some(readable.unwrap_or_else(|_| format!("{:?}", entry.dtype).to_lowercase()))
+    }
+
     /// Number of elements of all tensors.
     pub fn elements(&self) -> usize {
         self.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum()
@@ -192,7 +218,7 @@ impl Weights {
     /// Reads a tensor and converts it: f16, bf16, f32 and f64 (and f8 E4M3) to each other.
     ///
     /// # Errors
-    /// There is no tensor of this name, or it cannot be converted.
+    /// As [`Weights::part`].
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let shape = self.entry(name)?.shape.as_slice();
         Ok(self.part(name, 0..shape.iter().product(), dtype, device)?.reshape(shape)?)
@@ -202,18 +228,73 @@ impl Weights {
     /// the file is not touched.
     ///
     /// # Errors
-    /// There is no tensor of this name, it ends before the range, or it cannot be converted.
+    /// There is no tensor of this name, it ends before the range, it is of a type that is no weight's, or one of the
+    /// elements is NaN or infinite.
     pub fn part(&self, name: &str, range: Range<usize>, dtype: DType, device: &Device) -> Result<Tensor> {
         let entry = self.entry(name)?;
-        let (size, len) = (entry.dtype.bitsize() / 8, range.len());
-        let data = match self.bytes_of(entry, range.start * size..range.end * size).collect::<Vec<_>>().as_slice() {
+        let data = self.finite(entry, range)?;
+        self.load(entry, &data, dtype, device)
+    }
+
+    /// Looks through all tensors for numbers that are not finite, which takes as long as reading the files.
+    ///
+    /// # Errors
+    /// The first tensor with one, by its file and name.
+    pub fn scan(&self) -> Result<()> {
+        let weights = self.entries.values().filter(|entry| unreadable(entry).is_none());
+        weights.map(|entry| self.finite(entry, 0..entry.shape.iter().product())).try_for_each(|data| data.map(drop))
+    }
+
+    /// Elements `range` of a tensor as they are stored, all of them finite numbers.
+    fn finite(&self, entry: &Entry, range: Range<usize>) -> Result<Cow<'_, [u8]>> {
+        let name = &entry.name;
+        if let Some(problem) = unreadable(entry) {
+            return Err(self.error_in(entry, format!("{name} {problem}")));
+        }
+        let data = self.data(entry, range.clone());
+        match first_not_finite(entry.dtype, &data) {
+            None => Ok(data),
+            Some(at) => {
+                let (at, all) = (range.start + at, entry.shape.iter().product::<usize>());
+                Err(self.error_in(entry, not_finite(name, at, all)))
+            }
+        }
+    }
+
+    /// Reads a number that is no weight, such as a scale, of any type.
+    ///
+    /// # Errors
+    /// There is no tensor of this name, it is more than one number, or it is not finite.
+    pub(super) fn number(&self, name: &str) -> Result<f64> {
+        let entry = self.entry(name)?;
+        if entry.shape.iter().product::<usize>() != 1 {
+            let message = format!("{} has shape {:?}, where one number is wanted", entry.name, entry.shape);
+            return Err(self.error_in(entry, message));
+        }
+        let data = self.data(entry, 0..1);
+        let number = self.load(entry, &data, DType::F64, &Device::Cpu)?.to_vec1::<f64>()?[0];
+        match number.is_finite() {
+            true => Ok(number),
+            false => Err(self.error_in(entry, format!("{} is {number}; download it again", entry.name))),
+        }
+    }
+
+    /// Elements `range` of a tensor as they are stored.
+    pub(super) fn data(&self, entry: &Entry, range: Range<usize>) -> Cow<'_, [u8]> {
+        let size = entry.dtype.bitsize() / 8;
+        match self.bytes_of(entry, range.start * size..range.end * size).collect::<Vec<_>>().as_slice() {
             [one] => Cow::Borrowed(*one),
             several => Cow::Owned(several.concat()),
-        };
-        let tensor = TensorView::new(entry.dtype, vec![len], &data)
+        }
+    }
+
+    fn load(&self, entry: &Entry, data: &[u8], dtype: DType, device: &Device) -> Result<Tensor> {
+        let len = data.len() / (entry.dtype.bitsize() / 8);
+        let tensor = TensorView::new(entry.dtype, vec![len], data)
             .map_err(candle_core::Error::from)
             .and_then(|view| view.load(device)?.to_dtype(dtype));
-        tensor.map_err(|e| self.error(format!("{name} of type {:?} cannot be read: {e}", entry.dtype)))
+        let Entry { name, dtype, .. } = entry;
+        tensor.map_err(|e| self.error_in(entry, format!("{name} of type {dtype:?} cannot be read: {e}")))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -236,7 +317,7 @@ impl Weights {
             match self.shape(name) {
                 None => problems.push(format!("{name} {shape:?} is missing")),
                 Some(found) if found != *shape => problems.push(format!("{name} is {found:?}, not {shape:?}")),
-                Some(_) => {}
+                Some(_) => problems.extend(self.unreadable(name).map(|problem| format!("{name} {problem}"))),
             }
         }
         let extra = self.names().filter(|name| !expected.contains_key(name) && !ignored(name));
@@ -258,14 +339,14 @@ impl Weights {
     pub fn under(&self, prefix: &str) -> Self {
         let entries = self.entries.iter();
         let entries = entries.filter_map(|(name, entry)| Some((name.strip_prefix(prefix)?.to_owned(), entry.clone())));
-        Self { path: self.path.clone(), files: self.files.clone(), entries: entries.collect() }
+        self.with(entries.collect())
     }
 
     /// The same tensors under other names: `rename` gives one name and [`Rows::Same`] or [`Rows::HalvesSwapped`], or the
     /// names of the equal parts, top to bottom, into which the rows are divided. What it gives no name for is left out.
     ///
     /// # Errors
-    /// The rows cannot be divided so.
+    /// The rows cannot be divided so, or two tensors get one name.
     pub(super) fn renamed(&self, rename: impl Fn(&str) -> Option<(Vec<String>, Rows)>) -> Result<Self> {
         let mut entries = BTreeMap::new();
         for (name, entry) in &self.entries {
@@ -284,39 +365,24 @@ impl Weights {
                     }
                     Some(vec![Entry { shape, ..entry.clone() }])
                 }
+                Rows::Shared => Some(vec![entry.clone(); names.len()]),
             };
             let Some(parts) = parts else {
                 let shape = &entry.shape;
                 return Err(self.error(format!("{name} {shape:?} cannot be divided; is it of another model?")));
             };
-            entries.extend(names.into_iter().zip(parts));
-        }
-        Ok(Self { path: self.path.clone(), files: self.files.clone(), entries })
-    }
-
-    /// A digest of the tensors, for telling base models apart. Of one file below 1 GiB: of all its bytes. Of larger ones
-    /// and of shards: of names, types and shapes, and of a page of 4 KiB at the start, the middle and the end of every
-    /// tensor, so that a model of several gigabytes need not be read; the same in every layout.
-    pub fn digest(&self) -> String {
-        if let [file] = self.files.as_slice()
-            && file.bytes.len() < 1 << 30
-        {
-            return blake3::hash(&file.bytes).to_hex().to_string();
-        }
-        const PAGE: usize = 4096;
-        let mut hasher = blake3::Hasher::new();
-        for (name, entry) in &self.entries {
-            hasher.update(format!("{name} {:?} {:?}\n", entry.dtype, entry.shape).as_bytes());
-            let length: usize = entry.ranges.iter().map(Range::len).sum();
-            for start in [0, length / 2, length.saturating_sub(PAGE)] {
-                self.bytes_of(entry, start..start + PAGE).for_each(|bytes| _ = hasher.update(bytes));
+            for (name, part) in names.into_iter().zip(parts) {
+                if let Some(Entry { name: other, .. }) = entries.insert(name, part) {
+                    let first = &entry.name;
+                    return Err(self.error(format!("holds {other} and {first}, which are the same tensor; keep one")));
+                }
             }
         }
-        hasher.finalize().to_hex().to_string()
+        Ok(self.with(entries))
     }
 
     /// The bytes `wanted` of a tensor, as far as it has them, in pieces.
-    fn bytes_of(&self, entry: &Entry, wanted: Range<usize>) -> impl Iterator<Item = &[u8]> {
+    pub(super) fn bytes_of(&self, entry: &Entry, wanted: Range<usize>) -> impl Iterator<Item = &[u8]> {
         let file = &self.files[entry.file];
         let mut place = 0;
         entry.ranges.iter().filter_map(move |range| {
@@ -327,8 +393,27 @@ impl Weights {
         })
     }
 
+    /// Why a tensor cannot be a weight, if it cannot.
+    pub(super) fn unreadable(&self, name: &str) -> Option<String> {
+        self.entries.get(name).and_then(unreadable)
+    }
+
+    /// An error about the file that holds a tensor.
+    fn error_in(&self, entry: &Entry, message: String) -> Error {
+        Error::File { path: self.files[entry.file].path.clone(), message }
+    }
+
     /// An error about these files.
     pub fn error(&self, message: impl Into<String>) -> Error {
         Error::File { path: self.path.clone(), message: message.into() }
     }
+}
+
+/// Why a tensor of this type cannot be a weight, if it cannot.
+fn unreadable(entry: &Entry) -> Option<String> {
+    let readable = [Dtype::F8_E4M3, Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64];
+    let dtype = entry.dtype;
+    (!readable.contains(&dtype)).then(|| {
+        format!("is of type {dtype:?}, which is not read as a weight; take the model's files in f16, bf16 or f32")
+    })
 }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
 use crate::model::files::Weights;
-use crate::model::frozen::{attention, embed, load, read_config};
+use crate::model::frozen::{attention, check, embed, load, read_config};
 use crate::model::ops;
 use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
@@ -181,6 +181,11 @@ impl Places {
 /// The two names of the one table of tokens; files hold either or both.
 const TOKENS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 
+/// The name that the files have for the table.
+fn table(weights: &Weights) -> &'static str {
+    if weights.contains(TOKENS[0]) { TOKENS[0] } else { TOKENS[1] }
+}
+
 impl T5Encoder {
     /// Reads config.json and the weights in `folder`, computed in `dtype`: f32 or bf16; T5 overflows in f16.
     ///
@@ -189,10 +194,27 @@ impl T5Encoder {
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config = T5Config::read(folder)?;
         let weights = Weights::open(folder)?;
-        let table = if weights.contains(TOKENS[0]) { TOKENS[0] } else { TOKENS[1] };
-        let (places, specs) = Places::declare(&config, table);
+        let (places, specs) = Places::declare(&config, table(&weights));
         let params = load(&weights, &specs, |name| TOKENS.contains(&name), dtype, device)?;
         Ok(Self { config, places, params })
+    }
+
+    /// Whether [`T5Encoder::load`] finds all that it needs in `folder`; no tensor is read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_files(folder: &Path) -> Result<()> {
+        let weights = Weights::open(folder)?;
+        let (_, specs) = Places::declare(&T5Config::read(folder)?, table(&weights));
+        check(&weights, &specs, |name| TOKENS.contains(&name))
+    }
+
+    /// Width of the states of the encoder in `folder`.
+    ///
+    /// # Errors
+    /// What is wrong with its config.json.
+    pub fn width(folder: &Path) -> Result<usize> {
+        Ok(T5Config::read(folder)?.d_model)
     }
 
     /// The tensors of a model of these sizes.

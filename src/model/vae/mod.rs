@@ -74,6 +74,14 @@ impl Vae {
         Self::with_weights(Config::read(&folder.join("config.json"))?, &Weights::open(folder)?, dtype, device)
     }
 
+    /// Whether [`Vae::load`] finds all that it needs in `folder`; no tensor is read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_files(folder: &Path) -> Result<()> {
+        fits(&specs(&Config::read(&folder.join("config.json"))?), &Weights::open(folder)?)
+    }
+
     /// The autoencoder with weights of the diffusers names.
     ///
     /// # Errors
@@ -81,10 +89,7 @@ impl Vae {
     pub fn with_weights(config: Config, weights: &Weights, dtype: DType, device: &Device) -> Result<Self> {
         let stages = [coder::encoder(&config), coder::decoder(&config)];
         let name = |spec: &Spec| stored_name(weights, &spec.name);
-        let specs: Vec<&Spec> = stages.iter().flatten().flat_map(|s| s.specs()).collect();
-        let names: Vec<String> = specs.iter().map(|spec| name(spec)).collect();
-        weights.check(names.iter().map(String::as_str).zip(specs.iter().map(|s| s.shape.as_slice())), |_| false)?;
-        drop(specs);
+        fits(&specs(&config), weights)?;
         Self::build(config, stages, dtype, |spec| weights.tensor(&name(spec), dtype, device))
     }
 
@@ -176,6 +181,12 @@ impl Vae {
 pub fn specs(config: &Config) -> Vec<Spec> {
     let stages = [coder::encoder(config), coder::decoder(config)];
     stages.iter().flatten().flat_map(|stage| stage.specs()).cloned().collect()
+}
+
+/// Whether the weights are those of a model with these tensors.
+fn fits(specs: &[Spec], weights: &Weights) -> Result<()> {
+    let names: Vec<String> = specs.iter().map(|spec| stored_name(weights, &spec.name)).collect();
+    weights.check(names.iter().map(String::as_str).zip(specs.iter().map(|s| s.shape.as_slice())), |_| false)
 }
 
 /// `f` of each of a batch's pictures or latents alone.
