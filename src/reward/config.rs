@@ -1,7 +1,7 @@
 //! `[[reward]]`: which rewards there are, and their keys.
 
-use super::{Fit, Token};
 use super::remote::{OnFailure, WireFormat};
+use super::{Fit, Token};
 use crate::data::Prompt;
 use serde::{Deserialize, Serialize};
 use std::fmt::Debug;

@@ -59,7 +59,7 @@ fn set(path: &Path, key: &str, value: usize) {
 fn inspect_passes_what_loads_and_refuses_what_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let (root, aside) = (folder.path().join("model"), folder.path().join("aside"));
-    random::write(random::Size::Tiny, 1, &root).unwrap();
+    random::write(random::Size::Tiny, 1, &root, &|_| {}).unwrap();
     let problems = |values: bool| -> Vec<String> {
         let parts = describe(&root, values).unwrap().parts;
         parts.into_iter().filter_map(|part| Some(format!("{}: {}", part.name, part.problem?))).collect()

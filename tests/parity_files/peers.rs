@@ -74,7 +74,7 @@ fn exports_read_by_ourselves_give_the_same_velocity() {
 /// A whole pipeline with a random adapter in its transformer, and the transformer's velocity on random inputs.
 fn pipeline(out: &Path) {
     let model = out.join("pipeline_base");
-    random::write(random::Size::Tiny, 1, &model).unwrap();
+    random::write(random::Size::Tiny, 1, &model, &|_| {}).unwrap();
     let config =
         ModelConfig { kind: Kind::Sd35Medium, path: Some(model), trainable: Trainable::Lora, ..ModelConfig::default() };
     let (base, lora) = (Base::of(&config).unwrap(), config.adapters());
