@@ -24,7 +24,7 @@ pub(super) fn line_prompts(text: &str) -> Result<Vec<Prompt>, Problem> {
 
 /// The prompts of one JSON list.
 pub(super) fn list_prompts(text: &str) -> Result<Vec<Prompt>, Problem> {
-    let values: Vec<Value> = serde_json::from_str(text).map_err(|e| {
+    let values: Vec<Value> = serde_json::from_str(text.trim_end()).map_err(|e| {
         let message = format!(
             "{}: this is not one JSON list; write [\"...\", \"...\"], or one prompt a line, or set data.format = \"text\" \
              if each line is a prompt as it stands",

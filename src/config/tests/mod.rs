@@ -44,7 +44,7 @@ fn mistakes_in_a_file_are_one_line_with_the_remedy() {
     }
     let none = folder.path().join("none.toml");
     refused(Some(&none), &[], &none.display().to_string(), &["cannot be read", "give a TOML file to --config"]);
-    refused(Some(folder.path()), &[], &folder.path().display().to_string(), &["cannot be read", "directory"]);
+    refused(Some(folder.path()), &[], &folder.path().display().to_string(), &["cannot be read", "is a folder, not a file"]);
 }
 
 #[test]

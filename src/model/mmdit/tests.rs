@@ -45,7 +45,7 @@ fn a_diffusers_config_is_read() {
     assert!(error("\"num_layers\": 24,", "").contains("num_layers"));
     assert!(error("\"caption_projection_dim\": 1536", "\"caption_projection_dim\": 1152").contains("not 1536"));
     assert!(error("\"out_channels\": 16", "\"out_channels\": 32").contains("out_channels = 32, not 16"));
-    assert!(error("\"patch_size\": 2", "\"patch_size\": 0").contains("no model"));
+    assert!(error("\"patch_size\": 2", "\"patch_size\": 0").contains("has patch_size = 0;"));
     assert!(error("}", "").contains("not JSON"));
 }
 
