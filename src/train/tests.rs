@@ -185,7 +185,7 @@ fn no_signal_is_no_step() -> Result<()> {
         &["method.form=exact", "advantage.map=softmax"],
         &["method.form=robust", "advantage.map=tempered-softmax"],
         &["method.name=advantage-flow"],
-        &["method.name=advantage-flow", "method.gamma=1.1"],
+        &["method.name=advantage-flow", "method.gamma=1.1", "advantage.clip=1"],
         &["method.name=diffusion-nft"],
         &["method.name=diffusion-nft", "method.mix=0.1"],
         &["method.name=flow-grpo", "sampler.solver=sde"],
