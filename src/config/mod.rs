@@ -3,6 +3,7 @@
 
 mod changes;
 mod load;
+mod shift;
 mod stages;
 mod validate;
 
@@ -282,12 +283,15 @@ impl Default for LogConfig {
 const EMBEDDED: &str = include_str!("../../configs/glyphs/flow-awr.toml");
 
 impl RunConfig {
-    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything.
+    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, checks everything, and takes from the
+    /// model's files what the configuration leaves to them.
     ///
     /// # Errors
-    /// [`Error::Usage`]: one line with file, key, value and remedy.
+    /// [`Error::Usage`]: one line with file, key, value and remedy; [`Error::File`]: a file of the model's.
     pub fn load(file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
-        load::read(file, EMBEDDED, set, validate::check)
+        let mut config: RunConfig = load::read(file, EMBEDDED, set, validate::check)?;
+        config.resolve_shift()?;
+        Ok(config)
     }
 
     /// The prompts that are evaluated.
@@ -298,7 +302,8 @@ impl RunConfig {
     /// The geometry of the run on `ranks` ranks and what is to be told of its prompts, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
         let prompts = self.train_prompts()?;
-        let notes = plan::prompts::run(self, &prompts, &self.eval_prompts()?)?;
+        let mut notes = plan::prompts::run(self, &prompts, &self.eval_prompts()?)?;
+        notes.extend(self.shift_note());
         let plan = Plan::new(self, ranks, &prompts.iter().map(|set| set.len()).collect::<Vec<_>>())?;
         Ok(Plan { notes, ..plan })
     }

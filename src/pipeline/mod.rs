@@ -2,6 +2,7 @@
 
 mod config;
 mod glyphs;
+mod scheduler;
 mod sd35;
 
 pub use config::{Kind, LoraSection, ModelConfig};
