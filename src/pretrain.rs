@@ -179,7 +179,7 @@ impl Point {
             1.0 / (1.0 + libm::exp(-f64::from(noise.normals(1)[0])))
         } else {
             let u = stream.uniform(3);
-            config.sampler.shift * u / (1.0 + (config.sampler.shift - 1.0) * u)
+            config.sampler.shift() * u / (1.0 + (config.sampler.shift() - 1.0) * u)
         };
         let normals = Stream::new(config.seed, Purpose::Pretrain, [step, index as u64, 2, 0]).normals(picture.len());
         let told = stream.uniform(4) >= config.dropout;

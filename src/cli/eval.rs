@@ -43,8 +43,8 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     on_ranks(&launch, prepared, |Prepared { opened, name, prompts }, world| {
         let config = &opened.config;
         logging::init(world.rank(), None, "info")?;
-        let notes = plan::prompts::evaluated(config, &name, &prompts);
-        notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
+        let notes = [plan::prompts::evaluated(config, &name, &prompts), config.shift_note().into_iter().collect()];
+        notes.concat().iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         // First the rewards: what is wrong with them is told before anything takes time.
         let device = opened.device(world)?;
         let loader = Loader::new(candle_core::utils::get_num_threads(), &device);

@@ -66,6 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     logging::init(0, None, "info")?;
     let config = &opened.config;
     let sampler = config.eval.sampler(&config.sampler);
+    config.shift_note().into_iter().for_each(|note| tracing::warn!("{note}"));
     let mut set: PromptSet = arguments.prompt.iter().cloned().collect();
     if let Some(negative) = &arguments.negative_prompt {
         if !sampler.is_guided() {

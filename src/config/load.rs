@@ -90,12 +90,21 @@ fn is_set(problem: &str, set: &[String]) -> bool {
     })
 }
 
+/// The most parts of a key: more than any has, and few enough for what goes through them by recursion.
+const DEEPEST: usize = 8;
+
 /// One `key.path=value`: the value as TOML if it is that, else as text; a number in the path is a place in a list.
 fn apply(root: &mut Value, setting: &str) -> Result<(), Error> {
-    let bad = |why: &str| Error::Usage(format!("--set {setting}: {why}; write section.key=value"));
+    let bad = |why: &str| Error::Usage(format!("--set {}: {why}; write section.key=value", shown(setting)));
+    if setting.contains(|c: char| c.is_control() && c != '\t') {
+        return Err(bad("is more than one line; give each key a --set of its own"));
+    }
     let (path, value) = setting.split_once('=').ok_or_else(|| bad("there is no ="))?;
     let value = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v")).unwrap_or(value.into());
     let keys: Vec<&str> = path.split('.').map(str::trim).collect();
+    if keys.len() > DEEPEST {
+        return Err(bad(&format!("a key of {} parts, and no key has more than {DEEPEST}", keys.len())));
+    }
     let (last, sections) = keys.split_last().filter(|_| !keys.contains(&"")).ok_or_else(|| bad("a key is empty"))?;
     let mut place = root;
     for key in sections {
@@ -136,16 +145,30 @@ fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
         if let Some(field) = message.strip_prefix("missing field `").and_then(|m| m.strip_suffix('`')) {
             return format!("{path}.{field} is missing: add it; configs/reference.toml explains it");
         }
-        let value = lookup(&root, &path).map_or(String::new(), |v| format!(" = {}", one_line(&v.to_string())));
-        format!("{path}{value}: {}", remedy(&message))
+        match (lookup(&root, &path), &*remedy(&message)) {
+            // Digits that are not a number of TOML came as text.
+            (Some(Value::String(text)), WHOLE) if is_digits(text) => match text.parse::<i64>() {
+                Ok(_) => format!("{path} = {text}: must be a whole number without zeros before it"),
+                Err(_) => format!("{path} = {text}: must be at most {}", i64::MAX),
+            },
+            (Some(value), problem) => format!("{path} = {}: {problem}", one_line(&value.to_string())),
+            (None, problem) => format!("{path}: {problem}"),
+        }
     })
 }
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// What a count or a seed must be.
+const WHOLE: &str = "must be a whole number, 0 or above";
 
 /// Serde's message as what the value must be; other messages say it already.
 fn remedy(message: &str) -> String {
     let serdes = ["invalid ", "unknown "].iter().any(|start| message.starts_with(start));
     let wanted = match message.split_once(", expected ").filter(|_| serdes).map_or(message, |(_, expected)| expected) {
-        "u8" | "u64" | "usize" => "a whole number, 0 or above",
+        "u8" | "u64" | "usize" => return WHOLE.to_owned(),
         "f64" => "a number",
         "a string" => "text in quotes",
         "path string" => "a path in quotes",
@@ -186,6 +209,14 @@ fn lookup<'a>(root: &'a Value, path: &str) -> Option<&'a Value> {
         Value::Table(t) => t.get(key),
         _ => None,
     })
+}
+
+/// The beginning of a setting, without what moves a terminal's cursor.
+fn shown(setting: &str) -> String {
+    const MOST: usize = 80;
+    let visible = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let start: String = setting.chars().take(MOST).map(visible).collect();
+    if setting.chars().nth(MOST).is_some() { start + "..." } else { start }
 }
 
 fn one_line(text: &str) -> String {

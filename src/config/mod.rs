@@ -4,6 +4,7 @@
 mod changes;
 mod load;
 mod paths;
+mod shift;
 mod stages;
 mod validate;
 
@@ -307,13 +308,16 @@ impl RunConfig {
         Self::load_for(Use::Training, file, set)
     }
 
-    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, and checks everything, but of the
-    /// files and folders that it names only those that the `purpose` needs.
+    /// Reads `file` (nothing: the embedded task), applies `key.path=value` settings, checks everything, but of the files
+    /// and folders that it names only those that the `purpose` needs, and takes from the model's files what the configuration
+    /// leaves to them.
     ///
     /// # Errors
-    /// [`Error::Usage`]: one line with file, key, value and remedy.
+    /// [`Error::Usage`]: one line with file, key, value and remedy; [`Error::File`]: a file of the model's.
     pub fn load_for(purpose: Use, file: Option<&Path>, set: &[String]) -> Result<Self, Error> {
-        load::read(file, EMBEDDED, set, |config| validate::check(config, purpose))
+        let mut config: RunConfig = load::read(file, EMBEDDED, set, |config| validate::check(config, purpose))?;
+        config.resolve_shift()?;
+        Ok(config)
     }
 
     /// The prompts that are evaluated.
@@ -324,7 +328,8 @@ impl RunConfig {
     /// The geometry of the run on `ranks` ranks and what is to be told of its prompts, or what makes it impossible.
     pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
         let (train, eval) = (self.train_prompts()?, self.eval_prompts()?);
-        let notes = plan::prompts::run(self, &train, &eval)?;
+        let mut notes = plan::prompts::run(self, &train, &eval)?;
+        notes.extend(self.shift_note());
         let counts: Vec<usize> = train.iter().map(|set| set.len()).collect();
         Ok(Plan { notes, ..Plan::new(self, ranks, &counts, eval.len())? })
     }

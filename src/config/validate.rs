@@ -18,8 +18,8 @@ type Check = Result<(), String>;
 
 pub(super) fn check(config: &RunConfig, purpose: Use) -> Check {
     run(config)?;
-    batch(config)?;
     samplers(config)?;
+    batch(config)?;
     method(config)?;
     rewards(config)?;
     stages(config)?;
@@ -93,7 +93,7 @@ fn batch(config: &RunConfig) -> Check {
 
 fn samplers(config: &RunConfig) -> Check {
     count("sampler.steps", config.sampler.steps)?;
-    positive("sampler.shift", config.sampler.shift)?;
+    positive("sampler.shift", config.sampler.shift())?;
     not_negative("sampler.guidance", config.sampler.guidance)?;
     count("eval.steps", config.eval.steps)?;
     not_negative("eval.guidance", config.eval.guidance)?;

@@ -7,7 +7,7 @@ mod schedule;
 pub mod sde;
 
 pub use ode::{Ode, solve};
-pub use schedule::{SamplerConfig, Solver, sigmas};
+pub use schedule::{DEFAULT_SHIFT, SamplerConfig, Solver, sigmas};
 
 use crate::error::Result;
 use candle_core::Tensor;

@@ -15,6 +15,9 @@ pub enum Solver {
     Sde,
 }
 
+/// The timestep shift where neither the configuration nor the model says one: that of Stable Diffusion 3.5.
+pub const DEFAULT_SHIFT: f64 = 3.0;
+
 /// How images are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,8 +26,9 @@ pub struct SamplerConfig {
     pub solver: Solver,
     /// Solver steps T.
     pub steps: usize,
-    /// Timestep shift of the grid (3 for SD3.5 at 512 px, 1 for none).
-    pub shift: f64,
+    /// Timestep shift of the grid (3 for SD3.5 at 512 px, 1 for none); nothing: the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// Classifier-free guidance: `v = v_negative + guidance (v_prompt - v_negative)`; 1 for none.
     pub guidance: f64,
     /// Whether the model is told whole thousandths of the time while sampling, rounded down, as diffusers' pipelines do
@@ -39,7 +43,7 @@ impl Default for SamplerConfig {
         Self {
             solver: Solver::Dpm2,
             steps: 10,
-            shift: 3.0,
+            shift: None,
             guidance: 1.0,
             truncate_time: false,
             sde: SdeConfig::default(),
@@ -50,7 +54,12 @@ impl Default for SamplerConfig {
 impl SamplerConfig {
     /// The T + 1 times.
     pub fn sigmas(&self) -> Vec<f64> {
-        sigmas(self.steps, self.shift)
+        sigmas(self.steps, self.shift())
+    }
+
+    /// The timestep shift of the grid; a run's configuration says it once it is read.
+    pub fn shift(&self) -> f64 {
+        self.shift.unwrap_or(DEFAULT_SHIFT)
     }
 
     /// Whether guidance leads away from anything.

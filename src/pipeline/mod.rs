@@ -2,6 +2,7 @@
 
 mod config;
 mod glyphs;
+mod scheduler;
 mod sd35;
 
 pub(crate) use config::is_there;

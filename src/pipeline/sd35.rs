@@ -20,17 +20,20 @@ const NEGATIVE: &str = "";
 
 /// The velocity model, of the sizes that the files say; of Stable Diffusion 3.5 Medium's where there are none yet.
 pub(super) fn model(config: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Model> {
-    mmdit::model(&sizes(config)?, latent(config)?, lora)
+    let sizes = sizes(config)?;
+    mmdit::model(&sizes, latent(config, &sizes)?, lora)
 }
 
 /// Floating-point operations of a forward pass for one sample.
 pub(super) fn flops(config: &ModelConfig) -> Result<f64> {
-    Ok(sizes(config)?.flops(latent(config)?, CLIP_TOKENS + config.t5_tokens))
+    let sizes = sizes(config)?;
+    Ok(sizes.flops(latent(config, &sizes)?, CLIP_TOKENS + config.t5_tokens))
 }
 
 /// Patches of a picture.
 pub(super) fn tokens(config: &ModelConfig) -> Result<usize> {
-    Ok(sizes(config)?.image_tokens(latent(config)?))
+    let sizes = sizes(config)?;
+    Ok(sizes.image_tokens(latent(config, &sizes)?))
 }
 
 fn sizes(config: &ModelConfig) -> Result<mmdit::Config> {
@@ -40,13 +43,25 @@ fn sizes(config: &ModelConfig) -> Result<mmdit::Config> {
     }
 }
 
-fn latent(config: &ModelConfig) -> Result<(usize, usize)> {
+/// Height and width of a latent of `config.resolution` pixels.
+///
+/// # Errors
+/// [`Error::Usage`]: the model cannot draw pictures of that size.
+fn latent(config: &ModelConfig, sizes: &mmdit::Config) -> Result<(usize, usize)> {
     let file = config.path.as_deref().map(|path| path.join("vae/config.json"));
     let vae = match file.filter(|file| file.is_file()) {
         Some(file) => vae::Config::read(&file)?,
         None => vae::Config::sd3(),
     };
-    Ok((config.resolution / vae.scale(), config.resolution / vae.scale()))
+    let (pixels, patch) = (config.resolution, vae.scale() * sizes.patch_size);
+    let largest = patch * sizes.pos_embed_max_size;
+    if pixels == 0 || !pixels.is_multiple_of(patch) || pixels > largest {
+        return Err(Error::Usage(format!(
+            "model.resolution = {pixels}: this model draws pictures of {patch} to {largest} pixels in steps of {patch}; use one \
+             of these"
+        )));
+    }
+    Ok((pixels / vae.scale(), pixels / vae.scale()))
 }
 
 /// Refuses a folder that lacks a part, before any time is spent.
@@ -116,8 +131,9 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
     if let Some((part, misfit)) = files::misfits(path, &transformer.config).into_iter().next() {
         return Err(Error::File { path: path.join(part), message: misfit });
     }
+    let latent = latent(config, &transformer.config)?;
     let Loaded { model, mut base, digest } =
-        transformer.load(config.adapters().as_ref(), latent(config)?, config.dtype.dtype(), seed, device)?;
+        transformer.load(config.adapters().as_ref(), latent, config.dtype.dtype(), seed, device)?;
     if let (Some(path), Some(lora)) = (&config.lora.path, config.adapters()) {
         let layout = Layout::new(&model.specs(), config.trainable);
         let flat = Adapter::open(path)?.flat(&layout, &lora, device)?;
@@ -179,6 +195,19 @@ impl Parts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The position table has 384 patches, each of 2 x 2 pixels of a latent, and those 8 x 8 of a picture.
+    #[test]
+    fn a_resolution_that_does_not_fit_is_told_in_pixels() {
+        let side =
+            |resolution| model(&ModelConfig { resolution, ..ModelConfig::default() }, None).map(|model| model.latent);
+        assert_eq!(side(6144).unwrap(), (16, 768, 768));
+        for resolution in [0, 520, 6160] {
+            let message = side(resolution).err().unwrap().to_string();
+            let expected = format!("model.resolution = {resolution}: this model draws pictures of 16 to 6144 pixels");
+            assert!(message.starts_with(&expected), "{message}");
+        }
+    }
 
     #[test]
     fn pictures_are_decoded_in_what_was_asked_for() {

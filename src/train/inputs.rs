@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(of("\n{\"prompt\":\"a\",   \"tag\": \"x\"}\n{\"prompt\": \"b\"}"), one, "the same prompts");
         for other in [
             "{\"prompt\": \"a\", \"tag\": \"y\"}\n{\"prompt\": \"b\"}\n",
+            "{\"prompt\": \"a\", \"tag\": \"x\", \"negative_prompt\": \"c\"}\n{\"prompt\": \"b\"}\n",
             "{\"prompt\": \"b\"}\n{\"prompt\": \"a\", \"tag\": \"x\"}\n",
             "{\"prompt\": \"a\", \"tag\": \"x\"}\n",
         ] {

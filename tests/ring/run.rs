@@ -33,7 +33,7 @@ const OLD_POLICY: OldPolicyDecay = OldPolicyDecay { delay: 0, rate: 0.01, most: 
 /// log-probability grows as 1 / std, and training all steps on so few samples is mostly that noise, which leads off the ring.
 fn sampler(solver: Solver) -> SamplerConfig {
     let sde = SdeConfig { window: Some(STEPS / 2), ..SdeConfig::default() };
-    SamplerConfig { solver, steps: STEPS, shift: 1.0, sde, ..SamplerConfig::default() }
+    SamplerConfig { solver, steps: STEPS, shift: Some(1.0), sde, ..SamplerConfig::default() }
 }
 
 fn requests(prompts: usize, images: usize) -> Vec<Request> {

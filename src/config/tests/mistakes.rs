@@ -15,6 +15,11 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     // Settings that are none.
     (&["run"], &["--set run: there is no =", "section.key=value"]),
     (&["lr=1"], &["lr: no such key; known here: run, model"]),
+    (
+        &["run.seed=1\nrun.updates=3"],
+        &["--set run.seed=1\\nrun.updates=3: is more than one line; give each key a --set"],
+    ),
+    (&["run.name=\u{1b}[2J"], &["--set run.name=\\u{1b}[2J: is more than"]),
     (&["optim..lr=1"], &["--set optim..lr=1: a key is empty"]),
     (&["reward.1.weight=2"], &["--set reward.1.weight=2: the list has 1 entries"]),
     (&["reward.ocr.weight=2"], &["a list takes a number, counted from 0"]),
@@ -144,7 +149,10 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["batch.updates_per_iteration=17"], &["batch.updates_per_iteration = 17: ", "use at most 16"]),
     (&["batch.timesteps=0"], &["batch.timesteps = 0: ", "use 1 or more"]),
     (&["batch.timesteps=11"], &["batch.timesteps = 11: ", "sampler.steps = 10", "use at most"]),
-    (&["sampler.steps=0", "batch.timesteps=0"], &["batch.timesteps = 0"]),
+    (&["sampler.steps=0"], &["sampler.steps = 0: must be at least 1"]),
+    (&["run.seed=18446744073709551615"], &["run.seed = 18446744073709551615: must be at most 9223372036854775807"]),
+    (&["batch.prompts=99999999999999999999"], &["batch.prompts = 99999999999999999999: must be at most 92233720"]),
+    (&["run.seed=007"], &["run.seed = 007: must be a whole number without zeros before it"]),
     (&["sampler.shift=0"], &["sampler.shift = 0: must be a finite number above 0"]),
     (&["eval.steps=0"], &["eval.steps = 0: must be at least 1"]),
     (&["eval.images_per_prompt=0"], &["eval.images_per_prompt = 0: must be at least 1"]),

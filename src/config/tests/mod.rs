@@ -32,6 +32,8 @@ fn mistakes_in_settings_are_one_line_with_the_remedy() {
     for (set, parts) in SETTINGS {
         refused(None, set, "--set", parts);
     }
+    let deep = format!("{}=1", vec!["run"; 30_000].join("."));
+    refused(None, &[&deep], "--set run.run.run", &["...: a key of 30000 parts, and no key has more than 8"]);
 }
 
 #[test]
@@ -44,7 +46,12 @@ fn mistakes_in_a_file_are_one_line_with_the_remedy() {
     }
     let none = folder.path().join("none.toml");
     refused(Some(&none), &[], &none.display().to_string(), &["cannot be read", "give a TOML file to --config"]);
-    refused(Some(folder.path()), &[], &folder.path().display().to_string(), &["cannot be read", "is a folder, not a file"]);
+    refused(
+        Some(folder.path()),
+        &[],
+        &folder.path().display().to_string(),
+        &["cannot be read", "is a folder, not a file"],
+    );
 }
 
 #[test]
@@ -258,11 +265,15 @@ fn the_reference_holds_the_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("reference.toml");
     std::fs::write(&file, REFERENCE).unwrap();
-    assert_eq!(RunConfig::load(Some(&file), &[]).unwrap(), defaults());
+    let loaded = RunConfig::load(Some(&file), &[]).unwrap();
+    let mut expected = defaults();
+    expected.resolve_shift().unwrap();
+    assert_eq!(loaded, expected);
 
     // A key that is left out comes to what the reference says of it.
     let complete: RunConfig = toml::from_str(&complete_reference()).unwrap();
     assert_eq!(complete.timesteps(), defaults().timesteps());
+    assert_eq!(complete.sampler.shift(), defaults().sampler.shift());
     let map = defaults().advantage.resolve(&defaults().method);
     assert_eq!(complete.advantage.resolve(&complete.method), map);
     assert_eq!(Objective::new(&complete.method, &map), Objective::new(&defaults().method, &map));
@@ -294,9 +305,9 @@ fn the_reference_explains_every_key() {
         temperature: Some(1.0),
         map_clip: Some(1.0),
     };
-    let SamplerConfig { solver, steps, shift, guidance, truncate_time, sde } = full.sampler;
+    let SamplerConfig { solver, steps, shift: _, guidance, truncate_time, sde } = full.sampler;
     let sde = SdeConfig { window: Some(1), ..sde };
-    full.sampler = SamplerConfig { solver, steps, shift, guidance, truncate_time, sde };
+    full.sampler = SamplerConfig { solver, steps, shift: Some(3.0), guidance, truncate_time, sde };
     let OldPolicyConfig { schedule, rate: _, most: _ } = full.old_policy;
     full.old_policy = OldPolicyConfig { schedule, rate: Some(0.001), most: Some(0.5) };
     let RewardConfig { name, weight, .. } = full.reward[0];
