@@ -60,6 +60,7 @@ using namespace attention_any;
 static host::Listed listed = {
     BOTH(gelu) BOTH(silu) BOTH(gelu_backward) BOTH(silu_backward) BOTH(bias) BOTH(gated_residual)
     BOTH(gated_residual_backward) BOTH(add_to) BOTH(add) ONE(adamw) ONE(lerp) ONE(time_features)
+    ONE(bf16x3) ONE(bf16x3_backward)
     BOTH(sum_plain) BOTH(sum_product) BOTH(sum_normalised) BOTH(join_sums)
     BOTH(sum_plain_packs) BOTH(sum_product_packs) BOTH(sum_normalised_packs) ONE(square_sum)
     BOTH(layer_norm_modulate) BOTH(layer_norm_modulate_backward) BOTH(rms_norm) BOTH(rms_norm_backward)
