@@ -55,15 +55,14 @@ const OF_TEXT: [&str; 8] = [
 ];
 
 /// Parts of the names of tensors that are of another method, and the method.
-const OTHERS: [(&str, &str); 9] = [
+const OTHERS: [(&str, &str); 8] = [
     ("dora_scale", "DoRA"),
     ("lora_magnitude_vector", "DoRA"),
-    ("hada_", "LoHa"),
-    ("lokr_", "LoKr"),
-    ("oft_", "OFT"),
+    (".hada_", "LoHa"),
+    (".lokr_", "LoKr"),
+    (".oft_", "OFT"),
     ("lora_mid", "a Tucker decomposition"),
     ("lora_B.bias", "a bias beside the factors"),
-    (".diff", "whole weights' differences"),
     ("modules_to_save", "whole modules beside the factors"),
 ];
 
