@@ -7,7 +7,7 @@ use flowrl_dist::interrupt::Interrupt;
 use signal_hook::consts::SIGINT;
 use signal_hook::low_level::raise;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Selects what this program does when it is started again.
 const ROLE: &str = "FLOWRL_TEST_ROLE";
@@ -113,7 +113,7 @@ fn a_slurm_script_that_forgets_srun_is_refused() {
 fn a_rank_that_cannot_begin_ends_all_at_once() {
     let program = env!("CARGO_BIN_EXE_flowrl-dist");
     let out = tempfile::tempdir().unwrap();
-    let since = Instant::now();
+    let since = std::time::Instant::now();
     let output = Command::new("mpirun")
         .args(["--oversubscribe", "-n", "1", program, "--out", out.path().to_str().unwrap(), ":"])
         .args(["-n", "1", program, "--set", "data.train=none.txt"])
