@@ -182,10 +182,9 @@ fn a_token_is_in_no_log_at_any_level() {
     let written = text(&output) + &all_of(&out);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("authorization: Bearer (token)"), "{}", text(&output));
-    assert!(
-        written.contains("DEBUG ureq") && written.contains("oops: authorization: Bearer (token)"),
-        "little is told"
-    );
+    // The client's own words on each request are there, and the run's on what the server said.
+    let told = ["HEADERS ARE REDACTED", "oops: authorization: Bearer (token)"];
+    assert!(told.iter().all(|words| written.contains(words)), "little is told");
     let lines = written.lines().filter(|line| line.contains("ZQZQ") || line.contains("5a51"));
     assert_eq!(lines.collect::<Vec<_>>(), Vec::<&str>::new());
 }
