@@ -95,7 +95,9 @@ fn hostile_surroundings_are_one_line_and_exit_code_2() {
     assert!(output.stderr.len() < 1200, "{} bytes", output.stderr.len());
 
     for threads in ["0", "-1", "many", "1000000"] {
-        let output = run_as(&[("RAYON_NUM_THREADS", threads)], &["sample", "--prompt", "a", "--out", &path("a.png")]);
+        let arguments =
+            ["sample", "--config", "configs/glyphs/flow-awr.toml", "--prompt", "a", "--out", &path("a.png")];
+        let output = run_as(&[("RAYON_NUM_THREADS", threads)], &arguments);
         let said = (output.code, output.stderr.lines().count());
         assert_eq!(said, (Some(2), 1), "{threads}: {}", output.stderr);
         assert!(output.stderr.contains("RAYON_NUM_THREADS"), "{}", output.stderr);
