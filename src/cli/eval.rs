@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     on_ranks(&launch, prepared, |Prepared { opened, name, prompts }, world| {
         let config = &opened.config;
         logging::init(world.rank(), None, "info")?;
-        let notes = [plan::prompts::evaluated(config, &name, &prompts), config.shift_note().into_iter().collect()];
+        let notes = [plan::prompts::evaluated(config, name, prompts), config.shift_note().into_iter().collect()];
         notes.concat().iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         // First the rewards: what is wrong with them is told before anything takes time.
         let device = opened.device(world)?;

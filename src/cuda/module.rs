@@ -8,6 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaM
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{Context, Result, bail};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The fat binary of a source.
@@ -32,11 +33,12 @@ pub(super) fn kernel(context: &Arc<CudaContext>, file: &'static str, name: &str)
     static MODULES: Mutex<Option<Modules>> = Mutex::new(None);
     let mut modules = MODULES.lock().unwrap_or_else(PoisonError::into_inner);
     let modules = modules.get_or_insert_default();
-    let key = (context.ordinal(), file);
-    if !modules.contains_key(&key) {
-        let module = context.load_module(Ptx::from_binary(image(file)?.to_vec())).w();
-        let module = module.with_context(|| format!("the kernels in {file}.cu do not fit this GPU or its driver"))?;
-        modules.insert(key, module);
-    }
-    modules[&key].load_function(name).w()
+    let module = match modules.entry((context.ordinal(), file)) {
+        Entry::Occupied(loaded) => loaded.into_mut(),
+        Entry::Vacant(place) => {
+            let module = context.load_module(Ptx::from_binary(image(file)?.to_vec())).w();
+            place.insert(module.with_context(|| format!("the kernels in {file}.cu do not fit this GPU or its driver"))?)
+        }
+    };
+    module.load_function(name).w()
 }

@@ -109,7 +109,10 @@ fn by_name(folder: &Path) -> Result<Option<Found>> {
                     beside.extend(unnamed(folder, paths)?);
                     return Ok(Some(Found { beside, ..found }));
                 }
-                Err(e) if extension(path) == "json" && shards(path).is_ok_and(|shards| !shards.iter().any(is_file)) => {
+                Err(e)
+                    if extension(path) == "json"
+                        && shards(path).is_ok_and(|shards| !shards.iter().any(|shard| shard.is_file())) =>
+                {
                     empty = empty.or(Some(e));
                 }
                 Err(Error::File { path, message }) => {
@@ -123,10 +126,6 @@ fn by_name(folder: &Path) -> Result<Option<Found>> {
         }
     }
     empty.map_or(Ok(None), Err)
-}
-
-fn is_file(path: &PathBuf) -> bool {
-    path.is_file()
 }
 
 /// Files in a folder that are called like shards of the weights at `paths`, of one precision, and that no index among these

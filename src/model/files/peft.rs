@@ -91,8 +91,9 @@ impl Peft {
     /// What is wrong with it, key and value: the adapter is another function than a plain LoRA, or may be.
     pub fn of(config: &Map<String, Value>) -> Result<Self, String> {
         const REMEDY: &str = "give a plain LoRA, or merge it into its model and give that as model.transformer";
-        let keys = config.iter().filter(|(key, value)| !says_nothing(value) && !READ.contains(&key.as_str()));
-        for (key, value) in keys.filter(|(key, _)| !WITHOUT_EFFECT.contains(&key.as_str())) {
+        let mut said = config.iter().filter(|(_, value)| !says_nothing(value));
+        let unread = said.find(|(key, _)| !READ.contains(&key.as_str()) && !WITHOUT_EFFECT.contains(&key.as_str()));
+        if let Some((key, value)) = unread {
             let why = match OTHER_FUNCTION.contains(&key.as_str()) {
                 true => "which is not supported",
                 false => "a key that is not known here and may change what the adapter computes",

@@ -88,7 +88,7 @@ impl Differentiable<3> for LowRank {
 
 /// `x W^T + b + scale x A^T B^T` with x `[.., in]`, the frozen W `[out, in]` and b `[out]`, the factors A `[rank, in]` and B
 /// `[out, rank]`; result `[.., out]`, of the type of x (Hu et al., arXiv 2106.09685). Factors in f32 beside x in bf16 are not
-/// rounded to bf16: a CPU multiplies in f32, a GPU their high and low halves ([`super::bf16x3`]).
+/// rounded to bf16: a CPU multiplies in f32, a GPU their high and low halves (`bf16x3`).
 ///
 /// # Errors
 /// W or b wants a gradient.

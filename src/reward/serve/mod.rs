@@ -1,7 +1,7 @@
 //! A server for rewards, in the language of this program's own client ([`super::Remote`]).
 //!
 //! Whatever its clients send, or leave unsent, it takes bounded memory and ends in bounded time: the bounds stand in
-//! [`connections`] (who may ask, how slowly), here (requests and their bodies) and in [`answer`] (images).
+//! `connections` (who may ask, how slowly), here (requests and their bodies) and in `answer` (images).
 
 mod answer;
 mod connections;
@@ -35,7 +35,7 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 /// and container engines wait before they kill.
 const STOP_TIME: Duration = Duration::from_secs(20);
 
-/// Serves `rewards` on `listener` until `stop` says so; requests under way are answered first, within [`STOP_TIME`].
+/// Serves `rewards` on `listener` until `stop` says so; requests under way are answered first, within `STOP_TIME`.
 /// Images are scored on one thread, one request after another, while the next ones arrive.
 ///
 /// # Errors
