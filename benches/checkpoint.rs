@@ -56,6 +56,7 @@ fn main() -> Result<()> {
         layout_digest: String::new(),
         total,
         seed: 0,
+        parameters: Vec::new(),
     };
     let place = tempfile::tempdir_in(folder).map_err(flowrl_dist::Error::io(folder))?;
     let root = place.path().join("checkpoints");
