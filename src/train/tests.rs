@@ -175,7 +175,7 @@ fn a_gradient_that_is_not_finite_is_left_out_and_counted() -> Result<()> {
 }
 
 /// Rewards that are equal but for rounding leave master weights, moments, old policy and EMA to the bit, where nothing else
-/// moves them: at the policy that sampled, and in a second update and iteration, whose old policy is a network of its own.
+/// moves them: at the policy that sampled, and in a second update, whose old policy is a network of its own.
 #[test]
 fn no_signal_is_no_step() -> Result<()> {
     let methods: [&[&str]; 11] = [
@@ -185,7 +185,7 @@ fn no_signal_is_no_step() -> Result<()> {
         &["method.form=exact", "advantage.map=softmax"],
         &["method.form=robust", "advantage.map=tempered-softmax"],
         &["method.name=advantage-flow"],
-        &["method.name=advantage-flow", "method.gamma=1.1", "advantage.clip=1"],
+        &["method.name=advantage-flow", "method.gamma=1.1", "advantage.map=linear"],
         &["method.name=diffusion-nft"],
         &["method.name=diffusion-nft", "method.mix=0.1"],
         &["method.name=flow-grpo", "sampler.solver=sde"],
@@ -197,10 +197,8 @@ fn no_signal_is_no_step() -> Result<()> {
             let (mut trainer, _) = trainer(&world, &[&still, method].concat())?;
             trainer.rewards = By(|place, _| if place.is_multiple_of(2) { 0.1 + 0.2 } else { 0.3 }).alone();
             let before = bits(&trainer)?;
-            for iteration in 0..2 {
-                let updates = trainer.iteration(iteration, &mut |_| ())?;
-                assert_eq!(updates.last().and_then(|update| update.get("grad_norm")), Some(0.0), "{method:?}");
-            }
+            let updates = trainer.iteration(0, &mut |_| ())?;
+            assert_eq!(updates.last().and_then(|update| update.get("grad_norm")), Some(0.0), "{method:?}");
             assert!(bits(&trainer)? == before, "{method:?} has moved something");
             Ok(())
         })?;

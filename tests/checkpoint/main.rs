@@ -226,7 +226,7 @@ fn a_checkpoint_of_other_random_numbers_is_read_and_not_continued() {
     let reader = open(&newest(&old).unwrap().unwrap().path).unwrap();
     reader.verify().unwrap();
     assert_eq!((reader.state().update, reader.manifest().streams, reader.manifest().format), (2, 1, 2));
-    assert_eq!(reader.read_vectors(&["ema"], &[0..1920]).unwrap().vectors["ema"].len(), 1920);
+    assert_eq!(reader.read_vectors(&["ema"], std::slice::from_ref(&(0..1920))).unwrap().vectors["ema"].len(), 1920);
     let error = reader.check_streams().unwrap_err().to_string();
     for part in
         ["update_00000002: was written by a version 0.1.0 (format 2)", "finish it with the program that wrote it"]
@@ -251,7 +251,7 @@ fn a_checkpoint_that_was_sealed_again_round_other_content_is_refused() {
         let text = fs::read_to_string(&manifest).unwrap().replace(&sum, &digest(&bytes));
         fs::write(&manifest, &text).unwrap();
         fs::write(path.join("COMPLETE"), digest(text.as_bytes()) + "\n").unwrap();
-        let read = open(&path).unwrap().read(&[0..TOTAL]).map(drop).map_err(|e| e.to_string());
+        let read = open(&path).unwrap().read(std::slice::from_ref(&(0..TOTAL))).map(drop).map_err(|e| e.to_string());
         assert_eq!(describe(&path).map(drop).map_err(|e| e.to_string()), read);
         read
     };

@@ -155,7 +155,7 @@ fn adapters_in_f32_beside_bf16() -> Result<()> {
     let moved = (&b + (noise(6, &[96, 32], DType::F32)? * 3e-4)?)?;
     for (name, before, after) in [("young", &zero, &young), ("moved", &b, &moved)] {
         let change = |before: &Tensor, after: &Tensor, device: &Device, dtype| -> Result<Tensor> {
-            Ok((&run(&a, after, device, dtype)?[0] - &run(&a, before, device, dtype)?[0])?)
+            &run(&a, after, device, dtype)?[0] - &run(&a, before, device, dtype)?[0]
         };
         let expected = change(before, after, &Device::Cpu, DType::F32)?;
         let rounded = |t: &Tensor| t.to_dtype(DType::BF16)?.to_dtype(DType::F32);

@@ -10,8 +10,9 @@ pub const MODES: usize = 8;
 const RADIUS: f64 = 2.0;
 const DEVIATION: f64 = 0.15;
 
-/// Seed of everything random.
-pub const SEED: u64 = 11;
+/// Seed of everything random. By the seed the methods leave the ring more or less: of 11 to 14 they end 0.15 to 0.27 off it
+/// (docs/LOG.md); the bounds are those of one seed.
+pub const SEED: u64 = 14;
 
 fn centre(mode: usize) -> [f64; 2] {
     let angle = TAU * mode as f64 / MODES as f64;

@@ -102,12 +102,11 @@ fn the_opposite_reward_tilts_the_other_way() -> Result<()> {
     check("FlowAWR, opposite", &flow_awr(Form::Released), -1.0)
 }
 
-/// Where all rewards are equal the gradient is exactly zero: AdamW would scale up what else were left of it. DiffusionNFT's is
-/// left out, because its two branches cancel only up to rounding.
+/// Where all rewards are equal the gradient is exactly zero: AdamW would scale up what else were left of it.
 #[test]
 fn equal_rewards_leave_the_parameters_alone() -> Result<()> {
     let (pipeline, _) = &*BASE;
-    for (name, method) in methods().into_iter().filter(|(_, method)| method.name != Method::DiffusionNft) {
+    for (name, method) in methods() {
         let mut run = Run::new(pipeline, &method, lr(&method))?;
         let start = run.parameters()?;
         run.iterations(3, &|x0| Ok(vec![0.7; x0.dim(0)?]))?;
