@@ -144,7 +144,7 @@ fn unsupported_configurations_are_refused() {
     fails_with(&with("text_encoder_3", "feed_forward_proj", "relu"), &["feed_forward_proj \"relu\"", "T5 v1.1"]);
     let pipeline = Pipeline::new();
     pipeline.change_config("text_encoder", "num_attention_heads", 3);
-    fails_with(&pipeline, &["sizes that make no model: width 32, 3 heads"]);
+    fails_with(&pipeline, &["has hidden_size = 32, which 3 heads cannot share"]);
 
     let encoding = Pipeline::new().encoding();
     let tokens = failure(&Encoding { t5_tokens: 513, ..encoding.clone() });
