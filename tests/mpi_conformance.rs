@@ -10,7 +10,7 @@ use flowrl_dist::comm::testing::conformance;
 use flowrl_dist::comm::{Backend, Launch, MpiSession, World};
 use std::time::Duration;
 
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(120);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// One rank; does nothing in the run of the tests themselves.
