@@ -7,8 +7,8 @@
 //! the largest memory is this decoding's.
 
 use candle_core::{DType, Device, Tensor};
-use flowrl_dist::model::ops::{Walk, convolution};
 use flowrl_dist::model::vae::{Config, Vae};
+use flowrl_dist::ops::{Walk, convolution};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::{Error, Result};
 use std::time::Instant;

@@ -1,5 +1,6 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
+use crate::batching::{in_step, micro_batches, share};
 use crate::comm::{Communicator, ReduceOp, World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
@@ -7,10 +8,9 @@ use crate::error::Result;
 use crate::flow::SamplerConfig;
 use crate::observe::Metrics;
 use crate::pipeline::{Kind, Pipeline};
-use crate::plan::share;
 use crate::reward::{Attempt, Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
 use crate::rng::Purpose;
-use crate::rollout::{Request, Sampling, busiest, micro_batches};
+use crate::rollout::{Request, Sampling};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
@@ -77,7 +77,7 @@ impl Evaluation<'_> {
     ) -> Result<(Metrics, Gallery)> {
         let count = self.prompts.len() * self.images_per_prompt;
         let mine = share(count, world.rank(), world.world_size());
-        let images_per_rank = count.div_ceil(world.world_size());
+        let max_per_rank = count.div_ceil(world.world_size());
         let request = |i: usize| Request {
             prompt: self.prompts[i / self.images_per_prompt].clone(),
             image: i % self.images_per_prompt,
@@ -99,7 +99,7 @@ impl Evaluation<'_> {
         let shown = self.prompts.len().min(GALLERY);
         let mut gallery = vec![0; shown * pixels]; // this rank's pictures in their places
         let at_once = AT_ONCE.next_multiple_of(self.micro_batch);
-        let batches = micro_batches(mine.len(), at_once, busiest(params, images_per_rank));
+        let batches = micro_batches(mine.len(), at_once, in_step(params.is_collective(), max_per_rank));
         for (index, batch) in batches.enumerate() {
             let own = mine.start + batch.start..mine.start + batch.start + batch.len;
             // Running the model can be collective: a rank without images samples one all the same, and throws it away.
@@ -126,7 +126,7 @@ impl Evaluation<'_> {
                 }
                 Ok(())
             };
-            sampling.run_with(&requests, at_once.min(images_per_rank - index * at_once), on_samples)?;
+            sampling.run_with(&requests, at_once.min(max_per_rank - index * at_once), on_samples)?;
             scores = scores.and_then(|mut scores| {
                 let (attempts, _) = scoring.finish()?;
                 attempts.into_iter().zip(&mut scores).for_each(|(attempt, all)| all.append(attempt));

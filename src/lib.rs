@@ -38,6 +38,7 @@
 pub mod advantage;
 #[doc(hidden)]
 pub mod allocator;
+pub mod batching;
 pub mod checkpoint;
 pub mod cli;
 pub mod comm;
@@ -50,13 +51,14 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod export;
-mod files;
 pub mod flow;
 pub mod forecast;
+mod fs;
 pub mod interrupt;
 pub mod model;
 pub mod objective;
 pub mod observe;
+pub mod ops;
 pub mod optim;
 pub mod params;
 pub mod pipeline;

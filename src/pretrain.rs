@@ -3,23 +3,22 @@
 //! Rectified-flow regression (Liu et al., arXiv 2209.03003): `|v(x_t, t, c) - (eps - x0)|^2`. It stops once the model is
 //! readable but far from good, so that reinforcement learning has something to improve.
 
+use crate::batching::{micro_batches, share};
 use crate::comm::{Communicator, World};
 use crate::data::render::{HEIGHT, Style, WIDTH, render};
 use crate::data::{Prompt, PromptSet, glyphs::GlyphPrompt};
 use crate::engine::{self, Checkpointing};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluation;
-use crate::files;
 use crate::flow::{SamplerConfig, interpolate};
+use crate::fs;
 use crate::model::Model;
 use crate::observe::{Metrics, Progress};
 use crate::optim::{OptimConfig, Sharded, StepReport};
 use crate::params::{Entry, Layout, ParamSet, Trainable, Values as _};
 use crate::pipeline::{self, ModelConfig, Pipeline};
-use crate::plan::share;
 use crate::reward::{Overlap, Rewards};
 use crate::rng::{Purpose, Stream};
-use crate::rollout::micro_batches;
 use crate::shard::{Gradients, Reduction, Sharding};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -307,7 +306,7 @@ fn write(config: &PretrainConfig, world: &World, layout: &Layout, params: &Param
     let bytes = safetensors::serialize(tensors, Some(metadata))
         .map_err(|e| Error::Failed(format!("the weights cannot be encoded: {e}")))?;
     if world.rank() == 0 {
-        files::write(&config.out, &bytes)?;
+        fs::write(&config.out, &bytes)?;
     }
     world.host.barrier()?;
     Ok(blake3::hash(&bytes).to_hex().to_string())

@@ -1,5 +1,6 @@
 //! Samples of the old policy, or of any other set of parameters.
 
+use crate::batching::{MicroBatch, in_step, micro_batches};
 use crate::data::Prompt;
 use crate::engine::{self, Pass};
 use crate::error::Result;
@@ -86,10 +87,10 @@ impl Trajectory {
 }
 
 impl Sampling<'_> {
-    /// Samples the requests, at least one. `images`: of the busiest rank; where running the model is a collective call, this
-    /// rank runs it as often as that one.
-    pub fn run(&self, requests: &[Request], images: usize) -> Result<Samples> {
-        self.run_with(requests, images, &mut |_, _| Ok(()))
+    /// Samples the requests, at least one. `max_per_rank`: requests of the rank that has most; where running the model is a
+    /// collective call, this rank runs it as often as that one.
+    pub fn run(&self, requests: &[Request], max_per_rank: usize) -> Result<Samples> {
+        self.run_with(requests, max_per_rank, &mut |_, _| Ok(()))
     }
 
     /// As [`Self::run`], and hands over the samples `[n, C, H, W]` of each micro-batch, with their places among the requests,
@@ -97,7 +98,7 @@ impl Sampling<'_> {
     pub fn run_with(
         &self,
         requests: &[Request],
-        images: usize,
+        max_per_rank: usize,
         on_samples: &mut dyn FnMut(Range<usize>, &Tensor) -> Result<()>,
     ) -> Result<Samples> {
         let sigmas = self.sampler.sigmas();
@@ -106,7 +107,8 @@ impl Sampling<'_> {
             Solver::Euler | Solver::Dpm2 => 0..0,
         };
         let (mut x0, mut paths) = (Vec::new(), Vec::new());
-        for batch in micro_batches(requests.len(), self.micro_batch, busiest(self.params, images)) {
+        for batch in micro_batches(requests.len(), self.micro_batch, in_step(self.params.is_collective(), max_per_rank))
+        {
             let prompts: Vec<Prompt> = batch.places().map(|place| requests[place].prompt.clone()).collect();
             let conditioning = self.pipeline.encode(&prompts)?; // of these alone: a run's may not fit into memory
             let guided = self.sampler.is_guided();
@@ -155,57 +157,5 @@ impl Sampling<'_> {
             Stream::new(self.seed, self.purpose, [self.iteration, prompt.index as u64, *image as u64, index])
         };
         normals(self.pipeline, batch.places().map(stream))
-    }
-}
-
-/// What the busiest rank has to run, where all have to run it, else nothing.
-pub fn busiest(params: &dyn Weights, count: usize) -> usize {
-    if params.is_collective() { count } else { 0 }
-}
-
-/// A micro-batch: `len` samples from `start`, padded to `size` by repeating the last one.
-///
-/// Every micro-batch goes through the model with the same shape, so that a sample's value does not depend on how many
-/// samples this rank has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MicroBatch {
-    /// First sample.
-    pub start: usize,
-    /// Samples that count; none where only other ranks have more.
-    pub len: usize,
-    /// Samples with padding, B.
-    pub size: usize,
-}
-
-impl MicroBatch {
-    /// The sample at each of the B places.
-    pub fn places(&self) -> impl Iterator<Item = usize> {
-        let (start, end) = (self.start, (self.start + self.len).max(1));
-        (0..self.size).map(move |i| (start + i).min(end - 1))
-    }
-}
-
-/// Cuts `count` samples into micro-batches of `size`, and adds empty ones until there are as many as of `busiest` samples.
-pub fn micro_batches(count: usize, size: usize, busiest: usize) -> impl ExactSizeIterator<Item = MicroBatch> {
-    (0..count.max(busiest).div_ceil(size)).map(move |index| {
-        let start = (index * size).min(count);
-        MicroBatch { start, len: size.min(count - start), size }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn micro_batches_cover_every_sample_once_and_repeat_the_last() {
-        let places = |count, busiest| -> Vec<Vec<usize>> {
-            micro_batches(count, 3, busiest).map(|batch| batch.places().collect()).collect()
-        };
-        assert_eq!(places(7, 0), [[0, 1, 2], [3, 4, 5], [6, 6, 6]]);
-        assert_eq!(places(4, 7), [[0, 1, 2], [3, 3, 3], [3, 3, 3]]);
-        assert_eq!(places(0, 4), [[0, 0, 0], [0, 0, 0]]);
-        assert!(places(0, 0).is_empty() && places(7, 9) == places(7, 0));
-        assert_eq!(micro_batches(7, 3, 12).map(|b| b.len).collect::<Vec<_>>(), [3, 3, 1, 0]);
     }
 }

@@ -7,7 +7,6 @@
 use super::error;
 use super::manifest::{COMPLETE, MANIFEST};
 use crate::error::{Error, Result};
-use crate::files;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -104,7 +103,7 @@ fn named(path: &Path) -> Result<PathBuf> {
         return Err(error(path, format!("there is nothing at this path; {WANTED}")));
     }
     if path.ends_with(BEST) && path.is_file() {
-        let best = files::read_to_string(path)?;
+        let best = crate::fs::read_to_string(path)?;
         let Some(update) = update_of(best.trim()) else {
             return Err(error(path, format!("names {:?}, which is no checkpoint; {WANTED}", best.trim())));
         };
@@ -153,7 +152,7 @@ pub fn prune(root: &Path, keep_last: usize, best: Option<u64>) -> Result<Vec<Pat
 
 /// Writes the name of the best checkpoint into `root`, for people and scripts; the run itself does not read it.
 pub fn set_best(root: &Path, update: u64) -> Result<()> {
-    files::write(&root.join(BEST), format!("{}\n", folder_name(update)))
+    crate::fs::write(&root.join(BEST), format!("{}\n", folder_name(update)))
 }
 
 /// Removes from `root` what killed saves and deletions left behind. Called by rank 0, while no save is under way.

@@ -3,7 +3,7 @@
 //! A piece is a whole subtree of BLAKE3's tree (section 2.1 of its paper). So pieces are hashed in any order and by any
 //! thread, and the checksum of the file is put together from theirs.
 
-use crate::files;
+use crate::fs;
 use blake3::Hash;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use std::fs::File;
@@ -111,7 +111,7 @@ struct Piece<'a> {
 impl<'a> Source<'a> {
     /// Opens the file and cuts it: one piece at least, and all but the last one of full length.
     fn pieces(self, source: usize) -> io::Result<Vec<Piece<'a>>> {
-        let file = Arc::new(files::regular(&self.path)?);
+        let file = Arc::new(fs::regular(&self.path)?);
         let count = self.bytes.div_ceil(PIECE).max(1);
         let piece = |number| Piece {
             file: file.clone(),

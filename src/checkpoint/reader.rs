@@ -6,7 +6,6 @@ use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainS
 use super::pieces::{self, Content, Source, Wanted};
 use super::{Shard, error};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::params::Layout;
 use crate::rng::STREAMS;
 use safetensors::Dtype;
@@ -34,13 +33,13 @@ pub struct Reader {
 /// Its saving was cut short, the manifest is damaged or of another format, or a shard file is missing or has another
 /// length; [`Error::Io`] where the system cannot read it now. The content of the shards is not looked at: see [`Reader::verify`] and [`Reader::read`].
 pub fn open(path: &Path) -> Result<Reader> {
-    let complete = files::regular_bytes(&path.join(COMPLETE)).map_err(|e| match e.kind() {
+    let complete = crate::fs::regular_bytes(&path.join(COMPLETE)).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => {
             error(path, format!("has no file {COMPLETE}: not a checkpoint, or cut short in saving"))
         }
         _ => unreadable(path, COMPLETE, e),
     })?;
-    let text = files::regular_bytes(&path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
+    let text = crate::fs::regular_bytes(&path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
     if complete != format!("{}\n", digest(&text)).as_bytes() {
         return Err(damaged(path, MANIFEST, &format!("has not the checksum in {COMPLETE}: one of the two is damaged")));
     }
@@ -288,7 +287,7 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
     let too_long = || io::Error::other("its vectors are longer than any file");
     let vector = shard.ranges.iter().map(Range::len).sum::<usize>().checked_mul(4).ok_or_else(too_long)?;
     let data = vector.checked_mul(shard.vectors.len()).filter(|data| *data <= usize::MAX - 8).ok_or_else(too_long)?;
-    let mut file = files::regular(path)?;
+    let mut file = crate::fs::regular(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length)?;
     let header = (shard.bytes as usize).checked_sub(8 + data).filter(|header| header % 4 == 0);

@@ -6,8 +6,8 @@ use super::{DEADLINE, check_out, on_ranks, print};
 use crate::checkpoint;
 use crate::comm::{Backend, Launch};
 use crate::error::{EXIT_DONE, Error, Result};
-use crate::files;
 use crate::forecast::calibrate;
+use crate::fs;
 use std::path::{Path, PathBuf};
 
 /// What is measured.
@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             let text = machine(run, (*devices).max(1), *memory_gib)?;
             match out {
                 Some(path) => {
-                    files::write(path, text)?;
+                    fs::write(path, text)?;
                     print(&format!("{}: give it to plan with --machine", path.display()));
                 }
                 None => print(&text),

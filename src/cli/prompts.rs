@@ -3,7 +3,7 @@
 use super::{check_out, print};
 use crate::data::{Format, PromptSet, geneval};
 use crate::error::{EXIT_DONE, Result};
-use crate::files;
+use crate::fs;
 use std::path::PathBuf;
 
 /// What is to be written.
@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         text.push_str(&record.line()?);
         text.push('\n');
     }
-    files::write(&geneval.out, text)?;
+    fs::write(&geneval.out, text)?;
     print(&format!("{} prompts in {}", geneval.count, geneval.out.display()));
     Ok(EXIT_DONE)
 }

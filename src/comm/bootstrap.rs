@@ -4,7 +4,6 @@
 use super::job::Job;
 use super::launcher::{Launcher, MPIRUN, Variables};
 use crate::error::{Error, Result};
-use crate::files;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -134,7 +133,7 @@ fn own_token(variables: &Variables) -> Result<String> {
             path.display()
         )));
     }
-    files::read_to_string(&path)
+    crate::fs::read_to_string(&path)
 }
 
 /// Several ranks may do so at once: the first one's stays.

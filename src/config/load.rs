@@ -2,7 +2,7 @@
 
 use super::paths;
 use crate::error::Error;
-use crate::files;
+use crate::fs;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -35,7 +35,7 @@ const EXTENDS: &str = "extends";
 /// The table of a file over that of the file it extends, whose path is relative to its own folder.
 fn read_extended(path: &Path, readers: &mut Vec<PathBuf>) -> Result<Table, Error> {
     let origin = path.display().to_string();
-    let text = files::regular_text(path).map_err(|e| match readers.last() {
+    let text = fs::regular_text(path).map_err(|e| match readers.last() {
         None => Error::Usage(format!("{origin}: cannot be read ({e}); give a TOML file to --config")),
         Some(reader) => Error::Usage(format!(
             "{}: {EXTENDS} = {origin:?}: cannot be read ({e}); name a file, relative to this one's folder",

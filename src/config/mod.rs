@@ -16,8 +16,8 @@ use crate::data::{Format, PromptSet, Split};
 use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
-use crate::files;
 use crate::flow::{SamplerConfig, Solver};
+use crate::fs;
 use crate::objective::{AdvantageConfig, Method, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
@@ -393,7 +393,7 @@ impl RunConfig {
     pub fn write(&self, out: &Path) -> Result<(), Error> {
         let mut table = as_toml(Table::try_from(self))?;
         paths::for_file_in(out, &mut table)?;
-        files::write(&out.join(RUN_CONFIG), as_toml(toml::to_string(&table))?)
+        fs::write(&out.join(RUN_CONFIG), as_toml(toml::to_string(&table))?)
     }
 
     /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run

@@ -21,7 +21,7 @@ fn sizes(v: &Array, others: &Array, factors: &Array) -> Result<[usize; 3]> {
     }
 }
 
-/// Sums of squares and of magnitudes, `[B, count, 2]`: see [`crate::model::ops::deviations`].
+/// Sums of squares and of magnitudes, `[B, count, 2]`: see [`crate::ops::deviations`].
 pub fn sums<G: Gpu>(gpu: &G, v: &Array, others: &Array, factors: &Array) -> Result<G::Memory> {
     let [n, links, count] = sizes(v, others, factors)?;
     let (samples, pieces) = (factors.samples(), ceil(n, PIECE));

@@ -4,7 +4,7 @@ use super::json::{self, object_prompt};
 use super::layout::{Layout, Problem, lines};
 use super::{Format, Prompt, Split, table};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ pub(super) fn file_of(source: &Path, split: Split, format: Format) -> Result<Pat
 pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Prompt>> {
     let error = |message: String| Error::File { path: path.to_path_buf(), message };
     let unreadable = |e| error(format!("cannot be read ({e}); give a prompt file, or the name of an embedded set"));
-    let bytes = files::regular_bytes(path).map_err(unreadable)?;
+    let bytes = fs::regular_bytes(path).map_err(unreadable)?;
     let wrong = |problem: Problem| error(problem.to_string());
     let text = decoded(&bytes).map_err(error)?;
     let prompts = match format {

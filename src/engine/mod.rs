@@ -9,7 +9,8 @@
 //! the stages before the first trained one leave nothing.
 
 use crate::error::{Error, Result};
-use crate::model::{Model, Stage, ops};
+use crate::model::{Model, Stage};
+use crate::ops;
 use crate::params::StageParams;
 use crate::shard::{Coming, Weights};
 use candle_core::{Tensor, Var};

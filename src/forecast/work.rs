@@ -101,7 +101,7 @@ fn adapters(config: &RunConfig, plan: &Plan) -> Result<f64> {
 /// Of a block's forward pass, about what is not done again where only adapters are trained: its last layer, 4 of 12 squares
 /// of the width, or of 16 with a second attention, beside the products of the attention ([`ops::Wanted`]).
 ///
-/// [`ops::Wanted`]: crate::model::ops::Wanted
+/// [`ops::Wanted`]: crate::ops::Wanted
 const LAST_LAYER: f64 = 0.25;
 
 /// Forward passes' worth of work at one training point of this update of an iteration.

@@ -2,7 +2,7 @@
 
 use super::files::Weights;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::params::{Init, ParamSet, Slot, Spec, SpecList, StageParams};
 use candle_core::{D, DType, Device, Tensor};
 use serde::de::DeserializeOwned;
@@ -16,7 +16,7 @@ use std::path::Path;
 pub(super) fn read_config<T: DeserializeOwned>(folder: &Path, kinds: &[&str]) -> Result<T> {
     let path = folder.join("config.json");
     let error = |message: String| Error::File { path: path.clone(), message };
-    let text = files::read_to_string(&path)?;
+    let text = fs::read_to_string(&path)?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| error(format!("is not JSON: {e}")))?;
     match json.get("model_type").and_then(|kind| kind.as_str()) {
         Some(kind) if kinds.contains(&kind) => {}

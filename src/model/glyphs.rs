@@ -4,10 +4,10 @@
 //! Image tokens (patches of 6 x 6 pixels) and condition tokens go through the same blocks; the time and the mean of
 //! the condition tokens modulate them (adaLN-zero). The model computes in the type of its parameters and answers in f32.
 
-use super::ops::{self, Wanted};
 use super::patch::{patchify, unpatchify};
 use super::{Linear, Model, Stage, TimeEmbedding};
 use crate::error::Result;
+use crate::ops::{self, Wanted};
 use crate::params::{Init, LoraConfig, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Tensor};
 

@@ -1,7 +1,7 @@
 //! A linear layer with, where the configuration wants one, a low-rank adapter beside it.
 
-use super::ops::{self, Wanted};
 use crate::error::Result;
+use crate::ops::{self, Wanted};
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::{DType, Tensor};
 

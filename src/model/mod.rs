@@ -11,7 +11,6 @@ mod frozen;
 pub mod glyphs;
 mod linear;
 pub mod mmdit;
-pub mod ops;
 mod patch;
 pub mod random;
 pub mod text;

@@ -1,7 +1,8 @@
 //! The time's embedding.
 
-use super::{Linear, ops};
+use super::Linear;
 use crate::error::Result;
+use crate::ops;
 use crate::params::{SpecList, StageParams};
 use candle_core::Tensor;
 

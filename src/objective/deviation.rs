@@ -1,4 +1,4 @@
-//! How far velocities lie from each other ([`crate::model::ops::deviations`]).
+//! How far velocities lie from each other ([`crate::ops::deviations`]).
 //!
 //! At a point of the forward process x0 estimates differ by -t times what their velocities differ by, and the sample itself
 //! is the estimate of u = eps - x0: `f - x0 = -t (v - u)`, `f - f_old = -t (v - v_old)`. So all is measured in velocities,
@@ -7,7 +7,7 @@
 
 use super::{Frozen, Point};
 use crate::error::Result;
-use crate::model::ops;
+use crate::ops;
 use candle_core::Tensor;
 
 /// The factor of a difference of velocities.

@@ -1,7 +1,7 @@
 //! Pictures of pictures: a captioned grid of samples, and pairs of before and after.
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use candle_core::{DType, Tensor};
 use image::{ImageFormat, Rgb, RgbImage, imageops};
@@ -55,7 +55,7 @@ pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
     picture
         .write_to(&mut png, ImageFormat::Png)
         .map_err(|e| Error::Failed(format!("{}: no PNG: {e}", path.display())))?;
-    files::write(path, png.into_inner())
+    fs::write(path, png.into_inner())
 }
 
 /// `[N, 3, H, W]` -> N pictures of `H*scale` x `W*scale`.

@@ -1,7 +1,7 @@
 //! Messages: warnings and notices of rank 0 on the terminal, everything of every rank in a file of its own.
 
 use crate::error::{Error, Result};
-use crate::files::Appended;
+use crate::fs::Appended;
 use crate::plain;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;

@@ -3,7 +3,7 @@
 use super::tensorboard::EventWriter;
 use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
-use crate::files::{self, Appended};
+use crate::fs::Appended;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -236,7 +236,7 @@ fn cut_after(path: &Path, update: u64) -> Result<()> {
     };
     let kept: String = text.split_inclusive('\n').filter(keep).collect();
     if kept != text {
-        files::write(path, kept)?;
+        crate::fs::write(path, kept)?;
     }
     Ok(())
 }

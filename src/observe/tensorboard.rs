@@ -5,7 +5,7 @@
 //! little-endian.
 
 use crate::error::{Error, Result};
-use crate::files::Appended;
+use crate::fs::Appended;
 use image::{ImageFormat, RgbImage};
 use std::fs;
 use std::io::{Cursor, Write};

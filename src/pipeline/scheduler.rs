@@ -2,7 +2,7 @@
 
 use super::{Kind, ModelConfig};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
@@ -27,7 +27,7 @@ impl ModelConfig {
     /// [`Error::File`]: the file cannot be read, or means another grid than a constant shift gives.
     pub fn shift(&self) -> Result<Option<f64>> {
         let Some(path) = self.scheduler() else { return Ok(None) };
-        let text = files::read_to_string(&path)?;
+        let text = fs::read_to_string(&path)?;
         let json = serde_json::from_str(&text);
         let json = json.map_err(|e| format!("is not a scheduler's configuration ({e}); download it again"));
         json.and_then(|json| shift(&json)).map_err(|message| Error::File { path, message })

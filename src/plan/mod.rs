@@ -8,12 +8,12 @@ mod stages;
 pub use cost::{Item, Sent, Traffic};
 pub use stages::PlannedStage;
 
+use crate::batching::{images_of_update, max_images_per_rank, share};
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::params::{Layout, Role};
 use cost::Cost;
 use serde::Serialize;
-use std::ops::Range;
 
 /// The geometry of a run on R ranks.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -114,7 +114,7 @@ impl Plan {
             .collect();
         let rollout_micro_batches = largest.div_ceil(b.micro_batch);
         let training_micro_batches: Vec<usize> = (0..b.updates_per_iteration)
-            .map(|u| busiest_images(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
+            .map(|u| max_images_per_rank(b.prompts, b.images_per_prompt, b.updates_per_iteration, u, ranks) * timesteps)
             .map(|points| points.div_ceil(b.micro_batch))
             .collect();
         let evaluated = config.eval.count(eval_prompts);
@@ -169,32 +169,9 @@ impl Plan {
     }
 }
 
-/// The part of `0..count` that a rank does: contiguous, sizes differing by one at most.
-pub fn share(count: usize, rank: usize, world_size: usize) -> Range<usize> {
-    rank * count / world_size..(rank + 1) * count / world_size
-}
-
-/// Images of a group of `images` that update `update` of `updates` trains on.
-pub fn images_of_update(images: usize, updates: usize, update: usize) -> usize {
-    (images + updates - 1 - update) / updates
-}
-
-/// Images that a rank trains on in update `update` at most, however each group is split among the updates.
-pub fn busiest_images(prompts: usize, images: usize, updates: usize, update: usize, ranks: usize) -> usize {
-    let of_group = images_of_update(images, updates, update);
-    let of_rank = |rank| {
-        let range = share(prompts * images, rank, ranks);
-        let held =
-            |group: usize| (group * images + images).min(range.end).saturating_sub(range.start.max(group * images));
-        (range.start / images..range.end.div_ceil(images)).map(|group| held(group).min(of_group)).sum()
-    };
-    (0..ranks).map(of_rank).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Stream};
 
     fn config(set: &[&str]) -> RunConfig {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
@@ -231,28 +208,6 @@ mod tests {
         assert!(error(0, 100).contains("at least 1"));
     }
 
-    /// Every draw of a permutation for every group leaves no rank more than the bound, and the bound is reached.
-    #[test]
-    fn the_busiest_rank_of_an_update_is_known_beforehand() {
-        for (prompts, images, updates, ranks) in [(3, 5, 1, 4), (3, 5, 2, 4), (3, 5, 2, 8), (2, 4, 3, 3), (4, 6, 2, 2)]
-        {
-            for update in 0..updates {
-                let bound = busiest_images(prompts, images, updates, update, ranks);
-                let most = (0..1000) // the bound is met by a hundredth of the draws
-                    .flat_map(|draw| {
-                        let order = |group: usize| {
-                            Stream::new(draw, Purpose::TrainOrder, [group as u64, 0, 0, 0]).permutation(images)
-                        };
-                        let orders: Vec<_> = (0..prompts).map(order).collect();
-                        let taken = move |i: &usize| orders[i / images][i % images] % updates == update;
-                        (0..ranks).map(move |rank| share(prompts * images, rank, ranks).filter(&taken).count())
-                    })
-                    .max();
-                assert_eq!(most, Some(bound), "{prompts} x {images}, update {update} of {updates}, {ranks} ranks");
-            }
-        }
-    }
-
     #[test]
     fn shared_weights_are_held_in_parts_and_sent_when_they_are_used() {
         let plan = |set: &[&str], ranks| Plan::new(&config(set), ranks, &[100], 100).expect("a plan");
@@ -285,26 +240,6 @@ mod tests {
             let on_policy = sent(setting);
             assert!(on_policy[0].bytes < lagging[0].bytes && on_policy[0].calls < lagging[0].calls, "{setting}");
             assert_eq!(on_policy[1], lagging[1], "{setting}: the first update moves the policy away");
-        }
-    }
-
-    #[test]
-    fn shares_cover_everything_once_and_evenly() {
-        for (count, world_size) in [(10, 4), (3, 8), (512, 8), (0, 3)] {
-            let shares: Vec<_> = (0..world_size).map(|r| share(count, r, world_size)).collect();
-            assert!(shares.windows(2).all(|w| w[0].end == w[1].start));
-            assert_eq!((shares[0].start, shares[world_size - 1].end), (0, count));
-            let sizes = shares.iter().map(|s| s.len());
-            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
-        }
-    }
-
-    #[test]
-    fn updates_share_a_group_evenly() {
-        for (images, updates) in [(24, 2), (5, 3), (7, 7)] {
-            let counts: Vec<usize> = (0..updates).map(|u| images_of_update(images, updates, u)).collect();
-            assert_eq!(counts.iter().sum::<usize>(), images);
-            assert!(counts.iter().all(|&c| c > 0));
         }
     }
 }

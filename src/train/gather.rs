@@ -2,10 +2,10 @@
 
 use super::Trainer;
 use crate::advantage::{AdvantageMap, Advantages, Scores, group_advantages};
+use crate::batching::share;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
 use crate::observe::Metrics;
-use crate::plan::share;
 use crate::reward::{Scoring, check_scores};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;

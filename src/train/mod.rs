@@ -15,6 +15,7 @@ mod stages;
 
 pub use run::{Outcome, train};
 
+use crate::batching::{in_step, micro_batches, share};
 use crate::comm::{World, agreed, exchange};
 use crate::config::RunConfig;
 use crate::data::Prompt;
@@ -28,11 +29,10 @@ use crate::observe::Metrics;
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
-use crate::plan::share;
 use crate::policy::Policies;
 use crate::reward::{Rewards, Scoring};
 use crate::rng::Purpose;
-use crate::rollout::{Request, Samples, Sampling, busiest, micro_batches};
+use crate::rollout::{Request, Samples, Sampling};
 use crate::shard::{Gradients, Reduction, Sharding};
 use candle_core::{DType, Tensor, Var};
 use clock::Clock;
@@ -83,7 +83,7 @@ impl Trainer {
             }
             Ok(())
         };
-        let Samples { x0, trajectory } = sampling.run_with(&requests, self.most_images(), on_samples)?;
+        let Samples { x0, trajectory } = sampling.run_with(&requests, self.max_per_rank(), on_samples)?;
         shared.set("sent.rollout", (self.world.sent() - sent) as f64);
         clock.start("reward");
         let scores = finite.and_then(|()| self.scored(scoring, &prompts, &mut shared));
@@ -212,7 +212,7 @@ impl Trainer {
     }
 
     /// The images of the rank that has most.
-    fn most_images(&self) -> usize {
+    fn max_per_rank(&self) -> usize {
         let batch = &self.config.batch;
         (batch.prompts * batch.images_per_prompt).div_ceil(self.world.world_size())
     }
@@ -237,8 +237,8 @@ impl Trainer {
             metrics.add_mean(name, 0.0, 0.0); // known on every rank, even without points
         }
         let policy = &*self.policies.policy;
-        let most = busiest(policy, self.points.most_of_a_rank(update, self.world.world_size()));
-        let mut batches = micro_batches(points.len(), self.config.batch.micro_batch, most);
+        let max_per_rank = in_step(policy.is_collective(), self.points.max_per_rank(update, self.world.world_size()));
+        let mut batches = micro_batches(points.len(), self.config.batch.micro_batch, max_per_rank);
         let mut losses = Vec::new();
         while let Some(batch) = batches.next() {
             let last = batches.len() == 0;

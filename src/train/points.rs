@@ -1,13 +1,13 @@
 //! Training points: which image is trained at which time with which noise, in which update.
 
+use crate::batching::{MicroBatch, images_of_update, max_images_per_rank};
 use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::{SamplerConfig, interpolate};
 use crate::objective::{Point, Target};
 use crate::pipeline::Pipeline;
-use crate::plan::{busiest_images, images_of_update};
 use crate::rng::{Purpose, Stream};
-use crate::rollout::{MicroBatch, Request, Trajectory, normals};
+use crate::rollout::{Request, Trajectory, normals};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;
 
@@ -88,8 +88,8 @@ impl Points {
     }
 
     /// Points of the update that a rank has at most, however they are drawn.
-    pub fn most_of_a_rank(&self, update: usize, ranks: usize) -> usize {
-        busiest_images(self.prompts, self.images_per_prompt, self.updates, update, ranks) * self.timesteps
+    pub fn max_per_rank(&self, update: usize, ranks: usize) -> usize {
+        max_images_per_rank(self.prompts, self.images_per_prompt, self.updates, update, ranks) * self.timesteps
     }
 
     /// The tensors of one micro-batch of points, and the prompts of its places; of none, those of any point.

@@ -6,7 +6,7 @@ use super::run::Run;
 use crate::checkpoint::{self, STAGES, Saved, TrainState};
 use crate::comm::phase;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -80,7 +80,7 @@ impl Run<'_> {
             return Ok(());
         }
         tracing::warn!("{}: was removed while the run goes on: it is written again", path.display());
-        files::write(&path, self.config.to_toml()?)
+        fs::write(&path, self.config.to_toml()?)
     }
 
     /// Completes a checkpoint that has been written meanwhile.

@@ -9,7 +9,7 @@ use flowrl_dist::cuda::elementwise::{Span, copy_parts};
 use flowrl_dist::cuda::picture::{self, Neighbours};
 use flowrl_dist::cuda::reduce::{Summand, square_sums, sum_rows};
 use flowrl_dist::cuda::{Array, Gpu, attention, deviation, elementwise, norm};
-use flowrl_dist::model::ops;
+use flowrl_dist::ops;
 use flowrl_dist::rng::{Purpose, Stream};
 use host::{Host, Memory};
 

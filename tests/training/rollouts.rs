@@ -1,10 +1,10 @@
 //! What a rank samples does not depend on how many other images it has.
 
 use candle_core::{Device, Tensor};
+use flowrl_dist::batching::share;
 use flowrl_dist::config::RunConfig;
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::pipeline::Pipeline;
-use flowrl_dist::plan::share;
 use flowrl_dist::reward::{Ocr, Reward};
 use flowrl_dist::rng::Purpose;
 use flowrl_dist::rollout::{Request, Sampling};

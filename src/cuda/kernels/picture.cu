@@ -4,7 +4,7 @@
 enum Walk { SAME, HALF, DOUBLE };
 
 // The pixel under place `offset` of a kernel of `size` for the result's pixel `at`, or -1: Walk::source of
-// model/ops/convolution.rs.
+// ops/convolution.rs.
 __device__ __forceinline__ int source(int walk, int at, int offset, int size, int side) {
     int i = walk == HALF ? 2 * at + offset : at + offset - size / 2;
     if (walk == DOUBLE) side *= 2;

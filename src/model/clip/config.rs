@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
 use crate::model::frozen::read_config;
-use crate::model::ops;
+use crate::ops;
 use candle_core::Tensor;
 use serde::Deserialize;
 use std::path::Path;

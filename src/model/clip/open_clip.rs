@@ -2,7 +2,7 @@
 
 use super::config::{Activation, Config, TextConfig, VisionConfig};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::model::files::AnyWeights;
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
@@ -133,7 +133,7 @@ struct TextSection {
 /// [`Error::File`]: something is missing, or the file cannot be read.
 pub(super) fn config(weights: &AnyWeights, folder: &Path) -> Result<Config> {
     let path = folder.join("open_clip_config.json");
-    let file: File = match path.exists().then(|| files::read_to_string(&path)).transpose()? {
+    let file: File = match path.exists().then(|| fs::read_to_string(&path)).transpose()? {
         None => File::default(),
         Some(text) => serde_json::from_str(&text)
             .map_err(|e| Error::File { path, message: format!("is no configuration of open_clip: {e}") })?,

@@ -6,7 +6,7 @@ use super::is_buffer;
 use crate::error::{Error, Result};
 use crate::model::files::Weights;
 use crate::model::frozen::{LayerNorm, check, embed, load};
-use crate::model::ops;
+use crate::ops;
 use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;

@@ -4,8 +4,8 @@ use super::block::{Block, Sizes};
 use super::config::VisionConfig;
 use crate::error::{Error, Result};
 use crate::model::frozen::LayerNorm;
-use crate::model::ops;
 use crate::model::patch::patchify;
+use crate::ops;
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::Tensor;
 

@@ -5,7 +5,7 @@ use super::folder::Format;
 use super::lora_names::{self, Renamed};
 use super::peft::Peft;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
@@ -176,7 +176,7 @@ fn config_of(path: &Path, weights: &Weights) -> Result<Option<Peft>> {
     let file = folder.join(CONFIG);
     let is_peft = weights.path().file_name().is_some_and(|name| name == FILES[0]);
     if is_peft && file.is_file() {
-        let text = files::read_to_string(&file)?;
+        let text = fs::read_to_string(&file)?;
         let config = serde_json::from_str(&text).map_err(|e| format!("is not a valid configuration of PEFT: {e}"));
         let peft = config.and_then(|config| Peft::of(&config));
         return peft.map(Some).map_err(|message| Error::File { path: file, message });

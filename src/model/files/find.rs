@@ -1,7 +1,7 @@
 //! Which files are meant by a path.
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -192,7 +192,7 @@ fn weight_map(path: &Path) -> Result<BTreeMap<String, String>> {
         weight_map: BTreeMap<String, String>,
     }
     let error = |message: String| Error::File { path: path.to_path_buf(), message };
-    let text = files::read_to_string(path)?;
+    let text = fs::read_to_string(path)?;
     let Index { weight_map } = serde_json::from_str(&text)
         .map_err(|e| error(format!("is no index of safetensors shards ({e}); give the weights themselves")))?;
     let outside = |name: &&String| Path::new(name).file_name().is_none_or(|file| file != name.as_str());

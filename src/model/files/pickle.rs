@@ -5,7 +5,7 @@
 use super::finite::not_finite;
 use super::{Weights, find};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor};
 use std::io::BufReader;
@@ -98,7 +98,7 @@ const STACK: usize = 50 * LONGEST as usize;
 
 /// The tensors of an archive, under `key` or at the top, by a thread whose stack no nesting exhausts.
 fn tensors(path: &Path, key: Option<&str>) -> std::result::Result<PthTensors, String> {
-    let file = files::regular(path).map_err(|e| e.to_string())?;
+    let file = fs::regular(path).map_err(|e| e.to_string())?;
     let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| e.to_string())?;
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(|e| e.to_string())?;

@@ -3,7 +3,7 @@
 use super::folder::{INDEX, Part};
 use super::{Transformer, Weights};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::model::text::{T5Encoder, Tokenizer};
 use crate::model::vae::{self, Vae};
 use crate::model::{clip, mmdit};
@@ -29,7 +29,7 @@ pub(super) fn parts(folder: &Path) -> Result<Vec<Part>> {
     let path = folder.join(INDEX);
     let index: Option<Map<String, Value>> = match path.is_file() {
         true => {
-            let text = files::read_to_string(&path)?;
+            let text = fs::read_to_string(&path)?;
             let message = |e| format!("is no index of a pipeline ({e}); download it again");
             Some(serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), message: message(e) })?)
         }

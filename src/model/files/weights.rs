@@ -107,7 +107,7 @@ impl Weights {
         let found = find::find(path)?;
         let mut weights = Self { beside: found.beside, ..Self::empty(&found.path) };
         for path in &found.files {
-            let file = crate::files::open(path)?;
+            let file = crate::fs::open(path)?;
             // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that
             // program, as with every reader that maps its files; nobody writes into them in place.
             let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);

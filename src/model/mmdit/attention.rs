@@ -1,9 +1,10 @@
 //! Attention of both streams together, and of the image stream alone (diffusers `JointAttnProcessor2_0`,
 //! models/attention_processor.py of v0.33.1).
 
-use super::{EPS, ops};
+use super::EPS;
 use crate::error::Result;
 use crate::model::Linear;
+use crate::ops;
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::Tensor;
 

@@ -1,10 +1,10 @@
 //! A joint block (diffusers `JointTransformerBlock`, models/attention.py of v0.33.1).
 
 use super::attention::{JointAttention, SelfAttention};
-use super::ops::{self, Wanted};
 use super::{Config, EPS, Mlp, exactly, modulations, norm_continuous};
 use crate::error::Result;
 use crate::model::{Linear, Stage};
+use crate::ops::{self, Wanted};
 use crate::params::{Init, LoraConfig, Spec, SpecList, StageParams};
 use candle_core::Tensor;
 

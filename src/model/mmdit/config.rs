@@ -1,7 +1,7 @@
 //! Sizes of the model, in the words of the checkpoint's config.json.
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::model::bounds::{LAYERS, POSITIONS, WIDTH, within};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -58,7 +58,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read or describes another model: see [`Config::parse`].
     pub fn read(path: &Path) -> Result<Self> {
-        let text = files::read_to_string(path)?;
+        let text = fs::read_to_string(path)?;
         Self::parse(&text).map_err(|message| Error::File { path: path.to_path_buf(), message })
     }
 

@@ -1,10 +1,11 @@
 //! What lies before and behind the blocks (diffusers `PatchEmbed` and `CombinedTimestepTextProjEmbeddings`,
 //! models/embeddings.py of v0.33.1, and the end of `SD3Transformer2DModel`).
 
-use super::{Config, Mlp, exactly, modulations, norm_continuous, ops};
+use super::{Config, Mlp, exactly, modulations, norm_continuous};
 use crate::error::Result;
 use crate::model::patch::{patchify, unpatchify};
 use crate::model::{Linear, Stage, TimeEmbedding};
+use crate::ops;
 use crate::params::{Init, LoraConfig, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Tensor};
 

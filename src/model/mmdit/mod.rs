@@ -13,8 +13,9 @@ mod embed;
 
 pub use config::Config;
 
-use super::{Linear, Model, Stage, ops};
+use super::{Linear, Model, Stage};
 use crate::error::{Error, Result};
+use crate::ops;
 use crate::params::{LoraConfig, SpecList, StageParams};
 use block::Block;
 use candle_core::Tensor;

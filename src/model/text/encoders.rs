@@ -2,7 +2,7 @@
 
 use super::{T5Encoder, Tokenizer};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use crate::model::clip;
 use crate::model::files::Weights;
 use crate::model::mmdit;
@@ -82,7 +82,7 @@ impl Encoding {
             return Ok(self.folder.join(T5).is_dir());
         }
         let error = |message: String| Error::File { path: list.clone(), message };
-        let text = files::read_to_string(&list)?;
+        let text = fs::read_to_string(&list)?;
         let json: Value = serde_json::from_str(&text).map_err(|e| error(format!("is not JSON: {e}")))?;
         if json.get(T5).and_then(|class| class.get(0)).is_some_and(|library| !library.is_null()) {
             return Err(error(format!(
@@ -153,7 +153,7 @@ fn hash_file(hash: &mut blake3::Hasher, path: &Path) -> Result<()> {
     const WHOLE: u64 = 1 << 30;
     const PART: u64 = 1 << 20;
     let error = || Error::io(path);
-    let mut file = files::open(path)?;
+    let mut file = fs::open(path)?;
     let length = file.metadata().map_err(error())?.len();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     hash.update(format!("{name} {length}\n").as_bytes());

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
 use crate::model::files::Weights;
 use crate::model::frozen::{attention, check, embed, load, read_config};
-use crate::model::ops;
+use crate::ops;
 use crate::params::{Init, Slot, Spec, SpecList, StageParams};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;

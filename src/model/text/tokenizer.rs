@@ -1,7 +1,7 @@
 //! Prompts to tokens, as transformers' tokenizers do it.
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::models::bpe::BPE;
@@ -136,7 +136,7 @@ impl Special {
             if !path.is_file() {
                 continue;
             }
-            let text = files::read_to_string(&path)?;
+            let text = fs::read_to_string(&path)?;
             let json: Value = serde_json::from_str(&text)
                 .map_err(|e| Error::File { path, message: format!("is not JSON ({e}); download it again") })?;
             special.take(&json);

@@ -4,7 +4,7 @@ use super::Config;
 use super::layers::{Attention, Convolution, Layer, Norm, Resnet};
 use crate::error::{Error, Result};
 use crate::model::Stage;
-use crate::model::ops::Walk;
+use crate::ops::Walk;
 use crate::params::{Spec, SpecList, StageParams};
 use candle_core::Tensor;
 

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::model::Linear;
-use crate::model::ops::{self, Walk};
+use crate::ops::{self, Walk};
 use crate::params::{Init, Slot, SpecList, StageParams};
 use candle_core::Tensor;
 

@@ -11,7 +11,7 @@ pub use compare::{Comparison, compare};
 pub use run::Run;
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use std::path::{Path, PathBuf};
 
 /// The page's name in a run's folder.
@@ -26,7 +26,7 @@ pub fn write(run_dir: &Path) -> Result<PathBuf> {
         return Err(Error::File { path: run_dir.to_path_buf(), message });
     }
     let path = run_dir.join(FILE);
-    files::write(&path, page::render(&run::Run::read(run_dir)))?;
+    fs::write(&path, page::render(&run::Run::read(run_dir)))?;
     Ok(path)
 }
 

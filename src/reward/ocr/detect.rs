@@ -2,7 +2,7 @@
 
 use super::boxes::{TextBox, text_boxes};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::fs;
 use image::imageops::{FilterType, resize};
 use image::{Rgb, RgbImage};
 use rten::{Model, RunOptions, ThreadPool, ValueView};
@@ -30,7 +30,7 @@ impl Detector {
     /// [`Error::File`]: it is missing or no such model.
     pub fn load(path: &Path, pool: Arc<ThreadPool>) -> Result<Self> {
         let error = |message: String| Error::File { path: path.to_path_buf(), message };
-        let bytes = files::read(path)?;
+        let bytes = fs::read(path)?;
         let model =
             Model::load(bytes).map_err(|e| error(format!("is no model ({e}); fetch it with launch/fetch-ocr.sh")))?;
         Ok(Self { model, pool })

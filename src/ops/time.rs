@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor};
 pub fn time_features(t: &Tensor, half: usize) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if t.device().is_cuda() {
-        return super::gpu::time_features(t, half);
+        return super::cuda::time_features(t, half);
     }
     // In f32 as there: 1000 t times the rounding of a frequency is 1e-5 of an angle, and the weights know these angles.
     let frequency = |i: usize| f64::from(-(10_000f64.ln()) as f32 * i as f32 / half as f32).exp() as f32;

@@ -1,9 +1,9 @@
 //! Streams of tokens joined and parted on a GPU: copies of whole packs, and norms that write where they are read.
 
-use super::gpu::{Input, made, on_storage};
-use super::tape;
+use super::{Input, made, on_storage};
 use crate::cuda::elementwise::{self, Span, copy_parts};
 use crate::cuda::{self, Array, norm};
+use crate::ops::tape;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Result, Storage, Tensor};
 
@@ -12,7 +12,7 @@ fn tensor(storage: CudaStorage, shape: Vec<usize>, is_leaf: bool) -> Tensor {
 }
 
 /// a + b, of one type and shape: candle's takes three times as long.
-pub(super) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+pub(in crate::ops) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
     on_storage(&[&a, &b], |parts| {
         let (left, right) = (Input::new(parts[0])?.array, Input::new(parts[1])?.array);
@@ -32,7 +32,7 @@ fn fits(tensors: &[&Tensor]) -> bool {
 }
 
 /// The tokens of both.
-pub(super) fn joined(first: &Tensor, second: &Tensor, is_leaf: bool) -> Result<Option<Tensor>> {
+pub(in crate::ops) fn joined(first: &Tensor, second: &Tensor, is_leaf: bool) -> Result<Option<Tensor>> {
     if !fits(&[first, second]) || first.dims()[2..] != second.dims()[2..] {
         return Ok(None);
     }
@@ -52,7 +52,7 @@ pub(super) fn joined(first: &Tensor, second: &Tensor, is_leaf: bool) -> Result<O
 }
 
 /// Tokens `start..start + len` of x.
-pub(super) fn part(x: &Tensor, start: usize, len: usize, is_leaf: bool) -> Result<Option<Tensor>> {
+pub(in crate::ops) fn part(x: &Tensor, start: usize, len: usize, is_leaf: bool) -> Result<Option<Tensor>> {
     if !fits(&[x]) {
         return Ok(None);
     }
@@ -70,7 +70,7 @@ pub(super) fn part(x: &Tensor, start: usize, len: usize, is_leaf: bool) -> Resul
 }
 
 /// Two streams' heads `[B, T, H, 64]`, normalised and joined; nothing where candle has to record it, or for other heads.
-pub(super) fn rms_norm_joined(streams: [(&Tensor, &Tensor); 2], eps: f64) -> Result<Option<Tensor>> {
+pub(in crate::ops) fn rms_norm_joined(streams: [(&Tensor, &Tensor); 2], eps: f64) -> Result<Option<Tensor>> {
     let [(first, first_weight), (second, second_weight)] = streams;
     let all = [first, first_weight, second, second_weight];
     let is_tracked = all.iter().any(|t| t.track_op());

@@ -101,7 +101,7 @@ impl Kernel<3> for GroupNorm {
 pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return super::gpu::group_norm(x, weight, bias, groups, eps, silu);
+        return super::cuda::group_norm(x, weight, bias, groups, eps, silu);
     }
     frozen(&GroupNorm { groups, eps, silu }, [x, weight, bias])
 }

@@ -122,7 +122,7 @@ pub fn convolution(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return super::gpu::convolution(x, weight, bias, walk, residual);
+        return super::cuda::convolution(x, weight, bias, walk, residual);
     }
     match residual {
         Some(residual) => frozen(&Convolution(walk), [x, weight, bias, residual]),

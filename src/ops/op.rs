@@ -27,7 +27,7 @@ pub(super) trait Kernel<const N: usize>: Send + Sync + 'static {
 
 /// The same computation on a GPU, where this program can use one.
 #[cfg(feature = "cuda")]
-pub(super) use super::gpu::OnGpu;
+pub(super) use super::cuda::OnGpu;
 #[cfg(not(feature = "cuda"))]
 pub(super) trait OnGpu<const N: usize> {}
 #[cfg(not(feature = "cuda"))]
@@ -43,7 +43,7 @@ pub(super) trait Differentiable<const N: usize>: Kernel<N> + OnGpu<N> {
 fn value<const N: usize, K: Differentiable<N>>(kernel: &K, inputs: [&Tensor; N], is_leaf: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if inputs[0].device().is_cuda() {
-        return super::gpu::value(kernel, inputs, is_leaf);
+        return super::cuda::value(kernel, inputs, is_leaf);
     }
     run_as(kernel, inputs, is_leaf)
 }
@@ -58,7 +58,7 @@ fn gradients<const N: usize, K: Differentiable<N>>(
     let dy = dy.contiguous()?;
     #[cfg(feature = "cuda")]
     if dy.device().is_cuda() {
-        return super::gpu::gradients(kernel, inputs, output, &dy);
+        return super::cuda::gradients(kernel, inputs, output, &dy);
     }
     Differentiable::backward(kernel, inputs, output, &dy)
 }
@@ -150,7 +150,7 @@ macro_rules! custom_op {
                 &self,
                 $($storage: &candle_core::CudaStorage, $layout: &Layout),+
             ) -> Result<(candle_core::CudaStorage, Shape)> {
-                super::gpu::forward(&self.0, [$(($storage, $layout)),+])
+                super::cuda::forward(&self.0, [$(($storage, $layout)),+])
             }
             fn bwd(&self, $($arg: &Tensor,)+ output: &Tensor, dy: &Tensor) -> Result<$out> {
                 let [$($arg),+] = gradients(&self.0, [$($arg),+], output, dy)?;

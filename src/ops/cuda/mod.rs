@@ -1,33 +1,38 @@
-//! The operations on a GPU: our kernels (crate::cuda); what multiplies matrices stands in gpu_linear, gpu_feed_forward and
-//! gpu_picture. f32 or bf16 in memory, f32 in arithmetic.
+//! The operations on a GPU: our kernels (crate::cuda); what multiplies matrices stands in linear, feed_forward and picture.
+//! f32 or bf16 in memory, f32 in arithmetic.
 
-use super::activation::{Forward, Gated};
-use super::attention::Attention;
-use super::deviation::Deviations;
-use super::norm::{LayerNormModulate, RmsNorm};
-use super::op::{Differentiable, Kernel};
-use super::residual::GatedResidual;
+pub(in crate::ops) mod feed_forward;
+mod linear;
+mod picture;
+pub(in crate::ops) mod shape;
+
 use crate::cuda::{self, Array, Gpu, attention, deviation, elementwise, norm};
+use crate::ops::activation::{Forward, Gated};
+use crate::ops::attention::Attention;
+use crate::ops::deviation::Deviations;
+use crate::ops::norm::{LayerNormModulate, RmsNorm};
+use crate::ops::op::{Differentiable, Kernel};
+use crate::ops::residual::GatedResidual;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// A contiguous tensor on a GPU.
-pub(super) struct Input<'a> {
+pub(in crate::ops) struct Input<'a> {
     storage: &'a CudaStorage,
-    pub(super) array: Array,
+    pub(in crate::ops) array: Array,
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
+    pub(in crate::ops) fn new((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
         Ok(Self { storage, array: cuda::array(storage, layout)? })
     }
 }
 
-pub(super) use super::gpu_picture::{convolution, group_norm};
-pub(super) use super::gpu_shape::{joined, part, rms_norm_joined};
+pub(in crate::ops) use picture::{convolution, group_norm};
+pub(in crate::ops) use shape::{joined, part, rms_norm_joined};
 
 /// An operation on a GPU.
-pub(super) trait OnGpu<const N: usize> {
+pub(in crate::ops) trait OnGpu<const N: usize> {
     /// The input, if there is one, whose gradient is the result's as it is.
     const THROUGH: Option<usize> = None;
     /// The result and its shape.
@@ -44,7 +49,7 @@ pub(super) trait OnGpu<const N: usize> {
 }
 
 /// The forward pass inside candle's graph.
-pub(super) fn forward<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn forward<const N: usize, K: Differentiable<N>>(
     kernel: &K,
     inputs: [(&CudaStorage, &Layout); N],
 ) -> Result<(CudaStorage, Shape)> {
@@ -57,7 +62,7 @@ pub(super) fn forward<const N: usize, K: Differentiable<N>>(
 }
 
 /// The forward pass outside any graph, or with a leaf of candle's as its result.
-pub(super) fn value<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn value<const N: usize, K: Differentiable<N>>(
     kernel: &K,
     inputs: [&Tensor; N],
     is_leaf: bool,
@@ -69,7 +74,7 @@ pub(super) fn value<const N: usize, K: Differentiable<N>>(
 }
 
 /// Gradients of the inputs, those that are tracked.
-pub(super) fn gradients<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn gradients<const N: usize, K: Differentiable<N>>(
     kernel: &K,
     inputs: [&Tensor; N],
     output: &Tensor,
@@ -95,7 +100,10 @@ pub(super) fn gradients<const N: usize, K: Differentiable<N>>(
 }
 
 /// `f` on the memory of tensors of a GPU.
-pub(super) fn on_storage<R>(tensors: &[&Tensor], f: impl FnOnce(&[(&CudaStorage, &Layout)]) -> Result<R>) -> Result<R> {
+pub(in crate::ops) fn on_storage<R>(
+    tensors: &[&Tensor],
+    f: impl FnOnce(&[(&CudaStorage, &Layout)]) -> Result<R>,
+) -> Result<R> {
     let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
     let mut parts = Vec::with_capacity(guards.len());
     for (storage, layout) in &guards {
@@ -107,8 +115,8 @@ pub(super) fn on_storage<R>(tensors: &[&Tensor], f: impl FnOnce(&[(&CudaStorage,
     f(&parts)
 }
 
-/// `[B]` to `[B, 2 half]`: see [`super::time_features`].
-pub(super) fn time_features(t: &Tensor, half: usize) -> Result<Tensor> {
+/// `[B]` to `[B, 2 half]`: see [`crate::ops::time_features`].
+pub(in crate::ops) fn time_features(t: &Tensor, half: usize) -> Result<Tensor> {
     let t = t.detach().to_dtype(DType::F32)?.contiguous()?;
     on_storage(&[&t], |parts| {
         let input = Input::new(parts[0])?;
@@ -233,7 +241,7 @@ impl OnGpu<3> for Attention {
 }
 
 /// A new result of a shape.
-pub(super) fn made(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(CudaStorage, Array)> {
+pub(in crate::ops) fn made(gpu: &CudaDevice, dtype: DType, shape: &[usize]) -> Result<(CudaStorage, Array)> {
     let memory = gpu.allocate(dtype, shape.iter().product())?;
     let array = gpu.array(&memory, dtype, shape)?;
     Ok((memory, array))

@@ -223,7 +223,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// [`join`] of two streams' heads, `[B, T, H, d]` and `[B, L, H, d]`, each after [`rms_norm`] by its weight `[d]`.
 pub fn rms_norm_joined(streams: [(&Tensor, &Tensor); 2], eps: f64) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(joined) = super::gpu::rms_norm_joined(streams, eps)? {
+    if let Some(joined) = super::cuda::rms_norm_joined(streams, eps)? {
         return Ok(joined);
     }
     let [first, second] = streams.map(|(x, weight)| rms_norm(x, weight, eps));

@@ -1,18 +1,18 @@
-//! [`super::feed_forward`] on a GPU.
+//! [`crate::ops::feed_forward`] on a GPU.
 
-use super::gpu::{Input, made, on_storage};
-use super::gpu_linear::product;
-use super::linear::with_last;
-use super::{Wanted, tape};
+use super::linear::product;
+use super::{Input, made, on_storage};
 use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::reduce::{Summand, sum_rows};
 use crate::cuda::{self, Array};
+use crate::ops::linear::with_last;
+use crate::ops::{Wanted, tape};
 use candle_core::backend::BackendDevice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor, bail};
 
 /// Of x, W1, b1, W2, b2, where one of them wants a gradient and a tape runs; else nothing.
-pub(super) fn feed_forward(all: [&Tensor; 5], wanted: Wanted) -> Result<Option<Tensor>> {
+pub(in crate::ops) fn feed_forward(all: [&Tensor; 5], wanted: Wanted) -> Result<Option<Tensor>> {
     let [x, w1, _, w2, _] = all;
     let tracked = all.map(Tensor::track_op);
     let fits = |t: &&Tensor| t.is_contiguous() && t.dtype() == x.dtype() && t.device().is_cuda();

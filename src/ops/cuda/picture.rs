@@ -1,11 +1,11 @@
 //! Convolutions and group norms of an autoencoder on a GPU; frozen, as on the CPU.
 
-use super::convolution::Walk;
-use super::gpu::{Input, made, on_storage};
-use super::op::refuse_tracked;
+use super::{Input, made, on_storage};
 use crate::cuda::picture::{self, Neighbours};
 use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::{self, Array, ceil};
+use crate::ops::convolution::Walk;
+use crate::ops::op::refuse_tracked;
 use candle_core::{DType, Result, Tensor, bail};
 
 /// Bytes of gathered neighbours at a time: what stays in the GPU's cache between the copy and the product.
@@ -14,8 +14,8 @@ const GATHERED: usize = 24 << 20;
 /// Results have whole packs of 16 bytes a pixel.
 const PACK: usize = 16;
 
-/// [`super::convolution`]: the neighbours of some pixels side by side, times the weights.
-pub(super) fn convolution(
+/// [`crate::ops::convolution`]: the neighbours of some pixels side by side, times the weights.
+pub(in crate::ops) fn convolution(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -76,8 +76,8 @@ fn rows(array: &Array, start: usize, count: usize) -> Array {
     Array { pointer: array.pointer + bytes as u64, dtype: array.dtype, shape: vec![count, width] }
 }
 
-/// [`super::group_norm`].
-pub(super) fn group_norm(
+/// [`crate::ops::group_norm`].
+pub(in crate::ops) fn group_norm(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,

@@ -1,19 +1,19 @@
 //! Linear layers on a GPU, with what belongs to them: products by cuBLASLt (crate::cuda::product).
 
-use super::Wanted;
-use super::bf16x3::Factor;
-use super::gpu::{Input, OnGpu, made, on_storage};
-use super::linear::{Linear, with_last};
-use super::linear_gelu::LinearGelu;
-use super::low_rank::LowRank;
+use super::{Input, OnGpu, made, on_storage};
 use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::reduce::{Summand, sum_rows};
 use crate::cuda::{self, Array, Gpu, elementwise};
+use crate::ops::Wanted;
+use crate::ops::bf16x3::Factor;
+use crate::ops::linear::{Linear, with_last};
+use crate::ops::linear_gelu::LinearGelu;
+use crate::ops::low_rank::LowRank;
 use candle_core::backend::BackendDevice;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, bail};
 
 /// `factor a b` as an array of `shape`.
-pub(super) fn product(
+pub(in crate::ops) fn product(
     gpu: &CudaDevice,
     factor: f64,
     a: Matrix,

@@ -69,7 +69,7 @@ pub fn split(x: &Tensor, at: usize) -> Result<(Tensor, Tensor)> {
 /// The value of [`join`]: outside any graph, or as a leaf of candle's.
 fn joined(first: &Tensor, second: &Tensor, is_leaf: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(joined) = super::gpu::joined(first, second, is_leaf)? {
+    if let Some(joined) = super::cuda::joined(first, second, is_leaf)? {
         return Ok(joined);
     }
     leaf(Tensor::cat(&[&first.detach(), &second.detach()], 1)?, is_leaf)
@@ -78,7 +78,7 @@ fn joined(first: &Tensor, second: &Tensor, is_leaf: bool) -> Result<Tensor> {
 /// Tokens `start..start + len` of x `[B, T, ..]`: outside any graph, or as a leaf of candle's.
 fn part(x: &Tensor, start: usize, len: usize, is_leaf: bool) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(part) = super::gpu::part(x, start, len, is_leaf)? {
+    if let Some(part) = super::cuda::part(x, start, len, is_leaf)? {
         return Ok(part);
     }
     leaf(x.detach().narrow(1, start, len)?.contiguous()?, is_leaf)

@@ -10,19 +10,11 @@ mod activation;
 mod attention;
 mod bf16x3;
 mod convolution;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod deviation;
 mod feed_forward;
 mod float;
-#[cfg(feature = "cuda")]
-mod gpu;
-#[cfg(feature = "cuda")]
-mod gpu_feed_forward;
-#[cfg(feature = "cuda")]
-mod gpu_linear;
-#[cfg(feature = "cuda")]
-mod gpu_picture;
-#[cfg(feature = "cuda")]
-mod gpu_shape;
 mod group_norm;
 mod linear;
 mod linear_gelu;
