@@ -3,7 +3,7 @@
 //! 12 blocks, 384 wide, 263 tokens, batch 4: the model that `cargo test --test memory` weighs. The ways take turns; medians
 //! and their ratios to one graph of the whole model are printed, nothing is asserted.
 
-#[path = "../tests/blocks/mod.rs"]
+#[path = "../tests/memory/blocks/mod.rs"]
 mod blocks;
 
 use blocks::{BATCH, block_wise, composed, inputs, monolithic, trained};

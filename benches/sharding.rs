@@ -8,9 +8,9 @@
 //! `cargo bench --bench sharding -- large-counts`: broadcast and all-reduce of 2^31 + 5 bytes between two MPI ranks of 4 GiB
 //! each, every value checked.
 
-#[path = "../tests/blocks/mod.rs"]
+#[path = "../tests/memory/blocks/mod.rs"]
 mod blocks;
-#[path = "../tests/counting/mod.rs"]
+#[path = "../tests/memory/counting/mod.rs"]
 mod counting;
 mod counts;
 

@@ -5,7 +5,7 @@
 //! above weights and state. Prints the median and range of repeated measurements; nothing is asserted. Figures with machine
 //! and date go into docs/LOG.md.
 
-#[path = "../tests/counting/mod.rs"]
+#[path = "../tests/memory/counting/mod.rs"]
 mod counting;
 mod sd3_tiny;
 

@@ -43,7 +43,7 @@ if ! is_ready; then
 fi
 
 # Writes target/tmp/exports.
-cargo test --release --test parity_files peers
+cargo test --release --test parity files::peers
 "$venv/bin/python" tests/peers/check_export.py target/tmp/exports
 "$venv/bin/python" tests/peers/check_diffusion_nft.py
 
@@ -51,7 +51,7 @@ fixtures=target/tmp/peers
 mkdir -p "$fixtures"
 cp -r tests/fixtures/pickscore_micro "$fixtures"
 "$venv/bin/python" tests/peers/make_clip_rewards.py "$fixtures"
-FLOWRL_FIXTURES=$root/$fixtures cargo test --release --test parity_reward_clip
+FLOWRL_FIXTURES=$root/$fixtures cargo test --release --test parity reward_clip
 
 launch/fetch-ocr.sh "$venv/ocr"
 printf '[[reward]]\nname = "ocr"\ndetector = "%s"\n' "$(realpath "$venv/ocr/ch_PP-OCRv4_det_infer.onnx")" >"$fixtures/ocr.toml"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a command, built with the feature `cuda`, on a GPU that is emulated on the CPU: for tests, where there is none.
 #
-#   launch/emulate-gpu.sh launch/check-cuda.sh test --release --test cuda_ops
+#   launch/emulate-gpu.sh launch/check-cuda.sh test --release --test cuda cuda_ops
 #
 # Stand-ins for the driver, cuBLAS, cuBLASLt, cuRAND and NCCL are compiled from tests/emulator, with our kernels and
 # candle's as C++ in them; the program opens them as it would the real ones. What this shows: that what the program gives to

@@ -17,7 +17,7 @@
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-tests=(cuda_ops nccl gpu_fallback cuda_kernels)
+tests=(cuda)
 
 usage() {
     echo 'usage: launch/gpu-check.sh [build FOLDER | run FOLDER]' >&2
@@ -53,7 +53,7 @@ build() {
     ) | executables | while read -r name path; do
         strip -o "$folder/$name" "$path"
     done
-    [[ -x $folder/flowrl-dist && -x $folder/gpu && -x $folder/nccl ]] || { echo 'gpu-check: the build failed' >&2; exit 1; }
+    [[ -x $folder/flowrl-dist && -x $folder/gpu && -x $folder/cuda ]] || { echo 'gpu-check: the build failed' >&2; exit 1; }
     rm -rf "$folder/fixtures"
     cp -r "$root/tests/fixtures" "$folder/fixtures"
 }
@@ -163,23 +163,23 @@ check() {
     [[ -z ${EMULATED_GPU:-} ]] || slowness=4
     if [[ $mode == all ]]; then
         # They want the sources and a compiler.
-        step 'kernels on the CPU' 120 "$folder/cuda_kernels"
-        step 'what a missing GPU leads to' 60 "$folder/gpu_fallback"
+        step 'kernels on the CPU' 120 "$folder/cuda" cuda_kernels::
+        step 'what a missing GPU leads to' 60 "$folder/cuda" gpu_fallback::
     fi
     local state
-    state=$("$folder/cuda_ops" time_features --exact --nocapture 2>&1 || true)
+    state=$("$folder/cuda" cuda_ops::time_features --exact --nocapture 2>&1 || true)
     if [[ $state == *'SKIPPED, NOTHING WAS TESTED'* ]]; then
         finish
         printf '\nNO GPU, so nothing was tested on one: %s\n' "$(grep -o 'SKIPPED.*' <<<"$state" | head -n 1 | cut -d: -f2-)"
         ((failed == 0)) && exit 3 || exit 1
     fi
-    step 'operations and transformer' $((150 * slowness)) "$folder/cuda_ops" --nocapture --test-threads=1
-    step 'NCCL' 150 "$folder/nccl" --nocapture --test-threads=1
+    step 'operations and transformer' $((150 * slowness)) "$folder/cuda" cuda_ops:: --nocapture --test-threads=1
+    step 'NCCL' 150 "$folder/cuda" nccl:: --nocapture --test-threads=1
     step 'the same run on 1 and 2 ranks' $((120 * slowness)) bash -ec same_run
     if [[ -n ${EMULATED_GPU:-} ]]; then
         # No GPU seen so far has needed these.
-        step 'the ways round cuBLASLt' 300 env EMULATED_GPU_PLAIN_PRODUCTS=1 "$folder/cuda_ops" --nocapture linear low_rank transformer
-        step 'NCCL beside late streams' 150 env EMULATED_GPU_DELAY=300 "$folder/nccl" --nocapture --test-threads=1 conforms
+        step 'the ways round cuBLASLt' 300 env EMULATED_GPU_PLAIN_PRODUCTS=1 "$folder/cuda" --nocapture cuda_ops::linear cuda_ops::low_rank transformer
+        step 'NCCL beside late streams' 150 env EMULATED_GPU_DELAY=300 "$folder/cuda" --nocapture --test-threads=1 nccl_conforms
         finish
         exit "$failed"
     fi

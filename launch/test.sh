@@ -91,10 +91,13 @@ everything() {
     step 'CUDA compiler' 600 bash -c 'command -v nvcc || launch/cuda-home.sh || exit 77'
     FLOWRL_NVCC=$(command -v nvcc || find target/cuda -path '*/bin/nvcc' -executable 2>/dev/null | head -n 1)
     export FLOWRL_NVCC=${FLOWRL_NVCC:+$(realpath "$FLOWRL_NVCC")}
-    local alone=(--release --no-default-features --lib --test cli --test tcp --test mpi_launch --test gpu_fallback)
-    step 'build: CUDA, no MPI' 2400 launch/check-cuda.sh test "${alone[@]}" --no-run
+    local alone=(--release --no-default-features)
+    # What the feature makes a difference to.
+    local groups=(--test program --test ranks --test cuda -- cli:: tcp:: mpi_launch:: gpu_fallback::)
+    step 'build: CUDA, no MPI' 2400 launch/check-cuda.sh test "${alone[@]}" --lib "${groups[@]:0:6}" --no-run
     step 'kernels for GPUs' 300 launch/check-cuda.sh assemble
-    step 'tests: CUDA, no MPI' 900 launch/check-cuda.sh test "${alone[@]}" --no-fail-fast
+    step 'library: CUDA, no MPI' 600 launch/check-cuda.sh test "${alone[@]}" --lib
+    step 'tests: CUDA, no MPI' 600 launch/check-cuda.sh test "${alone[@]}" --no-fail-fast "${groups[@]}"
     local gpu=(env FLOWRL_CARGO=launch/check-cuda.sh FLOWRL_WITHOUT_MPI=1 launch/gpu-check.sh)
     step 'build: GPU check' 1200 "${gpu[@]}" build target/gpu-check
     step 'emulated GPU' 1200 launch/emulate-gpu.sh "${gpu[@]}" run target/gpu-check

@@ -171,10 +171,22 @@ impl Job {
     }
 }
 
-/// Runs the test `worker` of this test program on `ranks` ranks, in the given role.
-pub fn workers(ranks: usize, role: &str, timeout: Duration) -> Output {
+/// The full name of a test of the module whose `module_path!()` is given.
+pub fn test_of(module: &str, name: &str) -> String {
+    let (_, path) = module.split_once("::").expect("a module of the test program");
+    format!("{path}::{name}")
+}
+
+/// Runs the test `worker` of a module (`module_path!()`) on `ranks` ranks, in the given role.
+pub fn workers(module: &str, ranks: usize, role: &str, timeout: Duration) -> Output {
     let program = std::env::current_exe().unwrap();
-    mpirun(ranks, &program, &["worker", "--exact", "--nocapture", "--test-threads=1"], &[(ROLE, role)], timeout)
+    mpirun(
+        ranks,
+        &program,
+        &[&test_of(module, "worker"), "--exact", "--nocapture", "--test-threads=1"],
+        &[(ROLE, role)],
+        timeout,
+    )
 }
 
 /// The exit status, or none when it is past `end`.

@@ -1,6 +1,6 @@
 """Reads our exports of the small transformer with diffusers and PEFT and compares the velocities with ours.
 
-    python check_export.py FOLDER        the folder that `cargo test --test parity_files peers` writes
+    python check_export.py FOLDER        the folder that `cargo test --test parity files::peers` writes
 """
 
 import os
