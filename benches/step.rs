@@ -16,7 +16,7 @@ use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::{SamplerConfig, interpolate};
-use flowrl_dist::objective::{AdvantageConfig, Frozen, Method, MethodConfig, Objective, Point, Target};
+use flowrl_dist::objective::{AdvantageConfig, Method, MethodConfig, Point, Target, TargetVelocities};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
@@ -104,7 +104,7 @@ fn tiny(trainable: Trainable) -> Result<()> {
         for _ in 0..=REPETITIONS {
             let (before, allocations, since) = (counting::now(), counting::allocations(), Instant::now());
             let velocities = forward.measure(before, || training.forward(false, checkpointing))?;
-            let gradient = backward.measure(before, || training.backward(&objective, velocities))?;
+            let gradient = backward.measure(before, || training.backward(&*objective, velocities))?;
             optimizer.measure(before, || training.step(&gradient))?;
             whole.seconds.push(since.elapsed().as_secs_f64());
             whole.allocations = counting::allocations() - allocations;
@@ -163,14 +163,14 @@ fn glyphs(threads: usize) -> Result<()> {
     let noise = |id| Stream::new(1, Purpose::TrainNoise, [id, 0, 0, 0]).normals(BATCH * 16 * 64 * 64);
     let latent = |id| Tensor::from_vec(noise(id), (BATCH, 16, 64, 64), &Device::Cpu);
     let (x0, eps, v) = (latent(0)?, latent(1)?, Var::from_tensor(&latent(2)?)?);
-    let frozen = Frozen { old: Some(latent(3)?), reference: Some(latent(4)?) };
+    let frozen = TargetVelocities { old: Some(latent(3)?), reference: Some(latent(4)?) };
     let advantage = Tensor::full(0.5f32, BATCH, &Device::Cpu)?;
     let point = Point { x_t: interpolate(&x0, &eps, &t)?, t, advantage, target: Target::Forward { x0, eps } };
     for method in [Method::FlowAwr, Method::DiffusionNft] {
         let config = MethodConfig::of(method);
-        let objective = Objective::new(&config, &AdvantageConfig::default().resolve(&config));
+        let objective = config.objective(&AdvantageConfig::default().resolve(&config));
         measure(&format!("{method:?} of 512 pixels"), BATCH, "samples", || {
-            let terms = objective.terms(&point, v.as_tensor(), &frozen)?;
+            let terms = objective.losses(&point, v.as_tensor(), &frozen)?;
             drop(terms.loss.sum_all()?.backward()?);
             Ok(())
         });

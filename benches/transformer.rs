@@ -64,7 +64,7 @@ fn main() -> Result<()> {
                 let kept = if checkpointing == Checkpointing::EACH { ", checkpoints" } else { "" };
                 measure(&format!("{trainable:?}: update, {with}{kept}"), || {
                     let forward = training.forward(kl_coef > 0.0, checkpointing)?;
-                    let gradient = training.backward(&objective, forward)?;
+                    let gradient = training.backward(&*objective, forward)?;
                     training.step(&gradient)
                 })?;
             }

@@ -8,7 +8,7 @@ use flowrl_dist::engine::{self, Checkpointing, Pass, Tape};
 use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
-use flowrl_dist::objective::{AdvantageConfig, Frozen, Method, MethodConfig, Objective, Point, Target};
+use flowrl_dist::objective::{AdvantageConfig, Method, MethodConfig, Objective, Point, Target, TargetVelocities};
 use flowrl_dist::ops;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
@@ -67,19 +67,23 @@ impl Training {
     }
 
     /// The velocities `[B, C, H, W]` of policy and old policy, and of the base model where it is asked for.
-    pub fn forward(&self, reference: bool, checkpointing: Checkpointing) -> Result<(Tensor, Frozen, Tape)> {
+    pub fn forward(&self, reference: bool, checkpointing: Checkpointing) -> Result<(Tensor, TargetVelocities, Tape)> {
         let mut others = vec![self.pass(&*self.policies.old)];
         others.extend(reference.then(|| self.pass(&*self.policies.reference)));
         let own = self.pass(&*self.policies.policy);
         let (v, others, tape) = engine::forward_beside(&self.model, own, others, checkpointing)?;
         let mut others = others.into_iter();
-        Ok((v, Frozen { old: others.next(), reference: others.next() }, tape))
+        Ok((v, TargetVelocities { old: others.next(), reference: others.next() }, tape))
     }
 
     /// DiffusionNFT's loss, and the gradient `[S]` of its mean.
-    pub fn backward(&self, objective: &Objective, (v, frozen, tape): (Tensor, Frozen, Tape)) -> Result<Tensor> {
+    pub fn backward(
+        &self,
+        objective: &dyn Objective,
+        (v, frozen, tape): (Tensor, TargetVelocities, Tape),
+    ) -> Result<Tensor> {
         let v = Var::from_tensor(&v)?;
-        let loss = objective.terms(&self.point, v.as_tensor(), &frozen)?.loss.mean_all()?;
+        let loss = objective.losses(&self.point, v.as_tensor(), &frozen)?.loss.mean_all()?;
         let dv = loss.backward()?.remove(v.as_tensor());
         let dv = dv.ok_or_else(|| Error::Failed("the loss does not depend on the velocity".into()))?;
         let partition = self.state.partition();
@@ -128,7 +132,7 @@ impl Training {
 }
 
 /// DiffusionNFT, with so much weight on the distance from the base model.
-pub fn objective(kl_coef: f64) -> Objective {
+pub fn objective(kl_coef: f64) -> Box<dyn Objective> {
     let method = MethodConfig { kl_coef: Some(kl_coef), ..MethodConfig::of(Method::DiffusionNft) };
-    Objective::new(&method, &AdvantageConfig::default().resolve(&method))
+    method.objective(&AdvantageConfig::default().resolve(&method))
 }

@@ -376,8 +376,8 @@ impl RunConfig {
     }
 
     /// What an update minimises.
-    pub fn objective(&self) -> Objective {
-        Objective::new(&self.method, &self.advantage.resolve(&self.method))
+    pub fn objective(&self) -> Box<dyn Objective> {
+        self.method.objective(&self.advantage.resolve(&self.method))
     }
 
     /// The configuration as TOML, with every default spelled out.

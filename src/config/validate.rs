@@ -183,7 +183,7 @@ fn curvature(config: &RunConfig) -> Check {
 /// What the objective needs of the rollouts, the rollouts must have.
 fn trajectory(config: &RunConfig) -> Check {
     let (m, b, sampler) = (&config.method, &config.batch, &config.sampler);
-    let needs = config.objective().needs();
+    let needs = config.objective().requirements();
     if needs.trajectory && sampler.solver != Solver::Sde {
         return Err(format!(
             "method.name = {}: trains on the steps of stochastic rollouts, and sampler.solver = {}; set sampler.solver = \

@@ -106,7 +106,7 @@ const LAST_LAYER: f64 = 0.25;
 
 /// Forward passes' worth of work at one training point of this update of an iteration.
 fn passes(config: &RunConfig, plan: &Plan, update: usize) -> f64 {
-    let needs = config.objective().needs();
+    let needs = config.objective().requirements();
     let (backward, again) = match config.model.trainable {
         Trainable::Full => (2.0, 1.0), // gradients of activations and of weights
         Trainable::Lora => (1.0, 1.0 - LAST_LAYER),

@@ -1,6 +1,6 @@
 //! AdvantageFlow: signed regression to the sample, held by the old policy and the base model.
 
-use super::{Deviation, Frozen, Measured, Point, Terms, adaptive_scale, measure};
+use super::{Deviation, Losses, Measured, Objective, Point, Requirements, TargetVelocities, adaptive_scale, measure};
 use crate::error::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -39,16 +39,20 @@ pub struct AdvantageFlow {
     pub adaptive: bool,
 }
 
-impl AdvantageFlow {
-    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        let [from_target, from_old] = measure(point, v, frozen, [Deviation::FROM_TARGET, Deviation::FROM_OLD])?;
+impl Objective for AdvantageFlow {
+    fn requirements(&self) -> Requirements {
+        Requirements { old: true, reference: self.kl_coef > 0.0, ..Requirements::default() }
+    }
+
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses> {
+        let [from_target, from_old] = measure(point, v, targets, [Deviation::FROM_TARGET, Deviation::FROM_OLD])?;
         let scale = adaptive_scale(point, &from_target, self.adaptive)?;
         let policy = (anchored(point, &from_target, &from_old, self.gamma)? / &scale)?;
         let kl = match self.kl_space {
-            KlSpace::Velocity => frozen.kl(v, self.kl_coef)?,
-            KlSpace::Estimate => (frozen.kl(v, self.kl_coef)? * (point.t.sqr()? / scale)?)?,
+            KlSpace::Velocity => targets.kl(v, self.kl_coef)?,
+            KlSpace::Estimate => (targets.kl(v, self.kl_coef)? * (point.t.sqr()? / scale)?)?,
         };
-        Terms::new(policy, kl)
+        Losses::new(policy, kl)
     }
 }
 

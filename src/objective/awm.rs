@@ -1,7 +1,7 @@
 //! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
 
 use super::flow_grpo::surrogate;
-use super::{Frozen, Point, Terms, distance};
+use super::{Losses, Objective, Point, Requirements, TargetVelocities, distance};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -21,15 +21,24 @@ pub struct Awm {
     pub kl_coef: f64,
 }
 
-impl Awm {
-    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+impl Objective for Awm {
+    fn requirements(&self) -> Requirements {
+        Requirements {
+            old: self.anchor > 0.0,
+            reference: self.kl_coef > 0.0,
+            on_policy: true,
+            ..Requirements::default()
+        }
+    }
+
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses> {
         let likelihood = pseudo_log_likelihood(point, &distance(v, &point.target_velocity()?)?.square)?; // [B]
         let ratio = (&likelihood - likelihood.detach())?.exp()?;
         let mut policy = surrogate(&(&point.advantage / self.clip)?, &ratio, self.ratio_clip)?;
         if self.anchor > 0.0 {
-            policy = (policy + (distance(v, frozen.old()?)?.square * self.anchor)?)?;
+            policy = (policy + (distance(v, targets.old()?)?.square * self.anchor)?)?;
         }
-        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
+        Losses::new(policy, targets.kl(v, self.kl_coef)?)
     }
 }
 

@@ -5,7 +5,7 @@
 //! and by their differences: where policy and old policy are equal their distance is exactly 0, and where they are close
 //! no digit of it is lost beside the much larger velocities.
 
-use super::{Frozen, Point};
+use super::{Point, TargetVelocities};
 use crate::error::Result;
 use crate::ops;
 use candle_core::Tensor;
@@ -53,7 +53,7 @@ impl Deviation {
 
 /// Means over dimensions, `[B]`.
 #[derive(Debug, Clone)]
-pub(super) struct Measured {
+pub struct Measured {
     /// Of the squares, with a gradient to the policy's velocity.
     pub square: Tensor,
     /// Of the magnitudes, likewise.
@@ -67,10 +67,10 @@ pub(super) struct Measured {
 pub(super) fn measure<const N: usize>(
     point: &Point,
     v: &Tensor,
-    frozen: &Frozen,
+    targets: &TargetVelocities,
     deviations: [Deviation; N],
 ) -> Result<[Measured; N]> {
-    let others = Tensor::stack(&[frozen.old()?, &point.target_velocity()?], 1)?; // [B, 2, C, H, W]
+    let others = Tensor::stack(&[targets.old()?, &point.target_velocity()?], 1)?; // [B, 2, C, H, W]
     let mut factors = Vec::new();
     for Deviation { from_old, old_from_target } in &deviations {
         factors.push(Tensor::stack(&[from_old.column(&point.t)?, old_from_target.column(&point.t)?], 1)?);
@@ -83,8 +83,11 @@ pub(super) fn measure<const N: usize>(
     Ok(std::array::from_fn(|index| measured[index].clone()))
 }
 
-/// Measures `v - other`, `[B, C, H, W]` each.
-pub(super) fn distance(v: &Tensor, other: &Tensor) -> Result<Measured> {
+/// Measures `v - other`, `[B, C, H, W]` each: the means of squares and magnitudes over a sample's dimensions.
+///
+/// # Errors
+/// They are not of one shape.
+pub fn distance(v: &Tensor, other: &Tensor) -> Result<Measured> {
     let one = Tensor::ones((v.dim(0)?, 1, 1), v.dtype(), v.device())?;
     of(&means(v, &other.unsqueeze(1)?, &one)?, 0)
 }

@@ -2,7 +2,7 @@
 //! sample, weighted by the reward.
 
 use super::Factor::{Each, Number};
-use super::{Deviation, Frozen, LEAST_SCALE, Point, Terms, measure};
+use super::{Deviation, LEAST_SCALE, Losses, Objective, Point, Requirements, TargetVelocities, measure};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
 
@@ -26,33 +26,39 @@ pub struct DiffusionNft {
     pub adaptive: bool,
 }
 
-impl DiffusionNft {
-    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+impl Objective for DiffusionNft {
+    fn requirements(&self) -> Requirements {
+        Requirements { old: true, reference: self.kl_coef > 0.0, ..Requirements::default() }
+    }
+
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses> {
         let preference = (&point.advantage / self.clip)?.clamp(-1f64, 1f64)?; // 2 r - 1, [B]
-        let Scales { smaller, apart, sign } = self.scales(point, v, frozen)?;
+        let Scales { smaller, apart, sign } = self.scales(point, v, targets)?;
         let product = (&smaller * (&smaller + &apart)?)?; // w+ w-
         let rest = (((&preference * &sign)?.affine(-0.5, 0.5)?) * apart)?;
         let sum = (&smaller + &rest)?; // r w- + (1 - r) w+
         let difference = ((&preference * smaller)? - (rest * sign)?)?; // r w- - (1 - r) w+
         let aim = Deviation { from_old: Number(self.mix), old_from_target: Each((difference / &sum)?) };
-        let [aim, fixed] = measure(point, v, frozen, [aim, Deviation::OLD_FROM_TARGET])?;
+        let [aim, fixed] = measure(point, v, targets, [aim, Deviation::OLD_FROM_TARGET])?;
         // Their weights are S and 4 r (1 - r) / (w+ w- S).
         let moving = (aim.square * (&sum / product)?)?;
         let fixed = (fixed.square * (preference.sqr()?.affine(-1.0, 1.0)? / sum)?)?;
         let policy = (((moving + fixed)? * point.t.sqr()?)? * (self.clip / self.mix))?;
-        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
+        Losses::new(policy, targets.kl(v, self.kl_coef)?)
     }
+}
 
+impl DiffusionNft {
     /// The scales of the branches, outside the graph.
     ///
     /// Of two numbers `(|e + d| + |e - d|) / 2 = max(|e|, |d|)`, and `(|e + d| - |e - d|) / 2` is the smaller magnitude with
     /// the sign of `e d`: the difference of the scales comes without the digits that two nearly equal means would cost.
-    fn scales(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Scales> {
+    fn scales(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Scales> {
         if !self.adaptive {
             let none = point.t.zeros_like()?;
             return Ok(Scales { smaller: point.t.ones_like()?, apart: none.clone(), sign: none });
         }
-        let old = frozen.old()?;
+        let old = targets.old()?;
         let d = ((v.detach() - old)? * self.mix)?;
         let e = (old - point.target_velocity()?)?;
         let magnitude = e.abs()?;

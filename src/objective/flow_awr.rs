@@ -1,7 +1,7 @@
 //! FlowAWR: regression to the old policy's prediction, moved towards (or away from) the sample.
 
 use super::advantage_flow::{Gamma, anchored};
-use super::{Deviation, Factor, Frozen, Point, Terms, adaptive_scale, measure};
+use super::{Deviation, Factor, Losses, Objective, Point, Requirements, TargetVelocities, adaptive_scale, measure};
 use crate::error::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -57,8 +57,12 @@ pub struct FlowAwr {
     pub adaptive: bool,
 }
 
-impl FlowAwr {
-    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+impl Objective for FlowAwr {
+    fn requirements(&self) -> Requirements {
+        Requirements { old: true, reference: self.kl_coef > 0.0, ..Requirements::default() }
+    }
+
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses> {
         let a = &point.advantage; // [B]
         let aim = match self.loss {
             // v - v_old - A (u - v_old)
@@ -67,13 +71,13 @@ impl FlowAwr {
             }
             Loss::Anchored(_) => Deviation::FROM_OLD,
         };
-        let [aim, from_target] = measure(point, v, frozen, [aim, Deviation::FROM_TARGET])?;
+        let [aim, from_target] = measure(point, v, targets, [aim, Deviation::FROM_TARGET])?;
         let loss = match self.loss {
             Loss::Estimate => (aim.square * point.t.sqr()?)?,
             Loss::Velocity => aim.square,
             Loss::Anchored(gamma) => anchored(point, &from_target, &aim, gamma)?,
         }; // [B]
         let policy = (loss / adaptive_scale(point, &from_target, self.adaptive)?)?;
-        Terms::new(policy, frozen.kl(v, self.kl_coef)?)
+        Losses::new(policy, targets.kl(v, self.kl_coef)?)
     }
 }

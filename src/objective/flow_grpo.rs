@@ -1,6 +1,6 @@
 //! Flow-GRPO: policy gradient on the steps of stochastic rollouts.
 
-use super::{Frozen, Point, Target, Terms};
+use super::{Losses, Objective, Point, Requirements, Target, TargetVelocities};
 use crate::error::{Error, Result};
 use crate::flow::{column, sde};
 use candle_core::Tensor;
@@ -15,8 +15,12 @@ pub struct FlowGrpo {
     pub kl_coef: f64,
 }
 
-impl FlowGrpo {
-    pub(super) fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
+impl Objective for FlowGrpo {
+    fn requirements(&self) -> Requirements {
+        Requirements { reference: self.kl_coef > 0.0, trajectory: true, on_policy: true, ..Requirements::default() }
+    }
+
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses> {
         let Target::Reverse { next, log_prob, x_factor, v_factor, std, rate } = &point.target else {
             return Err(Error::Failed("Flow-GRPO needs the steps of stochastic rollouts".into()));
         };
@@ -25,8 +29,8 @@ impl FlowGrpo {
         let ratio = (sde::log_prob(next, &mu, std)? - log_prob)?.exp()?; // [B]
         let policy = surrogate(&point.advantage, &ratio, self.ratio_clip)?;
         // mu - mu_ref = v_factor (v - v_ref)
-        let kl = (frozen.kl(v, self.kl_coef)? * ((v_factor / rate)?.sqr()? * 0.5)?)?;
-        Terms::new(policy, kl)
+        let kl = (targets.kl(v, self.kl_coef)? * ((v_factor / rate)?.sqr()? * 0.5)?)?;
+        Losses::new(policy, kl)
     }
 }
 

@@ -1,4 +1,6 @@
 //! Objectives: pure arithmetic on velocities. One file a method; `docs/METHODS.md` has them in one notation.
+//!
+//! A training loop takes any [`Objective`]: one of the methods here, or the caller's own.
 
 mod advantage_flow;
 mod awm;
@@ -15,11 +17,13 @@ pub use flow_awr::Form;
 use crate::advantage::AdvantageMap;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
-use deviation::{Deviation, Factor, Measured, distance, measure};
+use deviation::{Deviation, Factor, measure};
+pub use deviation::{Measured, distance};
+use std::fmt::Debug;
 
 /// What an objective asks for beside the policy's velocity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Requirements {
     /// The old policy's velocity.
     pub old: bool,
     /// The base model's velocity.
@@ -70,13 +74,19 @@ pub enum Target {
 
 impl Point {
     /// u = eps - x0 of a point of the forward process, `[B, C, H, W]`.
-    fn target_velocity(&self) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// The point is a rollout step.
+    pub fn target_velocity(&self) -> Result<Tensor> {
         let (x0, eps) = self.forward()?;
         Ok((eps - x0)?)
     }
 
     /// (x0, eps) of a point of the forward process.
-    fn forward(&self) -> Result<(&Tensor, &Tensor)> {
+    ///
+    /// # Errors
+    /// The point is a rollout step.
+    pub fn forward(&self) -> Result<(&Tensor, &Tensor)> {
         match &self.target {
             Target::Forward { x0, eps } => Ok((x0, eps)),
             Target::Reverse { .. } => {
@@ -86,8 +96,9 @@ impl Point {
     }
 }
 
-/// The frozen velocities of a micro-batch, those that the objective needs.
-pub struct Frozen {
+/// The velocities of a micro-batch that the policy's is compared with, those that the objective requires; no gradient
+/// flows through them.
+pub struct TargetVelocities {
     /// Of the old policy, `[B, C, H, W]`.
     pub old: Option<Tensor>,
     /// Of the base model, `[B, C, H, W]`.
@@ -95,7 +106,7 @@ pub struct Frozen {
 }
 
 /// The losses of a micro-batch, a value a sample.
-pub struct Terms {
+pub struct Losses {
     /// What is minimised, `[B]`.
     pub loss: Tensor,
     /// Its part from the rewards, `[B]`.
@@ -104,102 +115,110 @@ pub struct Terms {
     pub kl: Tensor,
 }
 
-/// An objective, ready to be computed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Objective {
-    /// FlowAWR.
-    FlowAwr(flow_awr::FlowAwr),
-    /// AdvantageFlow.
-    AdvantageFlow(advantage_flow::AdvantageFlow),
-    /// DiffusionNFT.
-    DiffusionNft(diffusion_nft::DiffusionNft),
-    /// Flow-GRPO.
-    FlowGrpo(flow_grpo::FlowGrpo),
-    /// Advantage weighted matching.
-    Awm(awm::Awm),
+/// What an update minimises: pure arithmetic on the velocities of a micro-batch.
+///
+/// ```
+/// use flowrl_dist::objective::{Losses, Objective, Point, Requirements, TargetVelocities, distance};
+///
+/// /// `A mean (v - u)^2`: regression to the samples, weighted by their advantages.
+/// #[derive(Debug)]
+/// struct Weighted;
+///
+/// impl Objective for Weighted {
+///     fn requirements(&self) -> Requirements {
+///         Requirements::default()
+///     }
+///
+///     fn losses(
+///         &self,
+///         point: &Point,
+///         v: &candle_core::Tensor,
+///         targets: &TargetVelocities,
+///     ) -> flowrl_dist::Result<Losses> {
+///         let policy = (distance(v, &point.target_velocity()?)?.square * &point.advantage)?;
+///         Losses::new(policy, targets.kl(v, 0.0)?)
+///     }
+/// }
+/// ```
+pub trait Objective: Debug + Send + Sync {
+    /// What it asks for beside the policy's velocity.
+    fn requirements(&self) -> Requirements;
+
+    /// The losses at the policy's velocity `v` `[B, C, H, W]`, from which its gradient is taken.
+    ///
+    /// # Errors
+    /// What it requires is absent, or the point is of another process than it trains on.
+    fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses>;
 }
 
-impl Objective {
-    /// The objective of a configuration, for advantages of this map.
-    pub fn new(config: &MethodConfig, map: &AdvantageMap) -> Self {
-        let kl_coef = |default: f64| config.kl_coef.unwrap_or(default);
-        let adaptive = config.adaptive_scale.unwrap_or(true);
-        match config.name {
-            Method::FlowAwr => Self::FlowAwr(flow_awr::FlowAwr {
-                loss: config.form().loss(config.gamma),
+impl MethodConfig {
+    /// The objective, for advantages of this map.
+    pub fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective> {
+        let kl_coef = |default: f64| self.kl_coef.unwrap_or(default);
+        let adaptive = self.adaptive_scale.unwrap_or(true);
+        match self.name {
+            Method::FlowAwr => Box::new(flow_awr::FlowAwr {
+                loss: self.form().loss(self.gamma),
                 kl_coef: kl_coef(1e-4),
-                adaptive: config.adaptive_scale.unwrap_or(config.form() != Form::Paper),
+                adaptive: self.adaptive_scale.unwrap_or(self.form() != Form::Paper),
             }),
-            Method::AdvantageFlow => Self::AdvantageFlow(advantage_flow::AdvantageFlow {
-                gamma: config.gamma.unwrap_or(Gamma::OneMinusAdvantage),
+            Method::AdvantageFlow => Box::new(advantage_flow::AdvantageFlow {
+                gamma: self.gamma.unwrap_or(Gamma::OneMinusAdvantage),
                 kl_coef: kl_coef(1e-3),
-                kl_space: config.kl_space.unwrap_or(KlSpace::Velocity),
+                kl_space: self.kl_space.unwrap_or(KlSpace::Velocity),
                 adaptive,
             }),
-            Method::DiffusionNft => Self::DiffusionNft(diffusion_nft::DiffusionNft {
-                mix: config.mix.unwrap_or(1.0),
+            Method::DiffusionNft => Box::new(diffusion_nft::DiffusionNft {
+                mix: self.mix.unwrap_or(1.0),
                 clip: map.bound(),
                 kl_coef: kl_coef(1e-4),
                 adaptive,
             }),
-            Method::FlowGrpo => Self::FlowGrpo(flow_grpo::FlowGrpo {
-                ratio_clip: config.ratio_clip.unwrap_or(1e-4),
-                kl_coef: kl_coef(0.04),
-            }),
-            Method::Awm => Self::Awm(awm::Awm {
-                ratio_clip: config.ratio_clip.unwrap_or(1.0),
-                anchor: config.anchor.unwrap_or(1.0),
+            Method::FlowGrpo => {
+                Box::new(flow_grpo::FlowGrpo { ratio_clip: self.ratio_clip.unwrap_or(1e-4), kl_coef: kl_coef(0.04) })
+            }
+            Method::Awm => Box::new(awm::Awm {
+                ratio_clip: self.ratio_clip.unwrap_or(1.0),
+                anchor: self.anchor.unwrap_or(1.0),
                 clip: map.bound(),
                 kl_coef: kl_coef(1e-4),
             }),
-        }
-    }
-
-    /// What it asks for.
-    pub fn needs(&self) -> Needs {
-        let forward =
-            |old: bool, kl_coef: f64| Needs { old, reference: kl_coef > 0.0, trajectory: false, on_policy: false };
-        match self {
-            Self::FlowAwr(o) => forward(true, o.kl_coef),
-            Self::AdvantageFlow(o) => forward(true, o.kl_coef),
-            Self::DiffusionNft(o) => forward(true, o.kl_coef),
-            Self::Awm(o) => Needs { on_policy: true, ..forward(o.anchor > 0.0, o.kl_coef) },
-            Self::FlowGrpo(o) => Needs { trajectory: true, on_policy: true, ..forward(false, o.kl_coef) },
-        }
-    }
-
-    /// The losses at the policy's velocity `v` `[B, C, H, W]`.
-    pub fn terms(&self, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Terms> {
-        match self {
-            Self::FlowAwr(o) => o.terms(point, v, frozen),
-            Self::AdvantageFlow(o) => o.terms(point, v, frozen),
-            Self::DiffusionNft(o) => o.terms(point, v, frozen),
-            Self::FlowGrpo(o) => o.terms(point, v, frozen),
-            Self::Awm(o) => o.terms(point, v, frozen),
         }
     }
 }
 
-impl Terms {
+impl Losses {
     /// The sum of the part from the rewards and the distance to the base model, `[B]` each.
-    fn new(policy: Tensor, kl: Tensor) -> Result<Self> {
+    ///
+    /// # Errors
+    /// They are not of one shape.
+    pub fn new(policy: Tensor, kl: Tensor) -> Result<Self> {
         Ok(Self { loss: (&policy + &kl)?, policy, kl })
     }
 }
 
-impl Frozen {
-    /// The old policy's velocity, which configuration has promised.
-    fn old(&self) -> Result<&Tensor> {
+impl TargetVelocities {
+    /// The old policy's velocity `[B, C, H, W]`, for an objective that requires it.
+    ///
+    /// # Errors
+    /// It is absent.
+    pub fn old(&self) -> Result<&Tensor> {
         promised(&self.old, "old policy's")
     }
 
-    /// The base model's.
-    fn reference(&self) -> Result<&Tensor> {
+    /// The base model's velocity `[B, C, H, W]`, for an objective that requires it.
+    ///
+    /// # Errors
+    /// It is absent.
+    pub fn reference(&self) -> Result<&Tensor> {
         promised(&self.reference, "base model's")
     }
 
-    /// `kl_coef mean (v - v_ref)^2`, `[B]`; without the base model's velocity where it does not count.
-    fn kl(&self, v: &Tensor, kl_coef: f64) -> Result<Tensor> {
+    /// `kl_coef mean (v - v_ref)^2`, `[B]`; 0 without the base model's velocity where `kl_coef` is 0.
+    ///
+    /// # Errors
+    /// The base model's velocity counts and is absent.
+    pub fn kl(&self, v: &Tensor, kl_coef: f64) -> Result<Tensor> {
         match kl_coef > 0.0 {
             true => Ok((distance(v, self.reference()?)?.square * kl_coef)?),
             false => Ok(Tensor::zeros(v.dim(0)?, v.dtype(), v.device())?),

@@ -41,39 +41,63 @@ fn estimate(point: &Point, v: &Tensor) -> Result<Tensor> {
     Ok((&point.x_t - v.broadcast_mul(&column(&point.t)?)?)?)
 }
 
-fn frozen() -> Result<Frozen> {
-    Ok(Frozen { old: Some(noise(4)?), reference: Some(noise(5)?) })
+fn targets() -> Result<TargetVelocities> {
+    Ok(TargetVelocities { old: Some(noise(4)?), reference: Some(noise(5)?) })
 }
 
-fn objectives() -> Vec<Objective> {
-    let of = |name| MethodConfig { kl_coef: Some(0.01), ..MethodConfig::of(name) };
-    let awr = |form| MethodConfig { form: Some(form), ..of(Method::FlowAwr) };
-    let af = |gamma| MethodConfig { gamma: Some(gamma), ..of(Method::AdvantageFlow) };
-    [
+/// An objective whose kind is known.
+#[derive(Debug)]
+enum Known {
+    FlowAwr(flow_awr::FlowAwr),
+    AdvantageFlow(advantage_flow::AdvantageFlow),
+    DiffusionNft(diffusion_nft::DiffusionNft),
+    Awm(awm::Awm),
+}
+
+impl std::ops::Deref for Known {
+    type Target = dyn Objective;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Known::FlowAwr(objective) => objective,
+            Known::AdvantageFlow(objective) => objective,
+            Known::DiffusionNft(objective) => objective,
+            Known::Awm(objective) => objective,
+        }
+    }
+}
+
+fn objectives() -> Vec<Known> {
+    let kl_coef = 0.01;
+    let awr = |form: Form| {
+        Known::FlowAwr(flow_awr::FlowAwr { loss: form.loss(None), kl_coef, adaptive: form != Form::Paper })
+    };
+    let af = |gamma, kl_space| {
+        Known::AdvantageFlow(advantage_flow::AdvantageFlow { gamma, kl_coef, kl_space, adaptive: true })
+    };
+    let nft = |mix, adaptive| Known::DiffusionNft(diffusion_nft::DiffusionNft { mix, clip: 5.0, kl_coef, adaptive });
+    vec![
         awr(Form::Released),
         awr(Form::Paper),
         awr(Form::Exact),
         awr(Form::Robust),
-        af(Gamma::OneMinusAdvantage),
-        af(Gamma::Constant(1.1)),
-        MethodConfig { kl_space: Some(KlSpace::Estimate), ..af(Gamma::OneMinusAdvantage) },
-        MethodConfig { mix: Some(0.3), ..of(Method::DiffusionNft) },
-        MethodConfig { mix: Some(1.0), adaptive_scale: Some(false), ..of(Method::DiffusionNft) },
-        MethodConfig { anchor: Some(0.5), ..of(Method::Awm) },
+        af(Gamma::OneMinusAdvantage, KlSpace::Velocity),
+        af(Gamma::Constant(1.1), KlSpace::Velocity),
+        af(Gamma::OneMinusAdvantage, KlSpace::Estimate),
+        nft(0.3, true),
+        nft(1.0, false),
+        Known::Awm(awm::Awm { ratio_clip: 1.0, anchor: 0.5, clip: 5.0, kl_coef }),
     ]
-    .iter()
-    .map(new)
-    .collect()
 }
 
-fn new(config: &MethodConfig) -> Objective {
-    Objective::new(config, &AdvantageConfig::default().resolve(config))
+fn new(config: &MethodConfig) -> Box<dyn Objective> {
+    config.objective(&AdvantageConfig::default().resolve(config))
 }
 
 /// Gradient of the summed losses by autograd.
-fn gradient(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Tensor> {
+fn gradient(objective: &dyn Objective, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Tensor> {
     let v = Var::from_tensor(v)?;
-    let loss = objective.terms(point, v.as_tensor(), frozen)?.loss.sum_all()?;
+    let loss = objective.losses(point, v.as_tensor(), targets)?.loss.sum_all()?;
     Ok(loss.backward()?.get(v.as_tensor()).expect("a gradient").clone())
 }
 
@@ -89,8 +113,8 @@ const A: [f64; 3] = [-0.7, 0.4, 0.9];
 /// DiffusionNFT 2 clip t^2 (r (v+ - u) / w+ - (1 - r) (v- - u) / w-) / n,
 /// AWM 2 t A (m + 1e-10)^(-3/4) (v - u) / (clip n) + 2 anchor (v - v_old) / n with m = mean (v - u)^2,
 /// and 2 kl (v - v_ref) / n, in AdvantageFlow with estimates times t^2 / w.
-fn closed_form(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen) -> Result<Tensor> {
-    let (old, reference) = (frozen.old()?, frozen.reference()?);
+fn closed_form(objective: &Known, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Tensor> {
+    let (old, reference) = (targets.old()?, targets.reference()?);
     let (x0, u) = (point.forward()?.0, u(point)?);
     let n = 24.0;
     let a = column(&point.advantage)?;
@@ -107,7 +131,7 @@ fn closed_form(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen
         Ok((inner - old.broadcast_mul(gamma)?)?.broadcast_mul(&scaled(v, 2.0 / n, true)?)?)
     };
     match objective {
-        Objective::FlowAwr(o) => {
+        Known::FlowAwr(o) => {
             let target = ((v - old)? - (&u - old)?.broadcast_mul(&a)?)?;
             let policy = match o.loss {
                 Loss::Estimate => target.broadcast_mul(&scaled(v, 2.0 / n, true)?)?,
@@ -117,7 +141,7 @@ fn closed_form(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen
             };
             Ok((policy + toward_reference(o.kl_coef)?)?)
         }
-        Objective::AdvantageFlow(o) => {
+        Known::AdvantageFlow(o) => {
             let gamma = match o.gamma {
                 Gamma::OneMinusAdvantage => a.affine(-1.0, 1.0)?,
                 Gamma::Constant(g) => a.affine(0.0, g)?,
@@ -128,7 +152,7 @@ fn closed_form(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen
             };
             Ok((anchored(&gamma)? + toward)?)
         }
-        Objective::DiffusionNft(o) => {
+        Known::DiffusionNft(o) => {
             let r = a.affine(0.5 / o.clip, 0.5)?;
             let positive = ((v * o.mix)? + (old * (1.0 - o.mix))?)?;
             let negative = ((old * (1.0 + o.mix))? - (v * o.mix)?)?;
@@ -139,22 +163,21 @@ fn closed_form(objective: &Objective, point: &Point, v: &Tensor, frozen: &Frozen
             let policy = (branch(&positive, &r)? - branch(&negative, &r.affine(-1.0, 1.0)?)?)?;
             Ok((policy + toward_reference(o.kl_coef)?)?)
         }
-        Objective::Awm(o) => {
+        Known::Awm(o) => {
             let m = (distance(v, &u)? + 1e-10)?;
             let rate = ((m.powf(-0.75)? * &point.t)? * &point.advantage)?;
             let policy = (v - &u)?.broadcast_mul(&column(&(rate * (2.0 / (o.clip * n)))?)?)?;
             Ok(((policy + ((v - old)? * (2.0 * o.anchor / n))?)? + toward_reference(o.kl_coef)?)?)
         }
-        Objective::FlowGrpo(_) => unreachable!("trains rollout steps"),
     }
 }
 
 #[test]
 fn gradients_equal_the_closed_forms() -> Result<()> {
-    let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
+    let (point, targets, v) = (point(A)?, targets()?, noise(3)?);
     for objective in objectives() {
-        let expected = closed_form(&objective, &point, &v, &frozen)?;
-        let error = max_abs(&(gradient(&objective, &point, &v, &frozen)? - expected)?)?;
+        let expected = closed_form(&objective, &point, &v, &targets)?;
+        let error = max_abs(&(gradient(&*objective, &point, &v, &targets)? - expected)?)?;
         assert!(error < 1e-14, "{objective:?}: {error}");
     }
     Ok(())
@@ -164,22 +187,22 @@ fn gradients_equal_the_closed_forms() -> Result<()> {
 /// differenced without them; AWM's ratio, which is 1 wherever it is taken, through its log-likelihood.
 #[test]
 fn gradients_agree_with_finite_differences() -> Result<()> {
-    let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
+    let (point, targets, v) = (point(A)?, targets()?, noise(3)?);
     let (x0, _) = point.forward()?;
     let w = |v: &Tensor| -> Result<Tensor> { Ok(mean_dims(&(estimate(&point, v)? - x0)?.abs()?)?.maximum(1e-5)?) };
     for objective in objectives() {
         let objective = match objective {
-            Objective::DiffusionNft(o) => Objective::DiffusionNft(diffusion_nft::DiffusionNft { adaptive: false, ..o }),
+            Known::DiffusionNft(o) => Known::DiffusionNft(diffusion_nft::DiffusionNft { adaptive: false, ..o }),
             other => other,
         };
         let value = |moved: &Tensor| -> Result<f64> {
-            let terms = objective.terms(&point, moved, &frozen)?;
+            let terms = objective.losses(&point, moved, &targets)?;
             let back = (w(moved)? / w(&v)?)?; // undoes the change of the scale with v
             let loss = match &objective {
-                Objective::FlowAwr(o) if o.adaptive => ((terms.policy * back)? + terms.kl)?,
-                Objective::AdvantageFlow(o) if o.kl_space == KlSpace::Velocity => ((terms.policy * back)? + terms.kl)?,
-                Objective::AdvantageFlow(_) => (terms.loss * back)?,
-                Objective::Awm(o) => {
+                Known::FlowAwr(o) if o.adaptive => ((terms.policy * back)? + terms.kl)?,
+                Known::AdvantageFlow(o) if o.kl_space == KlSpace::Velocity => ((terms.policy * back)? + terms.kl)?,
+                Known::AdvantageFlow(_) => (terms.loss * back)?,
+                Known::Awm(o) => {
                     let likelihood = |v: &Tensor| awm::pseudo_log_likelihood(&point, &distance(v, &u(&point)?)?);
                     let difference = (likelihood(moved)? - likelihood(&v)?)?;
                     let a = (&point.advantage / o.clip)?;
@@ -190,7 +213,7 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
             };
             Ok(loss.sum_all()?.to_scalar::<f64>()?)
         };
-        check_differences(&gradient(&objective, &point, &v, &frozen)?, &v, &format!("{objective:?}"), value)?;
+        check_differences(&gradient(&*objective, &point, &v, &targets)?, &v, &format!("{objective:?}"), value)?;
     }
     Ok(())
 }
@@ -211,7 +234,7 @@ fn check_differences(gradient: &Tensor, v: &Tensor, what: &str, value: impl Fn(&
 }
 
 /// A rollout step of the policy v_old, seen from v: the ratio is far enough from 1 to be clipped for some.
-fn step(advantage: [f64; 3], ratio_clip: f64) -> Result<(Objective, Point, Frozen)> {
+fn step(advantage: [f64; 3], ratio_clip: f64) -> Result<(Box<dyn Objective>, Point, TargetVelocities)> {
     let sde = SdeConfig::default();
     let grid = sigmas(10, 3.0);
     let steps = [1, 5, 8].map(|i| sde.step(&grid, i));
@@ -228,25 +251,25 @@ fn step(advantage: [f64; 3], ratio_clip: f64) -> Result<(Objective, Point, Froze
     let point = Point { x_t: x, t, advantage: Tensor::new(&advantage, &Device::Cpu)?, target };
     let config =
         MethodConfig { ratio_clip: Some(ratio_clip), kl_coef: Some(0.04), ..MethodConfig::of(Method::FlowGrpo) };
-    Ok((new(&config), point, Frozen { old: None, reference: Some(noise(5)?) }))
+    Ok((new(&config), point, TargetVelocities { old: None, reference: Some(noise(5)?) }))
 }
 
 #[test]
 fn flow_grpo_agrees_with_finite_differences_and_with_the_policy_gradient() -> Result<()> {
     // Free of the clip, away from the policy that sampled.
-    let (objective, point, frozen) = step(A, 10.0)?;
+    let (objective, point, targets) = step(A, 10.0)?;
     let v = (noise(4)? + (noise(3)? * 0.05)?)?;
-    let value = |v: &Tensor| Ok(objective.terms(&point, v, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?);
-    check_differences(&gradient(&objective, &point, &v, &frozen)?, &v, "free", value)?;
+    let value = |v: &Tensor| Ok(objective.losses(&point, v, &targets)?.loss.sum_all()?.to_scalar::<f64>()?);
+    check_differences(&gradient(&*objective, &point, &v, &targets)?, &v, "free", value)?;
     // At the policy that sampled, whatever the clip: -A d log p = -A v_factor z / (n std), z the noise of the step.
-    let (objective, point, mut frozen) = step(A, 1e-4)?;
+    let (objective, point, mut targets) = step(A, 1e-4)?;
     let old = noise(4)?;
-    frozen.reference = Some(old.clone());
+    targets.reference = Some(old.clone());
     let Target::Reverse { v_factor, std, .. } = &point.target else { panic!("a rollout step") };
     let factor = ((v_factor / std)? * &point.advantage)?;
     let expected = noise(2)?.broadcast_mul(&column(&(factor * (-1.0 / 24.0))?)?)?;
-    assert!(max_abs(&(gradient(&objective, &point, &old, &frozen)? - expected)?)? < 1e-12);
-    assert!((objective.terms(&point, &old, &frozen)?.loss.to_vec1::<f64>()?[0] + A[0]).abs() < 1e-12);
+    assert!(max_abs(&(gradient(&*objective, &point, &old, &targets)? - expected)?)? < 1e-12);
+    assert!((objective.losses(&point, &old, &targets)?.loss.to_vec1::<f64>()?[0] + A[0]).abs() < 1e-12);
     Ok(())
 }
 
@@ -258,9 +281,9 @@ fn flow_grpo_stops_at_the_clip() -> Result<()> {
     // The velocity whose mean is the next state itself: the likeliest, so every ratio is above 1.
     let v = (next - point.x_t.broadcast_mul(&column(x_factor)?)?)?.broadcast_div(&column(v_factor)?)?;
     let near = ((&v * 0.5)? + (noise(4)? * 0.5)?)?;
-    let objective = Objective::FlowGrpo(flow_grpo::FlowGrpo { ratio_clip: 1e-4, kl_coef: 0.0 });
-    let frozen = Frozen { old: None, reference: None };
-    let gradients = gradient(&objective, &point, &near, &frozen)?.abs()?.flatten_from(1)?.max(1)?.to_vec1::<f64>()?;
+    let objective = flow_grpo::FlowGrpo { ratio_clip: 1e-4, kl_coef: 0.0 };
+    let targets = TargetVelocities { old: None, reference: None };
+    let gradients = gradient(&objective, &point, &near, &targets)?.abs()?.flatten_from(1)?.max(1)?.to_vec1::<f64>()?;
     assert!(gradients[0] > 0.0 && gradients[1] == 0.0 && gradients[2] == 0.0, "{gradients:?}");
     Ok(())
 }
@@ -268,12 +291,12 @@ fn flow_grpo_stops_at_the_clip() -> Result<()> {
 /// The distance of the means from the base model's, against the formula in numbers.
 #[test]
 fn flow_grpo_measures_the_base_model_by_the_means() -> Result<()> {
-    let (objective, point, frozen) = step(A, 1e-4)?;
+    let (objective, point, targets) = step(A, 1e-4)?;
     let v = noise(3)?;
     let Target::Reverse { v_factor, rate, .. } = &point.target else { panic!("a rollout step") };
     let (v_factor, rate) = (v_factor.to_vec1::<f64>()?, rate.to_vec1::<f64>()?);
     let square = distance(&v, &noise(5)?)?.to_vec1::<f64>()?;
-    let kl = objective.terms(&point, &v, &frozen)?.kl.to_vec1::<f64>()?;
+    let kl = objective.losses(&point, &v, &targets)?.kl.to_vec1::<f64>()?;
     for i in 0..3 {
         let expected = 0.04 * v_factor[i] * v_factor[i] * square[i] / (2.0 * rate[i] * rate[i]);
         assert!((kl[i] - expected).abs() < 1e-14, "{} {expected}", kl[i]);
@@ -285,7 +308,7 @@ fn flow_grpo_measures_the_base_model_by_the_means() -> Result<()> {
 /// f_old and f_ref.
 #[test]
 fn advantage_flow_is_one_square() -> Result<()> {
-    let (point, frozen, v) = (point(A)?, frozen()?, noise(3)?);
+    let (point, targets, v) = (point(A)?, targets()?, noise(3)?);
     let (gamma, kl) = (1.1, 0.01);
     let config = MethodConfig {
         gamma: Some(Gamma::Constant(gamma)),
@@ -302,7 +325,7 @@ fn advantage_flow_is_one_square() -> Result<()> {
     let leaf = Var::from_tensor(&v)?;
     let square = (distance(&estimate(&point, leaf.as_tensor())?, &centre)? * weight.flatten_all()?)?.sum_all()?;
     let expected = square.backward()?.get(leaf.as_tensor()).expect("a gradient").clone();
-    assert!(max_abs(&(gradient(&new(&config), &point, &v, &frozen)? - expected)?)? < 1e-14);
+    assert!(max_abs(&(gradient(&*new(&config), &point, &v, &targets)? - expected)?)? < 1e-14);
     Ok(())
 }
 
@@ -310,7 +333,7 @@ fn advantage_flow_is_one_square() -> Result<()> {
 #[test]
 fn diffusion_nft_starts_as_policy_gradient_whatever_its_mix() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
-    let frozen = Frozen { old: Some(v.clone()), reference: None };
+    let targets = TargetVelocities { old: Some(v.clone()), reference: None };
     let u = u(&point)?;
     let scale = column(&((point.t.sqr()? * &point.advantage)? * (2.0 / 24.0))?)?;
     let expected = (&v - u)?.broadcast_mul(&scale)?;
@@ -321,9 +344,9 @@ fn diffusion_nft_starts_as_policy_gradient_whatever_its_mix() -> Result<()> {
             adaptive_scale: Some(false),
             ..MethodConfig::of(Method::DiffusionNft)
         });
-        let exact = gradient(&objective, &point, &v, &frozen)?;
+        let exact = gradient(&*objective, &point, &v, &targets)?;
         assert!(max_abs(&(&exact - &expected)?)? < 1e-13, "mix {mix}");
-        let value = |v: &Tensor| Ok(objective.terms(&point, v, &frozen)?.loss.sum_all()?.to_scalar::<f64>()?);
+        let value = |v: &Tensor| Ok(objective.losses(&point, v, &targets)?.loss.sum_all()?.to_scalar::<f64>()?);
         check_differences(&exact, &v, &format!("mix {mix}"), value)?;
     }
     Ok(())
@@ -338,13 +361,13 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
     for name in [Method::FlowAwr, Method::AdvantageFlow] {
         let config = MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) };
         let objective = new(&config);
-        assert!(!objective.needs().reference);
-        let frozen = Frozen { old: Some(noise(4)?), reference: None };
+        assert!(!objective.requirements().reference);
+        let targets = TargetVelocities { old: Some(noise(4)?), reference: None };
         // At u itself the scale takes its floor, so rounding errors are divided by 1e-5.
-        assert!(max_abs(&gradient(&objective, &point, &u, &frozen)?)? < 1e-10);
+        assert!(max_abs(&gradient(&*objective, &point, &u, &targets)?)? < 1e-10);
         // Scaling the distance to the sample scales the loss: the adaptive scale is of its size.
         let nearer = (&u + ((&v - &u)? * 0.5)?)?;
-        let loss = |v: &Tensor| objective.terms(&point, v, &frozen)?.loss.to_vec1::<f64>().map_err(Into::into);
+        let loss = |v: &Tensor| objective.losses(&point, v, &targets)?.loss.to_vec1::<f64>().map_err(Into::into);
         let (far, near): (Vec<f64>, Vec<f64>) = (Result::from(loss(&v))?, Result::from(loss(&nearer))?);
         assert!(far.iter().zip(&near).all(|(f, n): (&f64, &f64)| (n / f - 0.5).abs() < 1e-12));
     }
@@ -355,10 +378,10 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
 #[test]
 fn advantage_flow_with_one_minus_a_is_flow_awr() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
-    let frozen = Frozen { old: Some(noise(4)?), reference: None };
+    let targets = TargetVelocities { old: Some(noise(4)?), reference: None };
     let of = |name| new(&MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) });
-    let a = gradient(&of(Method::FlowAwr), &point, &v, &frozen)?;
-    let b = gradient(&of(Method::AdvantageFlow), &point, &v, &frozen)?;
+    let a = gradient(&*of(Method::FlowAwr), &point, &v, &targets)?;
+    let b = gradient(&*of(Method::AdvantageFlow), &point, &v, &targets)?;
     assert!(max_abs(&(a - b)?)? < 1e-15);
     Ok(())
 }

@@ -111,7 +111,7 @@ impl<'a> Cost<'a> {
     pub fn new(config: &'a RunConfig, model: &Model, ranks: usize) -> Self {
         let (specs, trainable) = (model.specs(), config.model.trainable);
         let layout = Layout::new(&specs, trainable);
-        let (needs, dtype) = (config.objective().needs(), config.model.dtype.dtype());
+        let (needs, dtype) = (config.objective().requirements(), config.model.dtype.dtype());
         Self {
             config,
             ranks,

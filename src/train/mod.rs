@@ -24,7 +24,7 @@ use crate::engine::{self, Pass, Tape};
 use crate::error::{Error, Result};
 use crate::evaluate::describe_scalings;
 use crate::flow::guide;
-use crate::objective::{Frozen, Objective, Point, Terms};
+use crate::objective::{Losses, Objective, Point, TargetVelocities};
 use crate::observe::Metrics;
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
@@ -47,7 +47,7 @@ pub struct Trainer {
     pipeline: Pipeline,
     stages: Stages,
     rewards: Rewards,
-    objective: Objective,
+    objective: Box<dyn Objective>,
     points: Points,
     layout: Layout,
     state: Sharded,
@@ -152,7 +152,7 @@ impl Trainer {
     fn sampling(&self, iteration: u64) -> Sampling<'_> {
         Sampling {
             pipeline: &self.pipeline,
-            params: if self.objective.needs().on_policy { &*self.policies.policy } else { &*self.policies.old },
+            params: if self.objective.requirements().on_policy { &*self.policies.policy } else { &*self.policies.old },
             sampler: &self.config.sampler,
             micro_batch: self.config.batch.micro_batch,
             seed: self.config.run.seed,
@@ -266,7 +266,7 @@ impl Trainer {
     /// The policy's velocity, those that the objective needs beside it, and what the policy's backward pass needs.
     fn velocities(&self, point: &Point, prompts: &[Prompt]) -> Result<(Tensor, Others, Tape)> {
         let Policies { policy, old, reference, old_is_policy, .. } = &self.policies;
-        let needs = self.objective.needs();
+        let needs = self.objective.requirements();
         // Rollout steps are trained with the guidance that they were sampled with; samples and noise know of none.
         let guidance = if needs.trajectory { self.config.sampler.guidance } else { 1.0 };
         let conditioning = &*self.pipeline.encode(prompts)?;
@@ -297,17 +297,17 @@ impl Trainer {
         };
         let reference = reference.map(|_| guided()).transpose()?;
         let negative = negative.is_some().then(next).transpose()?.map(|v| (v, guidance));
-        Ok((v, Others { frozen: Frozen { old, reference }, negative }, tape))
+        Ok((v, Others { frozen: TargetVelocities { old, reference }, negative }, tape))
     }
 
     /// The losses `[B]` and the gradient of their weighted sum with respect to the velocity.
-    fn differentiate(&self, point: &Point, v: &Tensor, others: &Others, weights: &Tensor) -> Result<(Terms, Tensor)> {
+    fn differentiate(&self, point: &Point, v: &Tensor, others: &Others, weights: &Tensor) -> Result<(Losses, Tensor)> {
         let v = Var::from_tensor(v)?;
         let guided = match &others.negative {
             None => v.as_tensor().clone(),
             Some((negative, guidance)) => guide(&v, negative, *guidance)?,
         };
-        let terms = self.objective.terms(point, &guided, &others.frozen)?;
+        let terms = self.objective.losses(point, &guided, &others.frozen)?;
         let loss = (&terms.loss * weights)?.sum_all()?;
         let dv = loss.backward()?.remove(v.as_tensor());
         let dv = dv.ok_or_else(|| Error::Failed("the objective gives the velocity no gradient".into()))?;
@@ -331,7 +331,7 @@ impl Trainer {
 
 /// The velocities beside the policy's own.
 struct Others {
-    frozen: Frozen,
+    frozen: TargetVelocities,
     /// The policy's without a prompt, and the guidance, where the rollouts were guided; no gradient flows through it.
     negative: Option<(Tensor, f64)>,
 }

@@ -57,7 +57,7 @@ impl Points {
             updates: config.batch.updates_per_iteration,
             timesteps: config.timesteps(),
             sampler: config.sampler.clone(),
-            reverse: config.objective().needs().trajectory,
+            reverse: config.objective().requirements().trajectory,
         }
     }
 

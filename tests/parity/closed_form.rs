@@ -8,7 +8,9 @@
 use super::mixture::{OLD, TILT, gaussian};
 use candle_core::{Device, Tensor, Var};
 use flowrl_dist::advantage::{AdvantageMap, Scores, group_advantages};
-use flowrl_dist::objective::{AdvantageConfig, Form, Frozen, Gamma, Method, MethodConfig, Objective, Point, Target};
+use flowrl_dist::objective::{
+    AdvantageConfig, Form, Gamma, Method, MethodConfig, Objective, Point, Target, TargetVelocities,
+};
 use flowrl_dist::rng::{Purpose, Stream};
 use std::collections::BTreeMap;
 
@@ -41,7 +43,7 @@ fn posterior(t: f64, x_t: f64) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// The velocity that minimises the posterior mean of the objective's loss.
-fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64) -> Result<f64> {
+fn minimiser(objective: &dyn Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64) -> Result<f64> {
     let (places, weights) = posterior(t, x_t);
     let n = places.len();
     let column = |values: Vec<f64>| Tensor::from_vec(values, (n, 1, 1, 1), &Device::Cpu);
@@ -55,12 +57,12 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
         x_t: constant(x_t)?,
         advantage: Tensor::from_vec(places.iter().map(|&x0| advantage(x0)).collect(), n, &Device::Cpu)?,
     };
-    let frozen = Frozen { old: Some(constant(OLD.velocity(t, x_t))?), reference: None };
+    let frozen = TargetVelocities { old: Some(constant(OLD.velocity(t, x_t))?), reference: None };
     let weights = Tensor::from_vec(weights, n, &Device::Cpu)?;
     let gradient = |v: f64| -> Result<f64> {
         let v = Var::new(v, &Device::Cpu)?;
         let all = v.broadcast_as((n, 1, 1, 1))?;
-        let terms = objective.terms(&point, &all, &frozen).map_err(candle_core::Error::wrap)?;
+        let terms = objective.losses(&point, &all, &frozen).map_err(candle_core::Error::wrap)?;
         let grads = (terms.loss * &weights)?.sum_all()?.backward()?;
         grads.get(v.as_tensor()).expect("a gradient").to_scalar()
     };
@@ -68,17 +70,17 @@ fn minimiser(objective: &Objective, advantage: fn(f64) -> f64, t: f64, x_t: f64)
     Ok(-at_zero / (at_one - at_zero))
 }
 
-fn objective(name: Method, gamma: Option<Gamma>) -> Objective {
+fn objective(name: Method, gamma: Option<Gamma>) -> Box<dyn Objective> {
     with(MethodConfig { gamma, ..MethodConfig::of(name) })
 }
 
-fn diffusion_nft(mix: f64) -> Objective {
+fn diffusion_nft(mix: f64) -> Box<dyn Objective> {
     with(MethodConfig { mix: Some(mix), ..MethodConfig::of(Method::DiffusionNft) })
 }
 
-fn with(config: MethodConfig) -> Objective {
+fn with(config: MethodConfig) -> Box<dyn Objective> {
     let config = MethodConfig { kl_coef: Some(0.0), adaptive_scale: Some(false), ..config };
-    Objective::new(&config, &AdvantageConfig::default().resolve(&config))
+    config.objective(&AdvantageConfig::default().resolve(&config))
 }
 
 /// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A), DiffusionNFT with mix 1
@@ -111,19 +113,19 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
             *worst = worst.max((got - expected).abs());
         };
         close("v_old", OLD.velocity(t, x_t), v_old);
-        close("FlowAWR", minimiser(&flow_awr, exponential, t, x_t)?, awr);
+        close("FlowAWR", minimiser(&*flow_awr, exponential, t, x_t)?, awr);
         // The direction is exact, the step is longer by the density ratio h: not v*.
         close("v_old + h (v* - v_old)", v_old + h * (v_star - v_old), awr);
-        close("AdvantageFlow(1.1)", minimiser(&constant, linear, t, x_t)?, af_constant);
-        close("AdvantageFlow(1-A)", minimiser(&one_minus, linear, t, x_t)?, af_one_minus);
-        close("DiffusionNFT(1)", minimiser(&diffusion_nft(1.0), linear_within_five, t, x_t)?, nft);
-        close("DiffusionNFT(0.1)", minimiser(&diffusion_nft(0.1), linear_within_five, t, x_t)?, nft_small);
+        close("AdvantageFlow(1.1)", minimiser(&*constant, linear, t, x_t)?, af_constant);
+        close("AdvantageFlow(1-A)", minimiser(&*one_minus, linear, t, x_t)?, af_one_minus);
+        close("DiffusionNFT(1)", minimiser(&*diffusion_nft(1.0), linear_within_five, t, x_t)?, nft);
+        close("DiffusionNFT(0.1)", minimiser(&*diffusion_nft(0.1), linear_within_five, t, x_t)?, nft_small);
         // gamma = 1 with the exponential advantage has exactly the tilt's velocity as its minimiser.
-        close("AdvantageFlow(1), A = w - 1", minimiser(&exact, exponential, t, x_t)?, v_star);
-        close("FlowAWR, paper", minimiser(&paper, exponential, t, x_t)?, awr);
-        close("FlowAWR, exact", minimiser(&exact_form, exponential, t, x_t)?, v_star);
+        close("AdvantageFlow(1), A = w - 1", minimiser(&*exact, exponential, t, x_t)?, v_star);
+        close("FlowAWR, paper", minimiser(&*paper, exponential, t, x_t)?, awr);
+        close("FlowAWR, exact", minimiser(&*exact_form, exponential, t, x_t)?, v_star);
         // gamma = 1.1: the tilt (0.1 + w) / 1.1, so v* where h is large and v_old where it is small.
-        close("FlowAWR, robust", minimiser(&robust, exponential, t, x_t)?, (0.1 * v_old + h * v_star) / (0.1 + h));
+        close("FlowAWR, robust", minimiser(&*robust, exponential, t, x_t)?, (0.1 * v_old + h * v_star) / (0.1 + h));
     }
     worst.iter().for_each(|(what, error)| eprintln!("{what}: {error:.1e} from the golden value, at worst"));
     Ok(())
@@ -134,13 +136,13 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
 fn a_constant_advantage_changes_nothing() -> Result<()> {
     for objective in [objective(Method::FlowAwr, None), objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)))] {
         for x_t in [-1.5, 0.0, 1.5] {
-            let got = minimiser(&objective, |_| 0.7, 0.5, x_t)?;
+            let got = minimiser(&*objective, |_| 0.7, 0.5, x_t)?;
             assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
         }
     }
     // DiffusionNFT's constant that says nothing is r = 1/2.
     for x_t in [-1.5, 0.0, 1.5] {
-        let got = minimiser(&diffusion_nft(0.1), |_| 0.0, 0.5, x_t)?;
+        let got = minimiser(&*diffusion_nft(0.1), |_| 0.0, 0.5, x_t)?;
         assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "DiffusionNFT at {x_t}: {got}");
     }
     Ok(())
@@ -197,7 +199,7 @@ fn advantage_flow_has_the_velocity_of_the_tilted_law_as_its_minimiser() -> Resul
             let mean = |f: &dyn Fn(f64) -> f64| places.iter().zip(&weights).map(|(&x0, w)| w * f(x0)).sum::<f64>();
             let advantage_of_u = mean(&|x0| advantage(x0) * (x_t - x0) / t);
             let expected = (advantage_of_u + GAMMA * OLD.velocity(t, x_t)) / (mean(&advantage) + GAMMA);
-            let got = minimiser(&objective, advantage, t, x_t)?;
+            let got = minimiser(&*objective, advantage, t, x_t)?;
             assert!((got - expected).abs() < 1e-6, "t {t}, x_t {x_t}: {got}, not {expected}");
         }
     }

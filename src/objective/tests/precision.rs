@@ -3,7 +3,7 @@
 use super::*;
 
 /// A point and its velocities in f32, and the same numbers in f64.
-fn in_both(point: &Point, v: &Tensor, frozen: &Frozen) -> Result<[(Point, Tensor, Frozen); 2]> {
+fn in_both(point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<[(Point, Tensor, TargetVelocities); 2]> {
     let to = |dtype: DType| -> Result<_> {
         let cast = |x: &Tensor| Ok::<_, Error>(x.to_dtype(DType::F32)?.to_dtype(dtype)?);
         let target = match &point.target {
@@ -22,11 +22,11 @@ fn in_both(point: &Point, v: &Tensor, frozen: &Frozen) -> Result<[(Point, Tensor
             Target::Forward { x0, eps } => interpolate(x0, eps, &t)?,
             Target::Reverse { .. } => cast(&point.x_t)?,
         };
-        let frozen = Frozen {
-            old: frozen.old.as_ref().map(cast).transpose()?,
-            reference: frozen.reference.as_ref().map(cast).transpose()?,
+        let targets = TargetVelocities {
+            old: targets.old.as_ref().map(cast).transpose()?,
+            reference: targets.reference.as_ref().map(cast).transpose()?,
         };
-        Ok((Point { x_t, t, advantage: cast(&point.advantage)?, target }, cast(v)?, frozen))
+        Ok((Point { x_t, t, advantage: cast(&point.advantage)?, target }, cast(v)?, targets))
     };
     Ok([to(DType::F32)?, to(DType::F64)?])
 }
@@ -40,12 +40,12 @@ fn close_to_the_old_policy_no_digits_are_lost() -> Result<()> {
         for advantage in [[0.0; 3], [0.0, apart, -apart], A] {
             let point = point(advantage)?;
             let near = |id: u64| -> Result<Tensor> { Ok((noise(4)? + (noise(id)? * apart)?)?) };
-            let frozen = Frozen { old: Some(noise(4)?), reference: Some(near(5)?) };
-            let [(near_point, v, near_frozen), (exact_point, exact_v, exact_frozen)] =
-                in_both(&point, &near(3)?, &frozen)?;
+            let targets = TargetVelocities { old: Some(noise(4)?), reference: Some(near(5)?) };
+            let [(near_point, v, near_targets), (exact_point, exact_v, exact_targets)] =
+                in_both(&point, &near(3)?, &targets)?;
             for objective in objectives() {
-                let expected = closed_form(&objective, &exact_point, &exact_v, &exact_frozen)?;
-                let found = gradient(&objective, &near_point, &v, &near_frozen)?.to_dtype(DType::F64)?;
+                let expected = closed_form(&objective, &exact_point, &exact_v, &exact_targets)?;
+                let found = gradient(&*objective, &near_point, &v, &near_targets)?.to_dtype(DType::F64)?;
                 let error = max_abs(&(found - &expected)?)? / max_abs(&expected)?;
                 assert!(error < 2e-6, "{objective:?}, {apart} apart, {advantage:?}: {error}");
                 worst = worst.max(error);
@@ -53,10 +53,11 @@ fn close_to_the_old_policy_no_digits_are_lost() -> Result<()> {
         }
     }
     // Flow-GRPO, at a policy near the one that sampled and free of the clip.
-    let (objective, point, frozen) = step(A, 10.0)?;
+    let (objective, point, targets) = step(A, 10.0)?;
     let near = (noise(4)? + (noise(3)? * 0.05)?)?;
-    let [found, exact] = in_both(&point, &near, &frozen)?
-        .map(|(point, v, frozen)| gradient(&objective, &point, &v, &frozen)?.to_dtype(DType::F64).map_err(Error::from));
+    let [found, exact] = in_both(&point, &near, &targets)?.map(|(point, v, targets)| {
+        gradient(&*objective, &point, &v, &targets)?.to_dtype(DType::F64).map_err(Error::from)
+    });
     let (found, exact) = (found?, exact?);
     assert!(max_abs(&(found - &exact)?)? < 1e-5 * max_abs(&exact)?);
     eprintln!("off by {worst:.1e} of the largest element, at worst");
@@ -67,19 +68,19 @@ fn close_to_the_old_policy_no_digits_are_lost() -> Result<()> {
 #[test]
 fn no_signal_gives_no_gradient() -> Result<()> {
     let v = noise(3)?;
-    let frozen = Frozen { old: Some(v.clone()), reference: Some(v.clone()) };
-    let silent = |objective: &Objective, point: &Point| -> Result<()> {
-        for (point, v, frozen) in in_both(point, &v, &frozen)? {
+    let targets = TargetVelocities { old: Some(v.clone()), reference: Some(v.clone()) };
+    let silent = |objective: &dyn Objective, point: &Point| -> Result<()> {
+        for (point, v, targets) in in_both(point, &v, &targets)? {
             let rows =
-                gradient(objective, &point, &v, &frozen)?.flatten_from(1)?.abs()?.max(1)?.to_dtype(DType::F64)?;
+                gradient(objective, &point, &v, &targets)?.flatten_from(1)?.abs()?.max(1)?.to_dtype(DType::F64)?;
             let [first, second, third] = rows.to_vec1::<f64>()?[..] else { panic!("three samples") };
             assert!(first == 0.0 && second > 0.0 && third == 0.0, "{objective:?}: {rows}");
         }
         Ok(())
     };
     for objective in objectives() {
-        silent(&objective, &point([0.0, 0.4, -0.0])?)?;
+        silent(&*objective, &point([0.0, 0.4, -0.0])?)?;
     }
     let (objective, point, _) = step([0.0, 0.4, -0.0], 10.0)?;
-    silent(&objective, &point)
+    silent(&*objective, &point)
 }

@@ -5,7 +5,7 @@ use flowrl_dist::advantage::AdvantageMap;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
-use flowrl_dist::objective::{Frozen, Method, MethodConfig, Objective, Point, Target};
+use flowrl_dist::objective::{Method, MethodConfig, Point, Target, TargetVelocities};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Role, Spec, Trainable};
 use flowrl_dist::shard::{Gradients, Partition};
 use flowrl_dist::{Error, Result};
@@ -113,7 +113,7 @@ impl Case {
         let [old, reference] = frozen.map(|name| Some(self.get(name).clone()));
         let v = Var::from_tensor(v)?;
         let terms =
-            Objective::new(&config, &AdvantageMap::DIFFUSION_NFT).terms(&point, &v, &Frozen { old, reference })?;
+            config.objective(&AdvantageMap::DIFFUSION_NFT).losses(&point, &v, &TargetVelocities { old, reference })?;
         let loss = terms.loss.mean_all()?;
         let store = loss.backward()?;
         Ok((f64::from(loss.to_scalar::<f32>()?), store.get(&v).expect("a gradient").clone()))

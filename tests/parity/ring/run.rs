@@ -10,7 +10,7 @@ use flowrl_dist::data::Prompt;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::sde::SdeConfig;
 use flowrl_dist::flow::{SamplerConfig, Solver, interpolate};
-use flowrl_dist::objective::{AdvantageConfig, Frozen, MethodConfig, Objective, Point, Target};
+use flowrl_dist::objective::{AdvantageConfig, MethodConfig, Objective, Point, Target, TargetVelocities};
 use flowrl_dist::optim::{OldPolicyDecay, OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::Pipeline;
@@ -69,7 +69,7 @@ pub fn advantages(map: &AdvantageMap, rewards: Vec<f64>, groups: &[usize]) -> Re
 /// One method's run.
 pub struct Run<'a> {
     pipeline: &'a Pipeline,
-    objective: Objective,
+    objective: Box<dyn Objective>,
     pub map: AdvantageMap,
     optim: OptimConfig,
     layout: Layout,
@@ -85,7 +85,7 @@ impl<'a> Run<'a> {
         let state = Sharded::new(&*pipeline.base, &layout, Sharding::None, &*world.device)?;
         let policies = Policies::new(&*pipeline.base, &pipeline.model.specs(), Trainable::Full, &state, true, &world)?;
         let optim = OptimConfig { lr, weight_decay: 0.0, ..OptimConfig::default() };
-        Ok(Self { pipeline, objective: Objective::new(method, &map), map, optim, layout, state, policies, world })
+        Ok(Self { pipeline, objective: method.objective(&map), map, optim, layout, state, policies, world })
     }
 
     pub fn iterations(&mut self, count: u64, reward: &dyn Fn(&Tensor) -> Result<Vec<f64>>) -> Result<()> {
@@ -93,7 +93,7 @@ impl<'a> Run<'a> {
     }
 
     fn iteration(&mut self, iteration: u64, reward: &dyn Fn(&Tensor) -> Result<Vec<f64>>) -> Result<()> {
-        let needs = self.objective.needs();
+        let needs = self.objective.requirements();
         let solver = if needs.trajectory { Solver::Sde } else { Solver::Euler };
         let params = if needs.on_policy { &*self.policies.policy } else { &*self.policies.old };
         let requests = requests(PROMPTS, IMAGES_PER_PROMPT);
@@ -142,16 +142,16 @@ impl<'a> Run<'a> {
     fn gradients(&self, point: &Point) -> Result<Tensor> {
         let model = &self.pipeline.model;
         let Policies { policy, old, reference, .. } = &self.policies;
-        let needs = self.objective.needs();
+        let needs = self.objective.requirements();
         let of = |params: &Rc<dyn Weights>| engine::velocity(model, &**params, &point.x_t, &point.t, &[]);
-        let frozen = Frozen {
+        let frozen = TargetVelocities {
             old: needs.old.then(|| of(old)).transpose()?,
             reference: needs.reference.then(|| of(reference)).transpose()?,
         };
         // The first stage runs again in the backward pass, the second keeps its graph.
         let (v, tape) = engine::forward(model, &**policy, &point.x_t, &point.t, &[], Checkpointing(2))?;
         let v = Var::from_tensor(&v)?;
-        let mut store = self.objective.terms(point, &v, &frozen)?.loss.mean_all()?.backward()?;
+        let mut store = self.objective.losses(point, &v, &frozen)?.loss.mean_all()?.backward()?;
         let dv = store.remove(v.as_tensor()).expect("the objective gives the velocity a gradient");
         let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &Device::Cpu)?;
         engine::backward(model, &**policy, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
