@@ -16,7 +16,7 @@ use flowrl_dist::comm::Solo;
 use flowrl_dist::data::PromptSet;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::flow::{SamplerConfig, interpolate};
-use flowrl_dist::objective::{AdvantageConfig, Method, MethodConfig, Point, Target, TargetVelocities};
+use flowrl_dist::objective::{Method, MethodConfig, Point, Target, TargetVelocities};
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::{ModelConfig, Pipeline};
@@ -168,7 +168,7 @@ fn glyphs(threads: usize) -> Result<()> {
     let point = Point { x_t: interpolate(&x0, &eps, &t)?, t, advantage, target: Target::Forward { x0, eps } };
     for method in [Method::FlowAwr, Method::DiffusionNft] {
         let config = MethodConfig::of(method);
-        let objective = config.objective(&AdvantageConfig::default().resolve(&config));
+        let objective = config.objective(&config.map());
         measure(&format!("{method:?} of 512 pixels"), BATCH, "samples", || {
             let terms = objective.losses(&point, v.as_tensor(), &frozen)?;
             drop(terms.loss.sum_all()?.backward()?);

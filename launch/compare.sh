@@ -38,7 +38,7 @@ FlowAWR, on policy|flow-awr|old_policy.rate=0.0
 AdvantageFlow(1-A), on policy|advantage-flow-1-a|old_policy.rate=0.0
 FlowAWR, pooled scale|flow-awr|advantage.normaliser=pooled-rms
 AdvantageFlow(1-A), global scale|advantage-flow-1-a|advantage.normaliser=global-std
-FlowAWR, robust form|flow-awr|method.form=robust advantage.map=tempered-softmax advantage.normaliser=pooled-rms
+FlowAWR, robust form|flow-awr|method.variant=robust advantage.map=tempered-softmax advantage.normaliser=pooled-rms
 RUNS
 }
 

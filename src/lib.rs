@@ -40,6 +40,7 @@ pub mod advantage;
 pub mod allocator;
 pub mod batching;
 pub mod checkpoint;
+mod checks;
 pub mod cli;
 pub mod comm;
 pub mod config;
@@ -71,5 +72,6 @@ pub mod rng;
 pub mod rollout;
 pub mod shard;
 pub mod train;
+mod variants;
 
 pub use error::{Error, Result};

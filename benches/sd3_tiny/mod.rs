@@ -8,7 +8,7 @@ use flowrl_dist::engine::{self, Checkpointing, Pass, Tape};
 use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
-use flowrl_dist::objective::{AdvantageConfig, Method, MethodConfig, Objective, Point, Target, TargetVelocities};
+use flowrl_dist::objective::{DiffusionNftConfig, MethodSpec, Objective, Point, Target, TargetVelocities};
 use flowrl_dist::ops;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
@@ -133,6 +133,6 @@ impl Training {
 
 /// DiffusionNFT, with so much weight on the distance from the base model.
 pub fn objective(kl_coef: f64) -> Box<dyn Objective> {
-    let method = MethodConfig { kl_coef: Some(kl_coef), ..MethodConfig::of(Method::DiffusionNft) };
-    method.objective(&AdvantageConfig::default().resolve(&method))
+    let method = DiffusionNftConfig { kl_coef, ..Default::default() };
+    method.objective(&method.map())
 }

@@ -1,8 +1,9 @@
 //! TOML and `--set` to a typed configuration; what is wrong in one line.
 
-use super::paths;
+use super::{paths, renamed};
 use crate::error::Error;
 use crate::fs;
+use crate::variants::name_first;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -19,11 +20,13 @@ pub(super) fn read<T: DeserializeOwned>(
         None => ("the embedded configuration".to_owned(), parse(embedded, "the embedded configuration")?),
         Some(path) => (path.display().to_string(), read_extended(path, &mut Vec::new())?),
     };
+    let set: Vec<String> = set.iter().map(|setting| renamed::setting(setting)).collect();
     let mut root = Value::Table(table);
-    for setting in set {
+    for setting in &set {
         apply(&mut root, setting)?;
     }
-    let problem = |p: String| Error::Usage(format!("{}: {p}", if is_set(&p, set) { "--set" } else { &origin }));
+    let problem = |p: String| Error::Usage(format!("{}: {p}", if is_set(&p, &set) { "--set" } else { &origin }));
+    root.as_table_mut().map_or(Ok(()), renamed::keys_of).map_err(problem)?; // of a section that was set as a whole
     let config = typed(root).map_err(problem)?;
     check(&config).map_err(problem)?;
     Ok(config)
@@ -43,6 +46,7 @@ fn read_extended(path: &Path, readers: &mut Vec<PathBuf>) -> Result<Table, Error
         )),
     })?;
     let mut table = parse(&text, &origin)?;
+    renamed::keys_of(&mut table).map_err(|problem| Error::Usage(format!("{origin}: {problem}")))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     paths::of_file_in(folder, &mut table);
     let Some(base) = table.remove(EXTENDS) else { return Ok(table) };
@@ -126,7 +130,7 @@ fn apply(root: &mut Value, setting: &str) -> Result<(), Error> {
 }
 
 /// The table as a T, or what is wrong where.
-fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
+fn typed<T: DeserializeOwned>(mut root: Value) -> Result<T, String> {
     for (key, value) in root.as_table().into_iter().flatten() {
         // Serde would take a list as the values of the section's keys in their order.
         let write = match (["reward", "stage"].contains(&key.as_str()), value.is_array()) {
@@ -136,6 +140,7 @@ fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
         };
         return Err(format!("{key} = {}: {write}", one_line(&value.to_string())));
     }
+    names_first(&mut root);
     serde_path_to_error::deserialize(root.clone()).map_err(|e| {
         let path = e.path().to_string();
         let message = one_line(e.inner().message());
@@ -155,6 +160,17 @@ fn typed<T: DeserializeOwned>(root: Value) -> Result<T, String> {
             (None, problem) => format!("{path}: {problem}"),
         }
     })
+}
+
+/// Puts the names of sections before their other keys, which may depend on them.
+fn names_first(root: &mut Value) {
+    for (_, value) in root.as_table_mut().into_iter().flatten() {
+        match value {
+            Value::Table(section) => name_first(section),
+            Value::Array(sections) => sections.iter_mut().filter_map(Value::as_table_mut).for_each(name_first),
+            _ => {}
+        }
+    }
 }
 
 fn is_digits(text: &str) -> bool {
@@ -177,7 +193,9 @@ fn remedy(message: &str) -> String {
         "string only" => "a name in quotes",
         "a sequence" => "a list in [ ]",
         "a map" => "names with their values in { }",
-        says if says.starts_with("must") || says.contains("expected") => return says.to_owned(),
+        says if says.starts_with("must") || says.starts_with("belongs to") || says.contains("expected") => {
+            return says.to_owned();
+        }
         e if e.starts_with("struct") => "a section with keys of its own",
         e => &e.replace('`', "\""),
     };

@@ -4,6 +4,7 @@
 mod changes;
 mod load;
 mod paths;
+mod renamed;
 mod shift;
 mod stages;
 mod validate;
@@ -18,7 +19,7 @@ use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::flow::{SamplerConfig, Solver};
 use crate::fs;
-use crate::objective::{AdvantageConfig, Method, MethodConfig, Objective};
+use crate::objective::{AdvantageConfig, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
 use crate::plan::{self, Plan};
@@ -205,14 +206,14 @@ pub struct OldPolicyConfig {
     /// What eta rises by with an update; nothing: the schedule's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// What it rises to; nothing: the schedule's, for AWM 0.3.
+    /// What it rises to; nothing: the schedule's, or the method's own.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub most: Option<f64>,
+    pub max: Option<f64>,
 }
 
 impl Default for OldPolicyConfig {
     fn default() -> Self {
-        Self { schedule: OldPolicySchedule::Linear, rate: None, most: None }
+        Self { schedule: OldPolicySchedule::Linear, rate: None, max: None }
     }
 }
 
@@ -356,12 +357,9 @@ impl RunConfig {
 
     /// How the old policy follows.
     pub fn old_policy_decay(&self) -> OldPolicyDecay {
-        let OldPolicyConfig { schedule, rate, most } = self.old_policy;
-        let published = match (schedule, self.method.name) {
-            (OldPolicySchedule::Linear, Method::Awm) => OldPolicyDecay { most: 0.3, ..schedule.decay() },
-            _ => schedule.decay(),
-        };
-        OldPolicyDecay { rate: rate.unwrap_or(published.rate), most: most.unwrap_or(published.most), ..published }
+        let OldPolicyConfig { schedule, rate, max } = self.old_policy;
+        let published = self.method.old_policy(schedule);
+        OldPolicyDecay { rate: rate.unwrap_or(published.rate), max: max.unwrap_or(published.max), ..published }
     }
 
     /// Whether the old policy is set to the policy after every iteration, however that is configured.

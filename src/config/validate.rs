@@ -1,20 +1,16 @@
 //! What a configuration must fulfil beyond its types. Each problem is one line: key, value, remedy.
 
 use super::{RunConfig, Use};
+use crate::checks::{Check, LARGEST_COUNT, count, fraction, not_negative, positive, text, within};
 use crate::data::glyphs::GlyphPrompt;
 use crate::data::{PromptSet, Split};
 use crate::error::Error;
 use crate::flow::Solver;
-use crate::objective::{Form, Gamma, Method};
 use crate::params::Trainable;
 use crate::pipeline::{Kind, ModelConfig};
 use crate::reward::{RewardConfig, RewardKind};
-use serde::Serialize;
 use std::path::Path;
-use toml::Value;
 use tracing_subscriber::EnvFilter;
-
-type Check = Result<(), String>;
 
 pub(super) fn check(config: &RunConfig, purpose: Use) -> Check {
     run(config)?;
@@ -44,7 +40,7 @@ fn run(config: &RunConfig) -> Check {
     if r.out.as_os_str().is_empty() {
         return Err("run.out = \"\": name a folder, such as \"runs/first\"".into());
     }
-    within("parallel.deadline_s", config.parallel.deadline_s, 1, MOST)?;
+    within("parallel.deadline_s", config.parallel.deadline_s, 1, LARGEST_COUNT)?;
     let level = &config.log.level;
     let levels = ["error", "warn", "info", "debug", "trace"];
     // A word that is no level would be taken as the name of a module.
@@ -114,81 +110,20 @@ fn samplers(config: &RunConfig) -> Check {
 }
 
 fn method(config: &RunConfig) -> Check {
-    let m = &config.method;
-    if let Some(kl) = m.kl_coef {
-        not_negative("method.kl_coef", kl)?;
-    }
-    let a = &config.advantage;
-    let advantage = [("clip", a.clip), ("map_clip", a.map_clip), ("temperature", a.temperature)];
-    advantage.iter().try_for_each(|(key, value)| value.map_or(Ok(()), |v| positive(&format!("advantage.{key}"), v)))?;
-    let forward = [Method::FlowAwr, Method::AdvantageFlow, Method::DiffusionNft];
-    belongs("method.kl_space", m.kl_space, m.name, &[Method::AdvantageFlow])?;
-    if let (Some(space), Some(0.0)) = (m.kl_space, m.kl_coef) {
-        return Err(format!(
-            "method.kl_space = {}: method.kl_coef = 0, so no distance is measured; remove one of the two",
-            text(space)?
-        ));
-    }
-    belongs("method.form", m.form, m.name, &[Method::FlowAwr])?;
-    belongs("method.gamma", m.gamma, m.name, &[Method::AdvantageFlow, Method::FlowAwr])?;
-    belongs("method.mix", m.mix, m.name, &[Method::DiffusionNft])?;
-    belongs("method.ratio_clip", m.ratio_clip, m.name, &[Method::FlowGrpo, Method::Awm])?;
-    belongs("method.anchor", m.anchor, m.name, &[Method::Awm])?;
-    belongs("method.adaptive_scale", m.adaptive_scale, m.name, &forward)?;
-    if let Some(mix) = m.mix {
-        positive("method.mix", mix)?;
-    }
-    if let Some(clip) = m.ratio_clip {
-        positive("method.ratio_clip", clip)?;
-    }
-    if let Some(anchor) = m.anchor {
-        not_negative("method.anchor", anchor)?;
-    }
-    curvature(config)?;
-    trajectory(config)
+    config.advantage.check()?;
+    config.method.check(&config.advantage.resolve(&config.method))?;
+    requirements(config)
 }
 
-/// `A |f - x0|^2 + gamma |f - f_old|^2` has a minimum only where A + gamma is above 0.
-fn curvature(config: &RunConfig) -> Check {
-    let m = &config.method;
-    let lowest = config.advantage.resolve(m).lowest();
-    if let (Method::FlowAwr, Some(form @ (Form::Exact | Form::Robust))) = (m.name, m.form)
-        && lowest < -1.0
-    {
-        return Err(format!(
-            "method.form = {}: needs advantages of -1 or more, and this map goes down to {lowest}; set advantage.map = \
-             \"softmax\" or method.form = \"released\"",
-            text(form)?
-        ));
-    }
-    if let (Method::FlowAwr, Some(gamma), form) = (m.name, m.gamma, m.form)
-        && form != Some(Form::Robust)
-    {
-        return Err(format!(
-            "method.gamma = {}: belongs to FlowAWR's robust form; remove it or set method.form = \"robust\"",
-            text(gamma)?
-        ));
-    }
-    match m.gamma {
-        Some(Gamma::Constant(gamma)) if !gamma.is_finite() || gamma <= -lowest => Err(format!(
-            "method.gamma = {gamma}: must be a number above {}, or the loss has no minimum for a sample of advantage \
-             {lowest}; use {} or \"1-A\"",
-            -lowest,
-            0.1 - lowest
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// What the objective needs of the rollouts, the rollouts must have.
-fn trajectory(config: &RunConfig) -> Check {
-    let (m, b, sampler) = (&config.method, &config.batch, &config.sampler);
+/// What the objective requires of the rollouts, they must have.
+fn requirements(config: &RunConfig) -> Check {
+    let (name, sampler) = (config.method.kind().name(), &config.sampler);
+    let updates = config.batch.updates_per_iteration;
     let needs = config.objective().requirements();
     if needs.trajectory && sampler.solver != Solver::Sde {
         return Err(format!(
-            "method.name = {}: trains on the steps of stochastic rollouts, and sampler.solver = {}; set sampler.solver = \
+            "method.name = {name:?}: trains on the steps of stochastic rollouts, and sampler.solver = {}; set sampler.solver = \
              \"sde\"",
-            text(m.name)?,
             text(sampler.solver)?
         ));
     }
@@ -200,35 +135,13 @@ fn trajectory(config: &RunConfig) -> Check {
             config.timesteps()
         ));
     }
-    if m.name == Method::Awm && b.updates_per_iteration > 1 {
+    if needs.single_update && updates > 1 {
         return Err(format!(
-            "batch.updates_per_iteration = {}: awm's ratio is to the policy that sampled, so it takes one update an \
-             iteration; set it to 1",
-            b.updates_per_iteration
+            "batch.updates_per_iteration = {updates}: {name}'s ratio is to the policy that sampled, so it takes one update \
+             an iteration; set it to 1"
         ));
     }
     Ok(())
-}
-
-/// A key of some methods is a mistake with another.
-fn belongs<T: Serialize>(key: &str, value: Option<T>, method: Method, owners: &[Method]) -> Check {
-    match value {
-        Some(value) if !owners.contains(&method) => {
-            let names = owners.iter().map(text).collect::<Result<Vec<_>, _>>()?;
-            Err(format!(
-                "{key} = {}: belongs to {}; remove it or set method.name = {}",
-                text(value)?,
-                names.join(", ").replace('"', ""),
-                names[0]
-            ))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A value as it stands in the file.
-fn text<T: Serialize>(value: T) -> Result<String, String> {
-    Ok(Value::try_from(value).map_err(|e| e.to_string())?.to_string())
 }
 
 fn rewards(config: &RunConfig) -> Check {
@@ -298,7 +211,7 @@ fn optim(config: &RunConfig) -> Check {
     if let Some(rate) = config.old_policy.rate {
         not_negative("old_policy.rate", rate)?;
     }
-    config.old_policy.most.map_or(Ok(()), |most| fraction("old_policy.most", most))
+    config.old_policy.max.map_or(Ok(()), |max| fraction("old_policy.max", max))
 }
 
 fn model(config: &RunConfig) -> Check {
@@ -400,39 +313,4 @@ fn file(key: &str, path: &Path) -> Check {
              --set, to the current folder)"
         )),
     }
-}
-
-/// The largest count that makes sense of anything; sums and products of counts stay far from overflow.
-const MOST: u64 = 1_000_000;
-
-fn count(key: &str, value: usize) -> Check {
-    within(key, value as u64, 1, MOST)
-}
-
-fn within(key: &str, value: u64, least: u64, most: u64) -> Check {
-    match value {
-        v if v < least => Err(format!("{key} = {value}: must be at least {least}")),
-        v if v > most => Err(format!("{key} = {value}: must be at most {most}")),
-        _ => Ok(()),
-    }
-}
-
-fn positive(key: &str, value: f64) -> Check {
-    if value.is_finite() && value > 0.0 {
-        Ok(())
-    } else {
-        Err(format!("{key} = {value}: must be a finite number above 0"))
-    }
-}
-
-fn not_negative(key: &str, value: f64) -> Check {
-    if value.is_finite() && value >= 0.0 {
-        Ok(())
-    } else {
-        Err(format!("{key} = {value}: must be a finite number, 0 or above"))
-    }
-}
-
-fn fraction(key: &str, value: f64) -> Check {
-    if (0.0..1.0).contains(&value) { Ok(()) } else { Err(format!("{key} = {value}: must lie in [0, 1)")) }
 }

@@ -1,9 +1,65 @@
 //! AdvantageFlow: signed regression to the sample, held by the old policy and the base model.
 
+use super::config::MethodSpec;
 use super::{Deviation, Losses, Measured, Objective, Point, Requirements, TargetVelocities, adaptive_scale, measure};
+use crate::advantage::AdvantageMap;
+use crate::checks::{Check, not_negative, text};
 use crate::error::Result;
 use candle_core::Tensor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The keys of `[method]` with `name = "advantage-flow"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdvantageFlowConfig {
+    /// Rollout regularisation: `"1-A"` or a number.
+    pub gamma: Gamma,
+    /// Weight of the distance from the base model.
+    pub kl_coef: f64,
+    /// What that is measured in, where it counts; nothing: `velocity`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_space: Option<KlSpace>,
+    /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
+    pub adaptive_scale: bool,
+}
+
+impl Default for AdvantageFlowConfig {
+    fn default() -> Self {
+        Self { gamma: Gamma::OneMinusAdvantage, kl_coef: 1e-3, kl_space: None, adaptive_scale: true }
+    }
+}
+
+impl AdvantageFlowConfig {
+    fn kl_space(&self) -> KlSpace {
+        self.kl_space.unwrap_or(KlSpace::Velocity)
+    }
+}
+
+impl MethodSpec for AdvantageFlowConfig {
+    fn check(&self, map: &AdvantageMap) -> Check {
+        not_negative("method.kl_coef", self.kl_coef)?;
+        if let (Some(space), 0.0) = (self.kl_space, self.kl_coef) {
+            return Err(format!(
+                "method.kl_space = {}: method.kl_coef = 0, so no distance is measured; remove one of the two",
+                text(space)?
+            ));
+        }
+        self.gamma.check(map.lowest())
+    }
+
+    fn resolve(&mut self) {
+        self.kl_space = (self.kl_coef > 0.0).then_some(self.kl_space());
+    }
+
+    fn map(&self) -> AdvantageMap {
+        AdvantageMap::ADVANTAGE_FLOW
+    }
+
+    fn objective(&self, _map: &AdvantageMap) -> Box<dyn Objective> {
+        let (gamma, kl_coef, kl_space) = (self.gamma, self.kl_coef, self.kl_space());
+        Box::new(AdvantageFlow { gamma, kl_coef, kl_space, adaptive: self.adaptive_scale })
+    }
+}
 
 /// The weight gamma of the distance from the old policy.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -12,6 +68,22 @@ pub enum Gamma {
     OneMinusAdvantage,
     /// A number above the largest -A: the published one is 1.1, for advantages within 1.
     Constant(f64),
+}
+
+impl Gamma {
+    /// Refuses a number with which `A |f - x0|^2 + gamma |f - f_old|^2` has no minimum: A + gamma must be above 0 for the
+    /// lowest advantage, too.
+    pub(super) fn check(self, lowest: f64) -> Check {
+        match self {
+            Gamma::Constant(gamma) if !gamma.is_finite() || gamma <= -lowest => Err(format!(
+                "method.gamma = {gamma}: must be a number above {}, or the loss has no minimum for a sample of advantage \
+                 {lowest}; use {} or \"1-A\"",
+                -lowest,
+                0.1 - lowest
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the distance from the base model is measured in.

@@ -1,9 +1,58 @@
 //! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
 
+use super::config::{Method, MethodSpec, bounded};
 use super::flow_grpo::surrogate;
 use super::{Losses, Objective, Point, Requirements, TargetVelocities, distance};
+use crate::advantage::AdvantageMap;
+use crate::checks::{Check, not_negative, positive};
 use crate::error::Result;
+use crate::optim::{OldPolicyDecay, OldPolicySchedule};
 use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// The keys of `[method]` with `name = "awm"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AwmConfig {
+    /// How far the ratio may leave 1 before its gradient is cut.
+    pub ratio_clip: f64,
+    /// Weight of the distance from its slow copy, the old policy.
+    pub anchor: f64,
+    /// Weight of the distance from the base model.
+    pub kl_coef: f64,
+}
+
+impl Default for AwmConfig {
+    fn default() -> Self {
+        Self { ratio_clip: 1.0, anchor: 1.0, kl_coef: 1e-4 }
+    }
+}
+
+impl MethodSpec for AwmConfig {
+    fn check(&self, map: &AdvantageMap) -> Check {
+        not_negative("method.kl_coef", self.kl_coef)?;
+        positive("method.ratio_clip", self.ratio_clip)?;
+        not_negative("method.anchor", self.anchor)?;
+        bounded(Method::Awm, map)
+    }
+
+    fn map(&self) -> AdvantageMap {
+        AdvantageMap::DIFFUSION_NFT
+    }
+
+    /// The released program's slow copy keeps 0.3 of itself at most.
+    fn old_policy(&self, schedule: OldPolicySchedule) -> OldPolicyDecay {
+        match schedule {
+            OldPolicySchedule::Linear => OldPolicyDecay { max: 0.3, ..schedule.decay() },
+            _ => schedule.decay(),
+        }
+    }
+
+    fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective> {
+        let Self { ratio_clip, anchor, kl_coef } = *self;
+        Box::new(Awm { ratio_clip, anchor, clip: map.bound(), kl_coef })
+    }
+}
 
 /// `max(-a rho, -a clip(rho, 1 - c, 1 + c)) + anchor mean (v - v_old)^2 + kl mean (v - v_ref)^2` with `a = A / clip`,
 /// `rho = exp(l - l_rollout)` and the pseudo log-likelihood `l = -4 t ((m + 1e-10)^(1/4) - 1e-10^(1/4))`, `m = mean (v - u)^2`
@@ -27,6 +76,7 @@ impl Objective for Awm {
             old: self.anchor > 0.0,
             reference: self.kl_coef > 0.0,
             on_policy: true,
+            single_update: true,
             ..Requirements::default()
         }
     }

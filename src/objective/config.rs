@@ -1,83 +1,76 @@
-//! What a configuration says about the method and its advantages.
+//! `[method]` and `[advantage]`: which methods there are, and what a configuration says of them.
 
-use super::{Form, Gamma, KlSpace};
+use super::Objective;
+use super::advantage_flow::AdvantageFlowConfig;
+use super::awm::AwmConfig;
+use super::diffusion_nft::DiffusionNftConfig;
+use super::flow_awr::FlowAwrConfig;
+use super::flow_grpo::FlowGrpoConfig;
 use crate::advantage::{AdvantageMap, Aggregate, Map, Normaliser};
-use serde::{Deserialize, Serialize};
+use crate::checks::{Check, positive, positive_or_inf};
+use crate::optim::{OldPolicyDecay, OldPolicySchedule};
+use crate::variants::{self, NoCommon, variants};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The methods.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
+/// What the file of a method says of it. Its configuration implements this: a struct of its keys with their defaults.
+///
+/// A key that counts only beside certain values of the others is an `Option`: nothing where it is left out, refused by
+/// [`MethodSpec::check`] where it would count for nothing, and given its value by [`MethodSpec::resolve`] where it counts.
+pub trait MethodSpec {
+    /// Refuses values that cannot be, by themselves or with advantages of this map.
+    ///
+    /// # Errors
+    /// One line: key, value, remedy.
+    fn check(&self, map: &AdvantageMap) -> Result<(), String>;
+
+    /// Writes down the keys that were left out and count.
+    fn resolve(&mut self) {}
+
+    /// Its own map from rewards to advantages.
+    fn map(&self) -> AdvantageMap;
+
+    /// What a schedule of the old policy comes to.
+    fn old_policy(&self, schedule: OldPolicySchedule) -> OldPolicyDecay {
+        schedule.decay()
+    }
+
+    /// Its objective, for advantages of this map.
+    fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective>;
+}
+
+variants! {
+    /// The methods.
+    kinds Method;
+    /// `[method]`: a method with its own keys.
+    variants MethodConfig of dyn MethodSpec;
+    remedy |owner: &str| format!("remove it or set method.name = {owner:?}");
     /// FlowAWR (arXiv 2606.30376).
-    FlowAwr,
+    "flow-awr" => FlowAwr(FlowAwrConfig),
     /// AdvantageFlow (arXiv 2605.26013).
-    AdvantageFlow,
+    "advantage-flow" => AdvantageFlow(AdvantageFlowConfig),
     /// DiffusionNFT (arXiv 2509.16117).
-    DiffusionNft,
+    "diffusion-nft" => DiffusionNft(DiffusionNftConfig),
     /// Flow-GRPO (arXiv 2505.05470).
-    FlowGrpo,
+    "flow-grpo" => FlowGrpo(FlowGrpoConfig),
     /// Advantage weighted matching (arXiv 2509.25050).
-    Awm,
-}
-
-/// `[method]`: the method's name and its own keys.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MethodConfig {
-    /// The method.
-    pub name: Method,
-    /// Weight of the distance from the base model; nothing: the method's default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_coef: Option<f64>,
-    /// What AdvantageFlow's distance from the base model is measured in; nothing: `velocity`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kl_space: Option<KlSpace>,
-    /// FlowAWR's form; nothing: `released`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub form: Option<Form>,
-    /// Rollout regularisation of AdvantageFlow and of FlowAWR's robust form: `"1-A"` or a number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gamma: Option<Gamma>,
-    /// DiffusionNFT's distance of its two velocities from the old one (its paper's beta).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mix: Option<f64>,
-    /// How far the ratio of Flow-GRPO and AWM may leave 1 before its gradient is cut.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ratio_clip: Option<f64>,
-    /// AWM's weight of the distance from its slow copy.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub anchor: Option<f64>,
-    /// Whether the loss of FlowAWR, AdvantageFlow and DiffusionNFT is divided by the mean distance of the x0 estimate
-    /// from x0; nothing: yes, but for FlowAWR's form `paper`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub adaptive_scale: Option<bool>,
-}
-
-impl MethodConfig {
-    /// The method with its defaults.
-    pub fn of(name: Method) -> Self {
-        Self {
-            name,
-            kl_coef: None,
-            kl_space: None,
-            form: None,
-            gamma: None,
-            mix: None,
-            ratio_clip: None,
-            anchor: None,
-            adaptive_scale: None,
-        }
-    }
-
-    /// FlowAWR's form.
-    pub(super) fn form(&self) -> Form {
-        self.form.unwrap_or(Form::Released)
-    }
+    "awm" => Awm(AwmConfig),
 }
 
 impl Default for MethodConfig {
     fn default() -> Self {
         Self::of(Method::FlowAwr)
+    }
+}
+
+impl<'de> Deserialize<'de> for MethodConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        variants::read::<_, NoCommon, _>(deserializer).map(|(method, _)| method)
+    }
+}
+
+impl Serialize for MethodConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        variants::write(self, &NoCommon {}, serializer)
     }
 }
 
@@ -91,7 +84,7 @@ pub struct AdvantageConfig {
     /// The scale of a reward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normaliser: Option<Normaliser>,
-    /// Bound of the normalised reward.
+    /// Bound of the normalised reward; inf: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
     /// The map.
@@ -100,7 +93,7 @@ pub struct AdvantageConfig {
     /// Temperature of the softmax maps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// Bound of a softmax map's advantage.
+    /// Bound of a softmax map's advantage; inf: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub map_clip: Option<f64>,
 }
@@ -108,13 +101,7 @@ pub struct AdvantageConfig {
 impl AdvantageConfig {
     /// The method's map with these differences.
     pub fn resolve(&self, method: &MethodConfig) -> AdvantageMap {
-        let default = match (method.name, method.form()) {
-            (Method::FlowAwr, Form::Released) => AdvantageMap::FLOW_AWR,
-            (Method::FlowAwr, Form::Paper | Form::Exact) => AdvantageMap::FLOW_AWR_PAPER,
-            (Method::FlowAwr, Form::Robust) => AdvantageMap::ROBUST,
-            (Method::AdvantageFlow, _) => AdvantageMap::ADVANTAGE_FLOW,
-            (Method::DiffusionNft | Method::FlowGrpo | Method::Awm, _) => AdvantageMap::DIFFUSION_NFT,
-        };
+        let default = method.map();
         AdvantageMap {
             aggregate: self.aggregate.unwrap_or(default.aggregate),
             normaliser: self.normaliser.unwrap_or(default.normaliser),
@@ -123,5 +110,38 @@ impl AdvantageConfig {
             temperature: self.temperature.unwrap_or(default.temperature),
             map_clip: self.map_clip.unwrap_or(default.map_clip),
         }
+    }
+
+    /// Says every key of a map that has an effect: the linear one has no temperature and no bound but `clip`.
+    pub fn of(map: &AdvantageMap) -> Self {
+        let softmax = map.map != Map::Linear;
+        Self {
+            aggregate: Some(map.aggregate),
+            normaliser: Some(map.normaliser),
+            clip: Some(map.clip),
+            map: Some(map.map),
+            temperature: softmax.then_some(map.temperature),
+            map_clip: softmax.then_some(map.map_clip),
+        }
+    }
+
+    /// Refuses values that cannot be.
+    ///
+    /// # Errors
+    /// One line: key, value, remedy.
+    pub fn check(&self) -> Check {
+        let bound = |key, value: Option<f64>| value.map_or(Ok(()), |value| positive_or_inf(key, value));
+        bound("advantage.clip", self.clip)?;
+        bound("advantage.map_clip", self.map_clip)?;
+        self.temperature.map_or(Ok(()), |value| positive("advantage.temperature", value))
+    }
+}
+
+/// Refuses a map without a bound for a method that takes advantages in units of it.
+pub(super) fn bounded(method: Method, map: &AdvantageMap) -> Check {
+    let key = if map.map == Map::Linear { "clip" } else { "map_clip" };
+    match map.bound().is_finite() {
+        true => Ok(()),
+        false => Err(format!("advantage.{key} = inf: {} divides by it; use a finite number, such as 5", method.name())),
     }
 }

@@ -2,22 +2,61 @@
 //! sample, weighted by the reward.
 
 use super::Factor::{Each, Number};
+use super::config::{Method, MethodSpec, bounded};
 use super::{Deviation, LEAST_SCALE, Losses, Objective, Point, Requirements, TargetVelocities, measure};
+use crate::advantage::AdvantageMap;
+use crate::checks::{Check, not_negative, positive};
 use crate::error::Result;
 use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
 
-/// `r = A / (2 clip) + 1/2`, `v+ = mix v + (1 - mix) v_old`, `v- = (1 + mix) v_old - mix v`,
-/// `loss = clip [ r mean (f+ - x0)^2 / w+ + (1 - r) mean (f- - x0)^2 / w- ] / mix + kl mean (v - v_ref)^2`, each branch
-/// with its own scale w (NVlabs/DiffusionNFT, scripts/train_nft_sd3.py at 24af555, which calls mix `beta`).
+/// The keys of `[method]` with `name = "diffusion-nft"`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiffusionNftConfig {
+    /// The paper's beta: how far its two velocities lie from the old one, in units of the policy's distance.
+    pub nft_beta: f64,
+    /// Weight of the distance from the base model.
+    pub kl_coef: f64,
+    /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
+    pub adaptive_scale: bool,
+}
+
+impl Default for DiffusionNftConfig {
+    fn default() -> Self {
+        Self { nft_beta: 1.0, kl_coef: 1e-4, adaptive_scale: true }
+    }
+}
+
+impl MethodSpec for DiffusionNftConfig {
+    fn check(&self, map: &AdvantageMap) -> Check {
+        not_negative("method.kl_coef", self.kl_coef)?;
+        positive("method.nft_beta", self.nft_beta)?;
+        bounded(Method::DiffusionNft, map)
+    }
+
+    fn map(&self) -> AdvantageMap {
+        AdvantageMap::DIFFUSION_NFT
+    }
+
+    fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective> {
+        let (beta, clip, kl_coef) = (self.nft_beta, map.bound(), self.kl_coef);
+        Box::new(DiffusionNft { beta, clip, kl_coef, adaptive: self.adaptive_scale })
+    }
+}
+
+/// `r = A / (2 clip) + 1/2`, `v+ = beta v + (1 - beta) v_old`, `v- = (1 + beta) v_old - beta v`,
+/// `loss = clip [ r mean (f+ - x0)^2 / w+ + (1 - r) mean (f- - x0)^2 / w- ] / beta + kl mean (v - v_ref)^2`, each branch
+/// with its own scale w (NVlabs/DiffusionNFT, scripts/train_nft_sd3.py at 24af555, `config.beta`).
 ///
 /// The branches' gradients are nearly opposite wherever the reward says little, so they are never formed. With
-/// `d = mix (v - v_old)` and `e = v_old - u` the branches lie `e + d` and `e - d` from the sample, and the square is completed:
-/// the loss is `clip t^2 S mean (d + rho e)^2 / mix` and what does not depend on v, where `S = r / w+ + (1 - r) / w-` and
-/// `rho = (r / w+ - (1 - r) / w-) / S`: regression to `v_old + rho (u - v_old) / mix`.
+/// `d = beta (v - v_old)` and `e = v_old - u` the branches lie `e + d` and `e - d` from the sample, and the square is completed:
+/// the loss is `clip t^2 S mean (d + rho e)^2 / beta` and what does not depend on v, where `S = r / w+ + (1 - r) / w-` and
+/// `rho = (r / w+ - (1 - r) / w-) / S`: regression to `v_old + rho (u - v_old) / beta`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DiffusionNft {
     /// How far the two velocities lie from the old one, in units of the policy's distance.
-    pub mix: f64,
+    pub beta: f64,
     /// Bound of the advantages.
     pub clip: f64,
     /// Weight of the distance from the base model.
@@ -38,12 +77,12 @@ impl Objective for DiffusionNft {
         let rest = (((&preference * &sign)?.affine(-0.5, 0.5)?) * apart)?;
         let sum = (&smaller + &rest)?; // r w- + (1 - r) w+
         let difference = ((&preference * smaller)? - (rest * sign)?)?; // r w- - (1 - r) w+
-        let aim = Deviation { from_old: Number(self.mix), old_from_target: Each((difference / &sum)?) };
+        let aim = Deviation { from_old: Number(self.beta), old_from_target: Each((difference / &sum)?) };
         let [aim, fixed] = measure(point, v, targets, [aim, Deviation::OLD_FROM_TARGET])?;
         // Their weights are S and 4 r (1 - r) / (w+ w- S).
         let moving = (aim.square * (&sum / product)?)?;
         let fixed = (fixed.square * (preference.sqr()?.affine(-1.0, 1.0)? / sum)?)?;
-        let policy = (((moving + fixed)? * point.t.sqr()?)? * (self.clip / self.mix))?;
+        let policy = (((moving + fixed)? * point.t.sqr()?)? * (self.clip / self.beta))?;
         Losses::new(policy, targets.kl(v, self.kl_coef)?)
     }
 }
@@ -59,7 +98,7 @@ impl DiffusionNft {
             return Ok(Scales { smaller: point.t.ones_like()?, apart: none.clone(), sign: none });
         }
         let old = targets.old()?;
-        let d = ((v.detach() - old)? * self.mix)?;
+        let d = ((v.detach() - old)? * self.beta)?;
         let e = (old - point.target_velocity()?)?;
         let magnitude = e.abs()?;
         let signed = (&d * e.sign()?)?.minimum(&magnitude)?.maximum(&magnitude.neg()?)?;

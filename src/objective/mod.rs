@@ -10,11 +10,13 @@ mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
 
-pub use advantage_flow::{Gamma, KlSpace};
-pub use config::{AdvantageConfig, Method, MethodConfig};
-pub use flow_awr::Form;
+pub use advantage_flow::{AdvantageFlowConfig, Gamma, KlSpace};
+pub use awm::AwmConfig;
+pub use config::{AdvantageConfig, Method, MethodConfig, MethodSpec};
+pub use diffusion_nft::DiffusionNftConfig;
+pub use flow_awr::{FlowAwrConfig, Variant};
+pub use flow_grpo::FlowGrpoConfig;
 
-use crate::advantage::AdvantageMap;
 use crate::error::{Error, Result};
 use candle_core::Tensor;
 use deviation::{Deviation, Factor, measure};
@@ -32,6 +34,8 @@ pub struct Requirements {
     pub trajectory: bool,
     /// Rollouts of the policy itself, not of the old policy.
     pub on_policy: bool,
+    /// A policy that has not moved since the rollouts: one update an iteration.
+    pub single_update: bool,
 }
 
 /// One micro-batch of training points.
@@ -149,42 +153,6 @@ pub trait Objective: Debug + Send + Sync {
     /// # Errors
     /// What it requires is absent, or the point is of another process than it trains on.
     fn losses(&self, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Losses>;
-}
-
-impl MethodConfig {
-    /// The objective, for advantages of this map.
-    pub fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective> {
-        let kl_coef = |default: f64| self.kl_coef.unwrap_or(default);
-        let adaptive = self.adaptive_scale.unwrap_or(true);
-        match self.name {
-            Method::FlowAwr => Box::new(flow_awr::FlowAwr {
-                loss: self.form().loss(self.gamma),
-                kl_coef: kl_coef(1e-4),
-                adaptive: self.adaptive_scale.unwrap_or(self.form() != Form::Paper),
-            }),
-            Method::AdvantageFlow => Box::new(advantage_flow::AdvantageFlow {
-                gamma: self.gamma.unwrap_or(Gamma::OneMinusAdvantage),
-                kl_coef: kl_coef(1e-3),
-                kl_space: self.kl_space.unwrap_or(KlSpace::Velocity),
-                adaptive,
-            }),
-            Method::DiffusionNft => Box::new(diffusion_nft::DiffusionNft {
-                mix: self.mix.unwrap_or(1.0),
-                clip: map.bound(),
-                kl_coef: kl_coef(1e-4),
-                adaptive,
-            }),
-            Method::FlowGrpo => {
-                Box::new(flow_grpo::FlowGrpo { ratio_clip: self.ratio_clip.unwrap_or(1e-4), kl_coef: kl_coef(0.04) })
-            }
-            Method::Awm => Box::new(awm::Awm {
-                ratio_clip: self.ratio_clip.unwrap_or(1.0),
-                anchor: self.anchor.unwrap_or(1.0),
-                clip: map.bound(),
-                kl_coef: kl_coef(1e-4),
-            }),
-        }
-    }
 }
 
 impl Losses {

@@ -69,18 +69,16 @@ impl std::ops::Deref for Known {
 
 fn objectives() -> Vec<Known> {
     let kl_coef = 0.01;
-    let awr = |form: Form| {
-        Known::FlowAwr(flow_awr::FlowAwr { loss: form.loss(None), kl_coef, adaptive: form != Form::Paper })
-    };
+    let awr = |loss| Known::FlowAwr(flow_awr::FlowAwr { loss, kl_coef, adaptive: loss != Loss::Velocity });
     let af = |gamma, kl_space| {
         Known::AdvantageFlow(advantage_flow::AdvantageFlow { gamma, kl_coef, kl_space, adaptive: true })
     };
-    let nft = |mix, adaptive| Known::DiffusionNft(diffusion_nft::DiffusionNft { mix, clip: 5.0, kl_coef, adaptive });
+    let nft = |beta, adaptive| Known::DiffusionNft(diffusion_nft::DiffusionNft { beta, clip: 5.0, kl_coef, adaptive });
     vec![
-        awr(Form::Released),
-        awr(Form::Paper),
-        awr(Form::Exact),
-        awr(Form::Robust),
+        awr(Loss::Estimate),
+        awr(Loss::Velocity),
+        awr(Loss::Anchored(Gamma::Constant(1.0))),
+        awr(Loss::Anchored(Gamma::Constant(1.1))),
         af(Gamma::OneMinusAdvantage, KlSpace::Velocity),
         af(Gamma::Constant(1.1), KlSpace::Velocity),
         af(Gamma::OneMinusAdvantage, KlSpace::Estimate),
@@ -90,8 +88,9 @@ fn objectives() -> Vec<Known> {
     ]
 }
 
-fn new(config: &MethodConfig) -> Box<dyn Objective> {
-    config.objective(&AdvantageConfig::default().resolve(config))
+fn new(config: impl Into<MethodConfig>) -> Box<dyn Objective> {
+    let config = config.into();
+    config.objective(&config.map())
 }
 
 /// Gradient of the summed losses by autograd.
@@ -137,7 +136,7 @@ fn closed_form(objective: &Known, point: &Point, v: &Tensor, targets: &TargetVel
                 Loss::Estimate => target.broadcast_mul(&scaled(v, 2.0 / n, true)?)?,
                 Loss::Velocity => (target * (2.0 / n))?,
                 Loss::Anchored(Gamma::Constant(gamma)) => anchored(&a.affine(0.0, gamma)?)?,
-                Loss::Anchored(Gamma::OneMinusAdvantage) => panic!("no form's default"),
+                Loss::Anchored(Gamma::OneMinusAdvantage) => panic!("no variant's default"),
             };
             Ok((policy + toward_reference(o.kl_coef)?)?)
         }
@@ -154,8 +153,8 @@ fn closed_form(objective: &Known, point: &Point, v: &Tensor, targets: &TargetVel
         }
         Known::DiffusionNft(o) => {
             let r = a.affine(0.5 / o.clip, 0.5)?;
-            let positive = ((v * o.mix)? + (old * (1.0 - o.mix))?)?;
-            let negative = ((old * (1.0 + o.mix))? - (v * o.mix)?)?;
+            let positive = ((v * o.beta)? + (old * (1.0 - o.beta))?)?;
+            let negative = ((old * (1.0 + o.beta))? - (v * o.beta)?)?;
             let branch = |velocity: &Tensor, r: &Tensor| -> Result<Tensor> {
                 let scale = scaled(velocity, 2.0 * o.clip / n, o.adaptive)?;
                 Ok((velocity - &u)?.broadcast_mul(r)?.broadcast_mul(&scale)?)
@@ -249,9 +248,11 @@ fn step(advantage: [f64; 3], ratio_clip: f64) -> Result<(Box<dyn Objective>, Poi
     let target = Target::Reverse { next, log_prob, x_factor, v_factor, std, rate };
     let t = Tensor::new(&[grid[1], grid[5], grid[8]], &Device::Cpu)?;
     let point = Point { x_t: x, t, advantage: Tensor::new(&advantage, &Device::Cpu)?, target };
-    let config =
-        MethodConfig { ratio_clip: Some(ratio_clip), kl_coef: Some(0.04), ..MethodConfig::of(Method::FlowGrpo) };
-    Ok((new(&config), point, TargetVelocities { old: None, reference: Some(noise(5)?) }))
+    Ok((
+        new(FlowGrpoConfig { ratio_clip, kl_coef: 0.04 }),
+        point,
+        TargetVelocities { old: None, reference: Some(noise(5)?) },
+    ))
 }
 
 #[test]
@@ -310,13 +311,8 @@ fn flow_grpo_measures_the_base_model_by_the_means() -> Result<()> {
 fn advantage_flow_is_one_square() -> Result<()> {
     let (point, targets, v) = (point(A)?, targets()?, noise(3)?);
     let (gamma, kl) = (1.1, 0.01);
-    let config = MethodConfig {
-        gamma: Some(Gamma::Constant(gamma)),
-        kl_coef: Some(kl),
-        kl_space: Some(KlSpace::Estimate),
-        adaptive_scale: Some(false),
-        ..MethodConfig::of(Method::AdvantageFlow)
-    };
+    let kl_space = Some(KlSpace::Estimate);
+    let config = AdvantageFlowConfig { gamma: Gamma::Constant(gamma), kl_coef: kl, kl_space, adaptive_scale: false };
     let a = column(&point.advantage)?;
     let weight = (&a + (gamma + kl))?;
     let (f_old, f_ref) = (estimate(&point, &noise(4)?)?, estimate(&point, &noise(5)?)?);
@@ -325,29 +321,24 @@ fn advantage_flow_is_one_square() -> Result<()> {
     let leaf = Var::from_tensor(&v)?;
     let square = (distance(&estimate(&point, leaf.as_tensor())?, &centre)? * weight.flatten_all()?)?.sum_all()?;
     let expected = square.backward()?.get(leaf.as_tensor()).expect("a gradient").clone();
-    assert!(max_abs(&(gradient(&*new(&config), &point, &v, &targets)? - expected)?)? < 1e-14);
+    assert!(max_abs(&(gradient(&*new(config), &point, &v, &targets)? - expected)?)? < 1e-14);
     Ok(())
 }
 
-/// Without scales, at the old policy, DiffusionNFT's gradient is 2 A t^2 (v_old - u) / n for every mix.
+/// Without scales, at the old policy, DiffusionNFT's gradient is 2 A t^2 (v_old - u) / n for every beta.
 #[test]
-fn diffusion_nft_starts_as_policy_gradient_whatever_its_mix() -> Result<()> {
+fn diffusion_nft_starts_as_policy_gradient_whatever_its_beta() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
     let targets = TargetVelocities { old: Some(v.clone()), reference: None };
     let u = u(&point)?;
     let scale = column(&((point.t.sqr()? * &point.advantage)? * (2.0 / 24.0))?)?;
     let expected = (&v - u)?.broadcast_mul(&scale)?;
-    for mix in [1.0, 0.2, 0.1] {
-        let objective = new(&MethodConfig {
-            mix: Some(mix),
-            kl_coef: Some(0.0),
-            adaptive_scale: Some(false),
-            ..MethodConfig::of(Method::DiffusionNft)
-        });
+    for nft_beta in [1.0, 0.2, 0.1] {
+        let objective = new(DiffusionNftConfig { nft_beta, kl_coef: 0.0, adaptive_scale: false });
         let exact = gradient(&*objective, &point, &v, &targets)?;
-        assert!(max_abs(&(&exact - &expected)?)? < 1e-13, "mix {mix}");
+        assert!(max_abs(&(&exact - &expected)?)? < 1e-13, "beta {nft_beta}");
         let value = |v: &Tensor| Ok(objective.losses(&point, v, &targets)?.loss.sum_all()?.to_scalar::<f64>()?);
-        check_differences(&exact, &v, &format!("mix {mix}"), value)?;
+        check_differences(&exact, &v, &format!("beta {nft_beta}"), value)?;
     }
     Ok(())
 }
@@ -358,9 +349,10 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
     let point = point([1.0; 3])?;
     let u = u(&point)?;
     let v = noise(3)?;
-    for name in [Method::FlowAwr, Method::AdvantageFlow] {
-        let config = MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) };
-        let objective = new(&config);
+    for objective in [
+        new(FlowAwrConfig { kl_coef: 0.0, ..Default::default() }),
+        new(AdvantageFlowConfig { kl_coef: 0.0, ..Default::default() }),
+    ] {
         assert!(!objective.requirements().reference);
         let targets = TargetVelocities { old: Some(noise(4)?), reference: None };
         // At u itself the scale takes its floor, so rounding errors are divided by 1e-5.
@@ -379,17 +371,56 @@ fn full_advantage_points_at_the_sample() -> Result<()> {
 fn advantage_flow_with_one_minus_a_is_flow_awr() -> Result<()> {
     let (point, v) = (point(A)?, noise(3)?);
     let targets = TargetVelocities { old: Some(noise(4)?), reference: None };
-    let of = |name| new(&MethodConfig { kl_coef: Some(0.0), ..MethodConfig::of(name) });
-    let a = gradient(&*of(Method::FlowAwr), &point, &v, &targets)?;
-    let b = gradient(&*of(Method::AdvantageFlow), &point, &v, &targets)?;
+    let flow_awr = new(FlowAwrConfig { kl_coef: 0.0, ..Default::default() });
+    let advantage_flow = new(AdvantageFlowConfig { kl_coef: 0.0, ..Default::default() });
+    let a = gradient(&*flow_awr, &point, &v, &targets)?;
+    let b = gradient(&*advantage_flow, &point, &v, &targets)?;
     assert!(max_abs(&(a - b)?)? < 1e-15);
     Ok(())
 }
 
 #[test]
 fn gamma_is_written_as_text_or_number() {
-    let read = |text: &str| toml::from_str::<MethodConfig>(text).map(|m| m.gamma);
-    assert_eq!(read("name = \"advantage-flow\"\ngamma = \"1-A\"").expect("text"), Some(Gamma::OneMinusAdvantage));
-    assert_eq!(read("name = \"advantage-flow\"\ngamma = 1.1").expect("number"), Some(Gamma::Constant(1.1)));
+    let read = |text: &str| toml::from_str::<MethodConfig>(text);
+    let of = |gamma| MethodConfig::from(AdvantageFlowConfig { gamma, ..Default::default() });
+    assert_eq!(read("name = \"advantage-flow\"\ngamma = \"1-A\"").expect("text"), of(Gamma::OneMinusAdvantage));
+    assert_eq!(read("gamma = 1.1\nname = \"advantage-flow\"").expect("number"), of(Gamma::Constant(1.1)));
     assert!(read("name = \"advantage-flow\"\ngamma = \"A\"").is_err());
+}
+
+/// What the files of the methods call their keys, which a key of another method's is refused by.
+#[test]
+fn methods_have_their_keys() {
+    use crate::variants::Variants;
+    let keys = |name| MethodConfig::keys(name).join(" ");
+    let names: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
+    assert_eq!(names, ["flow-awr", "advantage-flow", "diffusion-nft", "flow-grpo", "awm"]);
+    assert_eq!(MethodConfig::NAMES, names);
+    assert_eq!(keys("flow-awr"), "variant kl_coef gamma adaptive_scale");
+    assert_eq!(keys("advantage-flow"), "gamma kl_coef kl_space adaptive_scale");
+    assert_eq!(keys("diffusion-nft"), "nft_beta kl_coef adaptive_scale");
+    assert_eq!(keys("flow-grpo"), "ratio_clip kl_coef");
+    assert_eq!(keys("awm"), "ratio_clip anchor kl_coef");
+    assert_eq!(keys("ppo"), "");
+}
+
+/// Every key is written, whichever method, but those that count for nothing; what is written reads back the same.
+#[test]
+fn a_method_is_written_name_first_and_reads_back() {
+    for &kind in Method::ALL {
+        let mut method = MethodConfig::of(kind);
+        method.resolve();
+        let text = toml::to_string(&method).expect("a table");
+        assert!(text.starts_with(&format!("name = \"{}\"\n", kind.name())), "{text}");
+        assert_eq!(toml::from_str::<MethodConfig>(&text).expect("its own text"), method);
+    }
+    let mut robust = FlowAwrConfig { variant: Variant::Robust, ..Default::default() };
+    robust.resolve();
+    assert_eq!((robust.gamma, robust.adaptive_scale), (Some(Gamma::Constant(1.1)), Some(true)));
+    let mut paper = FlowAwrConfig { variant: Variant::Paper, ..Default::default() };
+    paper.resolve();
+    assert_eq!((paper.gamma, paper.adaptive_scale), (None, Some(false)));
+    let mut free = AdvantageFlowConfig { kl_coef: 0.0, ..Default::default() };
+    free.resolve();
+    assert_eq!(free.kl_space, None);
 }

@@ -14,7 +14,7 @@ pub enum OldPolicySchedule {
     Delayed,
 }
 
-/// The share `eta(n) = min(rate (n - delay), most)` of itself that the old policy keeps when it is moved towards the policy
+/// The share `eta(n) = min(rate (n - delay), max)` of itself that the old policy keeps when it is moved towards the policy
 /// after an iteration, `old = eta old + (1 - eta) policy`, n = updates so far (DiffusionNFT, scripts/train_nft_sd3.py
 /// `return_decay`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,16 +24,16 @@ pub struct OldPolicyDecay {
     /// What it rises by with an update.
     pub rate: f64,
     /// What it rises to.
-    pub most: f64,
+    pub max: f64,
 }
 
 impl OldPolicySchedule {
     /// Its published numbers.
     pub fn decay(self) -> OldPolicyDecay {
         match self {
-            Self::OnPolicy => OldPolicyDecay { delay: 0, rate: 0.0, most: 0.0 },
-            Self::Linear => OldPolicyDecay { delay: 0, rate: 0.001, most: 0.5 },
-            Self::Delayed => OldPolicyDecay { delay: 75, rate: 0.0075, most: 0.999 },
+            Self::OnPolicy => OldPolicyDecay { delay: 0, rate: 0.0, max: 0.0 },
+            Self::Linear => OldPolicyDecay { delay: 0, rate: 0.001, max: 0.5 },
+            Self::Delayed => OldPolicyDecay { delay: 75, rate: 0.0075, max: 0.999 },
         }
     }
 }
@@ -41,12 +41,12 @@ impl OldPolicySchedule {
 impl OldPolicyDecay {
     /// eta at update n.
     pub fn eta(self, update: u64) -> f64 {
-        (self.rate * update.saturating_sub(self.delay) as f64).min(self.most)
+        (self.rate * update.saturating_sub(self.delay) as f64).min(self.max)
     }
 
     /// Whether eta is 0 at every update.
     pub fn is_zero(&self) -> bool {
-        self.rate == 0.0 || self.most == 0.0
+        self.rate == 0.0 || self.max == 0.0
     }
 }
 

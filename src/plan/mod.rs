@@ -236,7 +236,7 @@ mod tests {
             Plan::new(&config(&set), 4, &[100], 100).expect("a plan").updates_sent().collect()
         };
         let lagging = sent("old_policy.schedule=1");
-        for setting in ["old_policy.schedule=0", "old_policy.rate=0.0", "old_policy.most=0.0"] {
+        for setting in ["old_policy.schedule=0", "old_policy.rate=0.0", "old_policy.max=0.0"] {
             let on_policy = sent(setting);
             assert!(on_policy[0].bytes < lagging[0].bytes && on_policy[0].calls < lagging[0].calls, "{setting}");
             assert_eq!(on_policy[1], lagging[1], "{setting}: the first update moves the policy away");

@@ -9,7 +9,8 @@ use super::mixture::{OLD, TILT, gaussian};
 use candle_core::{Device, Tensor, Var};
 use flowrl_dist::advantage::{AdvantageMap, Scores, group_advantages};
 use flowrl_dist::objective::{
-    AdvantageConfig, Form, Gamma, Method, MethodConfig, Objective, Point, Target, TargetVelocities,
+    AdvantageFlowConfig, DiffusionNftConfig, FlowAwrConfig, Gamma, MethodSpec, Objective, Point, Target,
+    TargetVelocities, Variant,
 };
 use flowrl_dist::rng::{Purpose, Stream};
 use std::collections::BTreeMap;
@@ -70,17 +71,20 @@ fn minimiser(objective: &dyn Objective, advantage: fn(f64) -> f64, t: f64, x_t: 
     Ok(-at_zero / (at_one - at_zero))
 }
 
-fn objective(name: Method, gamma: Option<Gamma>) -> Box<dyn Objective> {
-    with(MethodConfig { gamma, ..MethodConfig::of(name) })
+fn flow_awr(variant: Variant) -> Box<dyn Objective> {
+    with(FlowAwrConfig { variant, kl_coef: 0.0, gamma: None, adaptive_scale: Some(false) })
 }
 
-fn diffusion_nft(mix: f64) -> Box<dyn Objective> {
-    with(MethodConfig { mix: Some(mix), ..MethodConfig::of(Method::DiffusionNft) })
+fn advantage_flow(gamma: Gamma) -> Box<dyn Objective> {
+    with(AdvantageFlowConfig { gamma, kl_coef: 0.0, kl_space: None, adaptive_scale: false })
 }
 
-fn with(config: MethodConfig) -> Box<dyn Objective> {
-    let config = MethodConfig { kl_coef: Some(0.0), adaptive_scale: Some(false), ..config };
-    config.objective(&AdvantageConfig::default().resolve(&config))
+fn diffusion_nft(nft_beta: f64) -> Box<dyn Objective> {
+    with(DiffusionNftConfig { nft_beta, kl_coef: 0.0, adaptive_scale: false })
+}
+
+fn with(config: impl MethodSpec) -> Box<dyn Objective> {
+    config.objective(&config.map())
 }
 
 /// t, x_t, v_old, v*, h, then the minimisers: FlowAWR, AdvantageFlow(1.1), AdvantageFlow(1-A), DiffusionNFT with mix 1
@@ -99,12 +103,12 @@ const GOLDEN: [[f64; 10]; 9] = [
 
 #[test]
 fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
-    let flow_awr = objective(Method::FlowAwr, None);
-    let constant = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)));
-    let one_minus = objective(Method::AdvantageFlow, Some(Gamma::OneMinusAdvantage));
-    let exact = objective(Method::AdvantageFlow, Some(Gamma::Constant(1.0)));
-    let form = |form| with(MethodConfig { form: Some(form), ..MethodConfig::of(Method::FlowAwr) });
-    let (paper, exact_form, robust) = (form(Form::Paper), form(Form::Exact), form(Form::Robust));
+    let released = flow_awr(Variant::Released);
+    let constant = advantage_flow(Gamma::Constant(1.1));
+    let one_minus = advantage_flow(Gamma::OneMinusAdvantage);
+    let exact = advantage_flow(Gamma::Constant(1.0));
+    let (paper, exact_variant, robust) =
+        (flow_awr(Variant::Paper), flow_awr(Variant::Exact), flow_awr(Variant::Robust));
     let mut worst = BTreeMap::<String, f64>::new();
     for [t, x_t, v_old, v_star, h, awr, af_constant, af_one_minus, nft, nft_small] in GOLDEN {
         let mut close = |what: &str, got: f64, expected: f64| {
@@ -113,7 +117,7 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
             *worst = worst.max((got - expected).abs());
         };
         close("v_old", OLD.velocity(t, x_t), v_old);
-        close("FlowAWR", minimiser(&*flow_awr, exponential, t, x_t)?, awr);
+        close("FlowAWR", minimiser(&*released, exponential, t, x_t)?, awr);
         // The direction is exact, the step is longer by the density ratio h: not v*.
         close("v_old + h (v* - v_old)", v_old + h * (v_star - v_old), awr);
         close("AdvantageFlow(1.1)", minimiser(&*constant, linear, t, x_t)?, af_constant);
@@ -123,7 +127,7 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
         // gamma = 1 with the exponential advantage has exactly the tilt's velocity as its minimiser.
         close("AdvantageFlow(1), A = w - 1", minimiser(&*exact, exponential, t, x_t)?, v_star);
         close("FlowAWR, paper", minimiser(&*paper, exponential, t, x_t)?, awr);
-        close("FlowAWR, exact", minimiser(&*exact_form, exponential, t, x_t)?, v_star);
+        close("FlowAWR, exact", minimiser(&*exact_variant, exponential, t, x_t)?, v_star);
         // gamma = 1.1: the tilt (0.1 + w) / 1.1, so v* where h is large and v_old where it is small.
         close("FlowAWR, robust", minimiser(&*robust, exponential, t, x_t)?, (0.1 * v_old + h * v_star) / (0.1 + h));
     }
@@ -134,7 +138,7 @@ fn minimisers_are_those_of_the_closed_forms() -> Result<()> {
 /// A constant advantage says nothing: the minimiser is the old velocity, because it is the posterior mean of u.
 #[test]
 fn a_constant_advantage_changes_nothing() -> Result<()> {
-    for objective in [objective(Method::FlowAwr, None), objective(Method::AdvantageFlow, Some(Gamma::Constant(1.1)))] {
+    for objective in [flow_awr(Variant::Released), advantage_flow(Gamma::Constant(1.1))] {
         for x_t in [-1.5, 0.0, 1.5] {
             let got = minimiser(&*objective, |_| 0.7, 0.5, x_t)?;
             assert!((got - OLD.velocity(0.5, x_t)).abs() < 1e-9, "{objective:?} at {x_t}: {got}");
@@ -192,7 +196,7 @@ fn groups_in_the_place_of_the_law_have_their_known_bias() -> flowrl_dist::Result
 #[test]
 fn advantage_flow_has_the_velocity_of_the_tilted_law_as_its_minimiser() -> Result<()> {
     const GAMMA: f64 = 1.1;
-    let objective = objective(Method::AdvantageFlow, Some(Gamma::Constant(GAMMA)));
+    let objective = advantage_flow(Gamma::Constant(GAMMA));
     for advantage in [linear, exponential, |x0: f64| 0.9 * x0.sin()] {
         for [t, x_t, ..] in GOLDEN {
             let (places, weights) = posterior(t, x_t);

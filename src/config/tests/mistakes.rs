@@ -174,10 +174,13 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["advantage.temperature=0"], &["advantage.temperature = 0: must be a finite number above 0"]),
     (&["advantage.map_clip=nan"], &["advantage.map_clip = NaN: must be"]),
     // Methods.
-    (&["method.gamma=1.1"], &["method.gamma = 1.1: belongs to FlowAWR's robust form", "set method.form = \"robust\""]),
+    (
+        &["method.gamma=1.1"],
+        &["method.gamma = 1.1: belongs to FlowAWR's robust variant", "set method.variant = \"robust\""],
+    ),
     (
         &["method.name=awm", "method.gamma=1.1"],
-        &["method.gamma = 1.1: belongs to advantage-flow, flow-awr; remove it or set method.name = \"advantage-flow\""],
+        &["method.gamma = 1.1: belongs to flow-awr, advantage-flow; remove it or set method.name = \"flow-awr\""],
     ),
     (
         &["method.kl_space=velocity"],
@@ -193,19 +196,19 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
         &["method.name=advantage-flow", "method.kl_coef=0", "method.kl_space=estimate"],
         &["method.kl_space = \"estimate\": method.kl_coef = 0, so no distance is measured"],
     ),
-    (&["method.name=awm", "method.form=paper"], &["method.form = \"paper\": belongs to flow-awr"]),
-    (&["method.form=true"], &["method.form = true: must be a name in quotes"]),
+    (&["method.name=awm", "method.variant=paper"], &["method.variant = \"paper\": belongs to flow-awr"]),
+    (&["method.variant=true"], &["method.variant = true: must be a name in quotes"]),
     (&["method.ratio_clip=0.1"], &["method.ratio_clip = 0.1: belongs to flow-grpo, awm"]),
     (&["method.anchor=0.1"], &["method.anchor = 0.1: belongs to awm"]),
     (&["method.name=awm", "method.adaptive_scale=true"], &["method.adaptive_scale = true: belongs to flow-awr, "]),
     (&["method.name=awm", "method.ratio_clip=0"], &["method.ratio_clip = 0: must be a finite number above 0"]),
     (&["method.name=awm", "method.anchor=-1"], &["method.anchor = -1: must be a finite number, 0 or above"]),
     (
-        &["method.form=exact"],
-        &["method.form = \"exact\": needs advantages of -1 or more, and this map goes down to -inf", "\"softmax\""],
+        &["method.variant=exact"],
+        &["method.variant = \"exact\": needs advantages of -1 or more, and this map goes down to -inf", "\"softmax\""],
     ),
     (
-        &["method.form=robust", "advantage.map=softmax", "method.gamma=1"],
+        &["method.variant=robust", "advantage.map=softmax", "method.gamma=1"],
         &["method.gamma = 1: must be a number above 1", "use 1.1 or"],
     ),
     // What the objective needs of the rollouts.
@@ -237,9 +240,26 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["sampler.guidance=-1"], &["sampler.guidance = -1: must be a finite number, 0 or above"]),
     (&["eval.guidance=nan"], &["eval.guidance = NaN: must be a finite number"]),
     (&["old_policy.rate=-1"], &["old_policy.rate = -1: must be a finite number, 0 or above"]),
-    (&["old_policy.most=1"], &["old_policy.most = 1: must lie in [0, 1)"]),
-    (&["method.mix=0.1"], &["method.mix = 0.1: belongs to diffusion-nft", "remove it or set method.name"]),
-    (&["method.name=diffusion-nft", "method.mix=0"], &["method.mix = 0: must be a finite number above 0"]),
+    (&["old_policy.max=1"], &["old_policy.max = 1: must lie in [0, 1)"]),
+    (&["method.nft_beta=0.1"], &["method.nft_beta = 0.1: belongs to diffusion-nft", "remove it or set method.name"]),
+    (&["method.name=diffusion-nft", "method.nft_beta=0"], &["method.nft_beta = 0: must be a finite number above 0"]),
+    (
+        &["method.name=diffusion-nft", "advantage.clip=inf"],
+        &["advantage.clip = inf: diffusion-nft divides by it; use a finite number"],
+    ),
+    (
+        &["method.name=awm", "advantage.map=softmax", "advantage.map_clip=inf"],
+        &["advantage.map_clip = inf: awm divides by it"],
+    ),
+    (&["advantage.clip=-inf"], &["advantage.clip = -inf: must be a finite number above 0, or inf"]),
+    // Keys by their former names, which are told of by those of today.
+    (&["method.mix=0.1"], &["method.nft_beta = 0.1: belongs to diffusion-nft", "remove it or set method.name"]),
+    (&["method.form=true"], &["method.variant = true: must be a name in quotes"]),
+    (&["old_policy.most=1"], &["old_policy.max = 1: must lie in [0, 1)"]),
+    (
+        &["method={name=\"diffusion-nft\", mix=0.1, nft_beta=0.2}"],
+        &["method.mix = 0.1: is the former name of method.nft_beta, which is given too; remove it"],
+    ),
     (&["method.gamma=A"], &["method.gamma = \"A\": ", "\"1-A\" or a number such as 1.1"]),
     (&["method.gamma=true"], &["method.gamma = true: must be \"1-A\" or a number such as 1.1"]),
     (
@@ -281,6 +301,13 @@ pub(super) const FILES: &[(&str, &[&str])] = &[
         &["reward[1].name = \"ocr\": is named twice; name it once"],
     ),
     ("[method]\nkl_coef = 1.0\n[[reward]]\nname = \"ocr\"\n", &["method.name is missing: add it"]),
+    ("[method]\nkl_coef = \"a\"\nname = \"awm\"", &["method.kl_coef = \"a\": must be a number"]),
+    ("[method]\nmix = 1\nname = \"awm\"", &["method.nft_beta = 1: belongs to diffusion-nft"]),
+    (
+        "[method]\nname = \"awm\"\nmethod = 1",
+        &["method.method: no such key; known here: name, ratio_clip, anchor, kl_coef"],
+    ),
+    ("[old_policy]\nmost = 0.5\nmax = 0.5", &["old_policy.most = 0.5: is the former name of old_policy.max"]),
     ("@rank = 8\nalpha = 8\ntargets = []", &["model.lora.targets = []: ", "choose from attn.to_q"]),
     ("@rank = 8\nalpha = 8\ntargets = [\"q\"]", &["model.lora.targets = [\"q\"]: ", "choose from attn.to_q"]),
     ("@rank = 8\nalpha = 8\ntargets = \"attn.to_q\"", &["model.lora.targets = \"attn.to_q\": must be a list"]),

@@ -5,7 +5,7 @@ use flowrl_dist::advantage::AdvantageMap;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
-use flowrl_dist::objective::{Method, MethodConfig, Point, Target, TargetVelocities};
+use flowrl_dist::objective::{DiffusionNftConfig, MethodSpec, Point, Target, TargetVelocities};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Role, Spec, Trainable};
 use flowrl_dist::shard::{Gradients, Partition};
 use flowrl_dist::{Error, Result};
@@ -103,7 +103,7 @@ impl Case {
 
     /// The loss of DiffusionNFT at the velocity `v`, mean over samples, and its gradient.
     pub fn loss(&self, v: &Tensor, mix: f64, kl_coef: f64, frozen: [&str; 2]) -> Result<(f64, Tensor)> {
-        let config = MethodConfig { mix: Some(mix), kl_coef: Some(kl_coef), ..MethodConfig::of(Method::DiffusionNft) };
+        let config = DiffusionNftConfig { nft_beta: mix, kl_coef, ..Default::default() };
         let point = Point {
             x_t: self.get("in.xt").clone(),
             t: self.times()?,

@@ -6,7 +6,9 @@ mod model;
 mod run;
 
 use flowrl_dist::Result;
-use flowrl_dist::objective::{Form, Gamma, Method, MethodConfig};
+use flowrl_dist::objective::{
+    AdvantageFlowConfig, DiffusionNftConfig, FlowAwrConfig, Gamma, Method, MethodConfig, Variant,
+};
 use flowrl_dist::pipeline::Pipeline;
 use law::{Look, MODES, correlation, reward_of, rewards};
 use run::{Run, advantages, look};
@@ -24,26 +26,32 @@ const ITERATIONS: u64 = 40;
 /// The policy gradient of single steps is noisier than a regression to samples: fewer of AdamW's steps, which are all of one
 /// length, go the same way.
 fn lr(method: &MethodConfig) -> f64 {
-    if method.name == Method::FlowGrpo { 6e-4 } else { 3e-4 }
+    if method.kind() == Method::FlowGrpo { 6e-4 } else { 3e-4 }
 }
 
-fn flow_awr(form: Form) -> MethodConfig {
-    MethodConfig { form: Some(form), ..MethodConfig::of(Method::FlowAwr) }
+fn flow_awr(variant: Variant) -> MethodConfig {
+    FlowAwrConfig { variant, ..Default::default() }.into()
+}
+
+fn advantage_flow(gamma: Gamma) -> MethodConfig {
+    AdvantageFlowConfig { gamma, ..Default::default() }.into()
+}
+
+fn diffusion_nft(nft_beta: f64) -> MethodConfig {
+    DiffusionNftConfig { nft_beta, ..Default::default() }.into()
 }
 
 fn methods() -> Vec<(&'static str, MethodConfig)> {
-    let advantage_flow = |gamma| MethodConfig { gamma: Some(gamma), ..MethodConfig::of(Method::AdvantageFlow) };
-    let diffusion_nft = |mix| MethodConfig { mix: Some(mix), ..MethodConfig::of(Method::DiffusionNft) };
     vec![
-        ("FlowAWR, released", flow_awr(Form::Released)),
-        ("FlowAWR, paper", flow_awr(Form::Paper)),
-        ("FlowAWR, exact", flow_awr(Form::Exact)),
-        ("FlowAWR, robust", flow_awr(Form::Robust)),
+        ("FlowAWR, released", flow_awr(Variant::Released)),
+        ("FlowAWR, paper", flow_awr(Variant::Paper)),
+        ("FlowAWR, exact", flow_awr(Variant::Exact)),
+        ("FlowAWR, robust", flow_awr(Variant::Robust)),
         ("AdvantageFlow, 1-A", advantage_flow(Gamma::OneMinusAdvantage)),
         ("AdvantageFlow, 1.1", advantage_flow(Gamma::Constant(1.1))),
-        ("DiffusionNFT, mix 1", diffusion_nft(1.0)),
-        ("DiffusionNFT, mix 0.2", diffusion_nft(0.2)),
-        ("DiffusionNFT, mix 0.1", diffusion_nft(0.1)),
+        ("DiffusionNFT, beta 1", diffusion_nft(1.0)),
+        ("DiffusionNFT, beta 0.2", diffusion_nft(0.2)),
+        ("DiffusionNFT, beta 0.1", diffusion_nft(0.1)),
         ("AWM", MethodConfig::of(Method::Awm)),
         ("Flow-GRPO", MethodConfig::of(Method::FlowGrpo)),
     ]
@@ -99,7 +107,7 @@ fn every_method_tilts_the_law_towards_the_reward() -> Result<()> {
 
 #[test]
 fn the_opposite_reward_tilts_the_other_way() -> Result<()> {
-    check("FlowAWR, opposite", &flow_awr(Form::Released), -1.0)
+    check("FlowAWR, opposite", &flow_awr(Variant::Released), -1.0)
 }
 
 /// Where all rewards are equal the gradient is exactly zero: AdamW would scale up what else were left of it.

@@ -27,7 +27,7 @@ const TIMESTEPS: usize = 4;
 /// Of Euler's or the stochastic solver: ten of the second-order one spread points of so few dimensions too wide.
 const STEPS: usize = 40;
 /// The published linear schedule, which takes 500 updates to its end, in a run of a tenth of that.
-const OLD_POLICY: OldPolicyDecay = OldPolicyDecay { delay: 0, rate: 0.01, most: 0.5 };
+const OLD_POLICY: OldPolicyDecay = OldPolicyDecay { delay: 0, rate: 0.01, max: 0.5 };
 
 /// The stochastic steps are the first half, where the modes are decided: towards the data the gradient of a step's
 /// log-probability grows as 1 / std, and training all steps on so few samples is mostly that noise, which leads off the ring.
