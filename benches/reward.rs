@@ -15,7 +15,10 @@ use flowrl_dist::data::glyphs::GlyphPrompt;
 use flowrl_dist::data::render::{HEIGHT, Style, WIDTH, render};
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::device::{DeviceChoice, select};
-use flowrl_dist::reward::{Loader, Overlap, RewardConfig, RewardKind, Rewards, Scoring, serve};
+use flowrl_dist::reward::{
+    AestheticConfig, ClipFiles, ClipScoreConfig, HpsConfig, Loader, OcrConfig, Overlap, PickScoreConfig, RemoteConfig,
+    RewardConfig, RewardKind, Rewards, Scoring, serve,
+};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::{Error, Result};
 use half::bf16;
@@ -66,11 +69,7 @@ impl Bench {
     fn row(&self, name: &str) -> Result<()> {
         let large = pictures(self.images, SIDE, SIDE)?;
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        let model = |kind, path: PathBuf| RewardConfig {
-            path: Some(path),
-            tokenizer: Some(tokenizer()),
-            ..RewardConfig::new(kind)
-        };
+        let files = |path: PathBuf| ClipFiles { path, tokenizer: Some(tokenizer()) };
         let folder = folder.path();
         let config = match name {
             "ocr" => {
@@ -83,17 +82,18 @@ impl Bench {
                     eprintln!("| {name} | not measured: {file:?} is missing, launch/fetch-ocr.sh fetches it | |");
                     return Ok(());
                 }
-                RewardConfig { detector: Some(file.into()), ..RewardConfig::new(RewardKind::Ocr) }
+                RewardConfig::with(OcrConfig { detector: Some(file.into()) })
             }
             "colour" => RewardConfig::new(RewardKind::Colour),
             "jpeg" => RewardConfig::new(RewardKind::JpegCompressibility),
-            "clip-score" => model(RewardKind::ClipScore, VIT_L.write_transformers(folder)?),
-            "aesthetic" => RewardConfig {
-                predictor: Some(write_predictor(folder)?),
-                ..model(RewardKind::Aesthetic, VIT_L.write_transformers(folder)?)
-            },
-            "pick-score" => model(RewardKind::PickScore, VIT_H.write_transformers(folder)?),
-            "hps" => model(RewardKind::Hps, VIT_H.write_open_clip(folder)?),
+            "clip-score" => RewardConfig::with(ClipScoreConfig(files(VIT_L.write_transformers(folder)?))),
+            "aesthetic" => RewardConfig::with(AestheticConfig {
+                path: VIT_L.write_transformers(folder)?,
+                tokenizer: Some(tokenizer()),
+                predictor: write_predictor(folder)?,
+            }),
+            "pick-score" => RewardConfig::with(PickScoreConfig(files(VIT_H.write_transformers(folder)?))),
+            "hps" => RewardConfig::with(HpsConfig(files(VIT_H.write_open_clip(folder)?))),
             _ => return self.remote(&large),
         };
         self.measure(name, &config, &large, Some(folder))
@@ -129,11 +129,8 @@ impl Bench {
         let rewards = Loader::new(self.threads, &Device::Cpu).build(&[RewardConfig::new(RewardKind::Colour)])?;
         let (listener, address) = serve::listen("127.0.0.1:0", false)?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let config = RewardConfig {
-            url: Some(format!("http://{address}")),
-            reward: Some("colour".into()),
-            ..RewardConfig::new(RewardKind::Remote)
-        };
+        let remote = RemoteConfig { url: format!("http://{address}"), reward: "colour".into(), ..Default::default() };
+        let config = RewardConfig::with(remote);
         std::thread::scope(|scope| {
             let server = scope.spawn(|| serve::serve(rewards.into(), listener, None, stopped));
             let measured = self.measure("remote", &config, images, None);

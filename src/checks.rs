@@ -54,3 +54,12 @@ pub(crate) fn fraction(key: &str, value: f64) -> Check {
 pub(crate) fn text<T: Serialize>(value: T) -> Result<String, String> {
     Ok(Value::try_from(value).map_err(|e| e.to_string())?.to_string())
 }
+
+/// An address without what may be a secret in it: a user and a password, or what follows `?` or `#`.
+pub(crate) fn without_secrets(address: &str) -> String {
+    let (before, host) = address.rsplit_once('@').map_or(("", address), |(_, host)| ("...@", host));
+    match host.split_once(['?', '#']) {
+        None => format!("{before}{host}"),
+        Some((host, _)) => format!("{before}{host}?..."),
+    }
+}

@@ -24,7 +24,7 @@ pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
         Kind::Sd35Medium => &[],
     };
     for &name in checks {
-        if all.iter().all(|r| r.name != name) {
+        if all.iter().all(|reward| reward.kind() != name) {
             all.push(RewardConfig::new(name));
         }
     }

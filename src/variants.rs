@@ -148,14 +148,14 @@ macro_rules! variants {
                 $remedy(owner)
             }
 
-            fn read<'de, D: serde::Deserializer<'de>>(name: &str, keys: D) -> Result<Self, D::Error> {
+            fn read<'de, D: serde::Deserializer<'de>>(name: &str, keys: D) -> std::result::Result<Self, D::Error> {
                 match name {
                     $($name => serde::Deserialize::deserialize(keys).map(Self::$Variant),)+
                     _ => Err(serde::de::Error::unknown_variant(name, Self::NAMES)),
                 }
             }
 
-            fn table(&self) -> Result<toml::Table, toml::ser::Error> {
+            fn table(&self) -> std::result::Result<toml::Table, toml::ser::Error> {
                 match self {
                     $(Self::$Variant(own) => toml::Table::try_from(own),)+
                 }

@@ -84,7 +84,7 @@ fn configs(arguments: &Arguments) -> Result<Vec<RewardConfig>> {
         let message = "there is nothing to serve; name rewards with --reward, or give --config a file with [[reward]]";
         return Err(Error::Usage(message.into()));
     }
-    match configs.iter().find(|config| config.name == RewardKind::Remote) {
+    match configs.iter().find(|config| config.kind() == RewardKind::Remote) {
         None => Ok(configs),
         Some(remote) => Err(Error::Usage(format!("reward {}: is another server's; ask that one", remote.label()))),
     }
@@ -93,7 +93,7 @@ fn configs(arguments: &Arguments) -> Result<Vec<RewardConfig>> {
 /// A reward of the command line, which can say no more of it than its name.
 fn named(name: &str) -> Result<RewardConfig> {
     let by_name = |kind: &RewardKind| RewardConfig::new(*kind).check(u64::MAX).is_ok();
-    match RewardKind::ALL.into_iter().find(|kind| kind.name() == name) {
+    match RewardKind::ALL.iter().copied().find(|kind| kind.name() == name) {
         Some(kind) if by_name(&kind) => Ok(RewardConfig::new(kind)),
         Some(_) => Err(Error::Usage(format!(
             "--reward {name}: needs more than its name; write it as [[reward]], with its path and what else it needs, into a \

@@ -1,6 +1,7 @@
 //! TOML and `--set` to a typed configuration; what is wrong in one line.
 
 use super::{paths, renamed};
+use crate::checks::without_secrets;
 use crate::error::Error;
 use crate::fs;
 use crate::variants::name_first;
@@ -156,7 +157,7 @@ fn typed<T: DeserializeOwned>(mut root: Value) -> Result<T, String> {
                 Ok(_) => format!("{path} = {text}: must be a whole number without zeros before it"),
                 Err(_) => format!("{path} = {text}: must be at most {}", i64::MAX),
             },
-            (Some(value), problem) => format!("{path} = {}: {problem}", one_line(&value.to_string())),
+            (Some(value), problem) => format!("{path} = {}: {problem}", shown_value(&path, value)),
             (None, problem) => format!("{path}: {problem}"),
         }
     })
@@ -218,6 +219,14 @@ fn unknown(path: &str, field: &str, known: &[&str]) -> String {
         .filter(|key| far(key) <= 1 + field.len() / 4)
         .map_or(String::new(), |key| format!("did you mean {}? ", full(key)));
     format!("{}: no such key; {meant}known here: {}", full(field), known.join(", "))
+}
+
+/// A value as it stands in the file, but for what may be a secret in an address.
+fn shown_value(path: &str, value: &Value) -> String {
+    match value {
+        Value::String(address) if path.ends_with(".url") => format!("{:?}", without_secrets(address)),
+        value => one_line(&value.to_string()),
+    }
 }
 
 /// The value at a path such as `reward[0].weight`.

@@ -341,7 +341,8 @@ impl RunConfig {
     /// [`Error::File`] or [`Error::Usage`]: what is absent.
     pub fn check_files(&self) -> Result<(), Error> {
         self.model.check_files()?;
-        let check = |(i, reward): (usize, &RewardConfig)| reward.check_files().map_err(|e| format!("reward[{i}].{e}"));
+        let check =
+            |(i, reward): (usize, &RewardConfig)| reward.settings.check_files().map_err(|e| format!("reward[{i}].{e}"));
         self.reward.iter().enumerate().try_for_each(check).map_err(Error::Usage)
     }
 
@@ -408,7 +409,7 @@ impl RunConfig {
         same.parallel = ParallelConfig::default();
         same.log = LogConfig::default();
         same.model.prompt_cache = ModelConfig::default().prompt_cache;
-        same.reward.iter_mut().for_each(RewardConfig::forget_server);
+        same.reward.iter_mut().for_each(|reward| reward.settings.forget_server());
         let mut table = as_toml(Table::try_from(&same))?;
         paths::names_only(&mut table);
         Ok(table)

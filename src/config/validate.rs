@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::flow::Solver;
 use crate::params::Trainable;
 use crate::pipeline::{Kind, ModelConfig};
-use crate::reward::{RewardConfig, RewardKind};
+use crate::reward::{OcrConfig, RewardConfig, RewardSettings};
 use std::path::Path;
 use tracing_subscriber::EnvFilter;
 
@@ -240,7 +240,9 @@ fn model(config: &RunConfig) -> Check {
             if m.resolution == 0 || !m.resolution.is_multiple_of(16) {
                 return Err(format!("model.resolution = {}: use a multiple of 16, such as 512", m.resolution));
             }
-            if let Some(i) = config.reward.iter().position(|r| r.name == RewardKind::Ocr && r.detector.is_none()) {
+            if let Some(i) =
+                config.reward.iter().position(|r| r.settings == RewardSettings::Ocr(OcrConfig { detector: None }))
+            {
                 return Err(format!(
                     "reward[{i}].name = \"ocr\": reads a whole picture as one line; add detector, which launch/fetch-ocr.sh \
                      fetches"

@@ -37,10 +37,10 @@ pub fn evaluated(config: &RunConfig, name: &str, set: &PromptSet) -> Vec<String>
 
 /// Refuses prompts whose pictures would have no score: the run would end at the first of them.
 fn refuse_unrewarded(name: &str, set: &PromptSet, weighted: &[&RewardConfig]) -> Result<()> {
-    let applies = |prompt: &Prompt| weighted.iter().any(|reward| !matches!(reward.name.fit(prompt), Fit::No(_)));
+    let applies = |prompt: &Prompt| weighted.iter().any(|reward| !matches!(reward.fit(prompt), Fit::No(_)));
     let unrewarded: Vec<&Prompt> = set.prompts.iter().filter(|prompt| !applies(prompt)).collect();
     let Some(first) = unrewarded.first() else { return Ok(()) };
-    let why = weighted.iter().find_map(|reward| match reward.name.fit(first) {
+    let why = weighted.iter().find_map(|reward| match reward.fit(first) {
         Fit::No(why) => Some(format!(" ({}: {why})", reward.label())),
         _ => None,
     });
@@ -78,7 +78,7 @@ fn of_reward(name: &str, set: &PromptSet, reward: &RewardConfig) -> Vec<String> 
     let (mut in_part, mut why_in_part, mut characters) = (Vec::new(), "", BTreeSet::new());
     let mut unknown = false;
     for prompt in &set.prompts {
-        match reward.name.fit(prompt) {
+        match reward.fit(prompt) {
             Fit::Yes => {}
             Fit::No(why) => {
                 without.push(prompt);

@@ -1,6 +1,6 @@
 //! Ink and ground of the embedded task's pictures: a check that a policy trained for legible text keeps the colours.
 
-use super::{Fit, Reward, check_count, to_rgb8};
+use super::{Fit, Loader, Reward, RewardSpec, check_count, to_rgb8};
 use crate::{
     data::{
         Prompt,
@@ -10,11 +10,30 @@ use crate::{
 };
 use candle_core::Tensor;
 use image::{Rgb, RgbImage};
+use serde::{Deserialize, Serialize};
 
 /// One in so many pixels counts as ink for sure: thin strokes cover about a tenth of a picture.
 const INK_SHARE: usize = 32;
 /// The least distance of ink to ground, on the scale of [`distance`]: with less there is no ink.
 const MIN_DISTANCE: f64 = 64.0;
+
+/// `[[reward]]` with `name = "colour"`, which has no keys of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColourConfig {}
+
+impl RewardSpec for ColourConfig {
+    fn fit(&self, prompt: &Prompt) -> Fit {
+        match GlyphPrompt::parse(&prompt.text) {
+            Ok(_) => Fit::Yes,
+            Err(_) => Fit::No("it is not of the form \"417\" in red on yellow"),
+        }
+    }
+
+    fn build(&self, _loader: &Loader) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(ColourMatch))
+    }
+}
 
 /// The scorer named `colour`: 1, 0.5 or 0 for both, one or none of ink and ground right. Meant to be watched, not
 /// to be rewarded.
@@ -28,14 +47,6 @@ impl Reward for ColourMatch {
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
         let score = |(ink, ground): (bool, bool)| 0.5 * f64::from(u8::from(ink) + u8::from(ground));
         Ok(colour_match(images, prompts)?.into_iter().map(|right| right.map(score)).collect())
-    }
-}
-
-/// Whether a prompt says ink and ground.
-pub(super) fn fit(prompt: &Prompt) -> Fit {
-    match GlyphPrompt::parse(&prompt.text) {
-        Ok(_) => Fit::Yes,
-        Err(_) => Fit::No("it is not of the form \"417\" in red on yellow"),
     }
 }
 

@@ -1,14 +1,37 @@
 //! How well a picture compresses as JPEG: the rewards of DDPO that need no model.
 
-use super::{Reward, check_count, failed, to_rgb8};
+use super::{Loader, Reward, RewardSpec, check_count, failed, to_rgb8};
 use crate::{data::Prompt, error::Result};
 use candle_core::Tensor;
 use image::RgbImage;
 use jpeg_encoder::{ChromaSubsamplingMethod, ColorType, Encoder, SamplingFactor};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// Quality of the file, as in DDPO's program.
 const QUALITY: u8 = 95;
+
+/// `[[reward]]` with `name = "jpeg-compressibility"`, which has no keys of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompressibilityConfig {}
+
+impl RewardSpec for CompressibilityConfig {
+    fn build(&self, _loader: &Loader) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(Jpeg::Compressibility))
+    }
+}
+
+/// `[[reward]]` with `name = "jpeg-incompressibility"`, which has no keys of its own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IncompressibilityConfig {}
+
+impl RewardSpec for IncompressibilityConfig {
+    fn build(&self, _loader: &Loader) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(Jpeg::Incompressibility))
+    }
+}
 
 /// Size of the picture as a JPEG file, or its negative.
 ///

@@ -1,8 +1,6 @@
 //! Rewards from their configuration.
 
-use super::{
-    Aesthetic, Alignment, Backbone, ClipReward, ColourMatch, Jpeg, Ocr, Remote, Reward, RewardConfig, RewardKind,
-};
+use super::{Backbone, ClipFiles, Reward, RewardConfig};
 use crate::error::{Error, Result};
 use candle_core::Device;
 use std::cell::RefCell;
@@ -35,45 +33,31 @@ impl Loader {
         let mut rewards: Vec<Box<dyn Reward>> = Vec::with_capacity(configs.len());
         for config in configs {
             let usage = |message: String| Error::Usage(format!("reward {}: {message}", config.label()));
-            config.check(u64::MAX).and_then(|()| config.check_files()).map_err(usage)?;
+            config.check(u64::MAX).and_then(|()| config.settings.check_files()).map_err(usage)?;
             if rewards.iter().any(|earlier| earlier.name() == config.label()) {
                 return Err(usage("named twice; name it once, with one weight".into()));
             }
-            rewards.push(self.one(config)?);
+            rewards.push(config.settings.build(self)?);
         }
         Ok(rewards)
     }
 
-    fn one(&self, config: &RewardConfig) -> Result<Box<dyn Reward>> {
-        let aligned = |alignment: Alignment| -> Result<Box<dyn Reward>> {
-            Ok(Box::new(ClipReward { alignment, backbone: self.backbone(config)? }))
-        };
-        Ok(match config.name {
-            RewardKind::Ocr => Box::new(match &config.detector {
-                None => Ocr::new(self.threads)?,
-                Some(detector) => Ocr::with_detector(self.threads, detector)?,
-            }),
-            RewardKind::Colour => Box::new(ColourMatch),
-            RewardKind::JpegCompressibility => Box::new(Jpeg::Compressibility),
-            RewardKind::JpegIncompressibility => Box::new(Jpeg::Incompressibility),
-            RewardKind::ClipScore => aligned(Alignment::ClipScore)?,
-            RewardKind::PickScore => aligned(Alignment::PickScore)?,
-            RewardKind::Hps => aligned(Alignment::Hps)?,
-            RewardKind::Aesthetic => {
-                let predictor = config.predictor.clone().unwrap_or_default();
-                Box::new(Aesthetic::load(&predictor, self.backbone(config)?)?)
-            }
-            RewardKind::Remote => Box::new(Remote::new(config)?),
-        })
+    /// Threads that a reward may use.
+    pub fn threads(&self) -> usize {
+        self.threads
     }
 
-    fn backbone(&self, config: &RewardConfig) -> Result<Arc<Backbone>> {
-        let path = config.path.clone().unwrap_or_default();
-        let key = (path.canonicalize().unwrap_or_else(|_| path.clone()), config.tokenizer.clone());
+    /// The model of the CLIP family in these files, which rewards share.
+    ///
+    /// # Errors
+    /// As [`Backbone::load`].
+    pub fn backbone(&self, files: &ClipFiles) -> Result<Arc<Backbone>> {
+        let ClipFiles { path, tokenizer } = files;
+        let key = (path.canonicalize().unwrap_or_else(|_| path.clone()), tokenizer.clone());
         if let Some(backbone) = self.backbones.borrow().get(&key) {
             return Ok(backbone.clone());
         }
-        let backbone = Arc::new(Backbone::load(&path, config.tokenizer.as_deref(), &self.device)?);
+        let backbone = Arc::new(Backbone::load(path, tokenizer.as_deref(), &self.device)?);
         self.backbones.borrow_mut().insert(key, backbone.clone());
         Ok(backbone)
     }
@@ -90,30 +74,30 @@ pub fn build(configs: &[RewardConfig], threads: usize) -> Result<Vec<Box<dyn Rew
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reward::{AestheticConfig, ClipScoreConfig, HpsConfig, PickScoreConfig};
 
     #[test]
     fn rewards_of_one_model_share_it() -> Result<()> {
         let fixtures = std::env::var_os("FLOWRL_FIXTURES")
             .map_or(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures"), PathBuf::from);
-        let config = |name: RewardKind, model: &str| RewardConfig {
-            path: Some(fixtures.join(model)),
-            tokenizer: Some(fixtures.join("clip_rewards/hf")),
-            predictor: (name == RewardKind::Aesthetic).then(|| fixtures.join("clip_rewards/predictor.pth")),
-            ..RewardConfig::new(name)
-        };
+        let files =
+            |model: &str| ClipFiles { path: fixtures.join(model), tokenizer: Some(fixtures.join("clip_rewards/hf")) };
+        let ClipFiles { path, tokenizer } = files("pickscore_micro");
+        let predictor = fixtures.join("clip_rewards/predictor.pth");
         let loader = Loader::new(1, &Device::Cpu);
+        let other_way = files("clip_rewards/../pickscore_micro"); // to the same folder
         let configs = [
-            config(RewardKind::ClipScore, "pickscore_micro"),
-            config(RewardKind::Aesthetic, "pickscore_micro"),
-            config(RewardKind::PickScore, "clip_rewards/../pickscore_micro"), // the same folder by another way
+            RewardConfig::with(ClipScoreConfig(files("pickscore_micro"))),
+            RewardConfig::with(AestheticConfig { path, tokenizer, predictor }),
+            RewardConfig::with(PickScoreConfig(other_way.clone())),
         ];
         let trained = loader.build(&configs)?;
         let evaluated = loader.build(&configs[1..])?;
         assert_eq!((loader.backbones.borrow().len(), trained.len() + evaluated.len()), (1, 5));
-        let (one, two) = (loader.backbone(&configs[0])?, loader.backbone(&configs[2])?);
+        let (one, two) = (loader.backbone(&files("pickscore_micro"))?, loader.backbone(&other_way)?);
         assert!(Arc::ptr_eq(&one, &two));
         assert_eq!(Arc::strong_count(&one), 5 + 2 + 1, "every reward holds the one that the loader has");
-        loader.build(&[config(RewardKind::Hps, "clip_rewards/open_clip/model.pt")])?;
+        loader.build(&[RewardConfig::with(HpsConfig(files("clip_rewards/open_clip/model.pt")))])?;
         assert_eq!(loader.backbones.borrow().len(), 2, "another model is another one");
         Ok(())
     }

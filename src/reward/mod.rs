@@ -14,14 +14,16 @@ mod scoring;
 pub mod serve;
 mod token;
 
-pub use clip::{Aesthetic, Alignment, Backbone, ClipReward};
-pub use colour::{ColourMatch, colour_match};
-pub use config::{RewardConfig, RewardKind};
-pub use jpeg::Jpeg;
+pub use clip::{
+    Aesthetic, AestheticConfig, Alignment, Backbone, ClipFiles, ClipReward, ClipScoreConfig, HpsConfig, PickScoreConfig,
+};
+pub use colour::{ColourConfig, ColourMatch, colour_match};
+pub use config::{RewardConfig, RewardKind, RewardSettings, RewardSpec};
+pub use jpeg::{CompressibilityConfig, IncompressibilityConfig, Jpeg};
 pub use loader::{Loader, build};
-pub use ocr::{Ocr, edit_reward, found_reward, target};
+pub use ocr::{Ocr, OcrConfig, edit_reward, found_reward, target};
 pub use pixels::to_rgb8;
-pub use remote::Remote;
+pub use remote::{Remote, RemoteConfig};
 pub use scoring::{Overlap, Rewards, Scoring};
 pub use token::Token;
 

@@ -4,7 +4,10 @@
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::data::{Prompt, PromptSet};
-use flowrl_dist::reward::{Loader, Reward, RewardConfig, RewardKind};
+use flowrl_dist::reward::{
+    AestheticConfig, ClipFiles, ClipScoreConfig, HpsConfig, Loader, PickScoreConfig, Reward, RewardConfig, RewardKind,
+    RewardSettings,
+};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,12 +20,17 @@ pub fn fixture(name: &str) -> PathBuf {
 
 /// One of the four: `path` is its model, of either form.
 pub fn config(kind: RewardKind, path: &Path) -> RewardConfig {
-    RewardConfig {
-        path: Some(path.to_path_buf()),
-        tokenizer: Some(fixture("clip_rewards/hf")),
-        predictor: (kind == RewardKind::Aesthetic).then(|| fixture("clip_rewards/predictor.pth")),
-        ..RewardConfig::new(kind)
-    }
+    let (path, tokenizer) = (path.to_path_buf(), Some(fixture("clip_rewards/hf")));
+    let files = ClipFiles { path: path.clone(), tokenizer: tokenizer.clone() };
+    RewardConfig::with(match kind {
+        RewardKind::ClipScore => RewardSettings::from(ClipScoreConfig(files)),
+        RewardKind::PickScore => PickScoreConfig(files).into(),
+        RewardKind::Hps => HpsConfig(files).into(),
+        RewardKind::Aesthetic => {
+            AestheticConfig { path, tokenizer, predictor: fixture("clip_rewards/predictor.pth") }.into()
+        }
+        other => panic!("{other:?} is none of the four"),
+    })
 }
 
 /// All four, each from another form of the same model: transformers' folder, and open_clip's tensors at `open_clip`.

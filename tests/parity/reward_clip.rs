@@ -5,7 +5,7 @@
 use crate::recorded::{Recorded, config, fixture, rewards};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
-use flowrl_dist::reward::{RewardConfig, RewardKind, build};
+use flowrl_dist::reward::{AestheticConfig, ClipFiles, PickScoreConfig, RewardConfig, RewardKind, build};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -47,17 +47,18 @@ fn a_score_depends_on_its_image_and_prompt_alone() -> Result<()> {
 #[test]
 fn a_model_that_is_none_is_refused_with_a_remedy() {
     let error = |config: RewardConfig| build(&[config], 1).err().unwrap().to_string();
-    let pick = |path: PathBuf| RewardConfig { path: Some(path), ..RewardConfig::new(RewardKind::PickScore) };
+    let pick = |path: PathBuf| RewardConfig::with(PickScoreConfig(ClipFiles { path, tokenizer: None }));
     assert!(error(RewardConfig::new(RewardKind::PickScore)).contains("needs path, the folder"));
     assert!(error(pick("no/such".into())).contains("there is nothing at this path"));
     assert!(error(pick(fixture("clip_rewards/hf"))).contains("safetensors"));
     assert!(error(pick(fixture("clip_rewards/predictor.pth"))).contains("holds no CLIP model"));
     assert!(error(pick(fixture("pickscore_micro"))).contains("with the reward's key tokenizer"));
-    let aesthetic = RewardConfig {
-        predictor: Some(fixture("clip_rewards/open_clip/model.pt")),
-        ..config(RewardKind::Aesthetic, &fixture("pickscore_micro"))
+    let aesthetic = AestheticConfig {
+        path: fixture("pickscore_micro"),
+        tokenizer: Some(fixture("clip_rewards/hf")),
+        predictor: fixture("clip_rewards/open_clip/model.pt"),
     };
-    assert!(error(aesthetic).contains("lacks layers.0.weight"));
+    assert!(error(RewardConfig::with(aesthetic)).contains("lacks layers.0.weight"));
 }
 
 /// PickScore is logged in both its scalings, by a run and by its evaluations: as its program has it, and as papers quote it.

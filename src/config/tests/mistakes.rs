@@ -78,6 +78,13 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
         &["reward[0].path = \"clip\": belongs to clip-score, pick-score, hps, aesthetic; remove it"],
     ),
     (&["reward.0.retries=1"], &["reward[0].retries = 1: belongs to remote; remove it"]),
+    (&["reward.0.predictor=p"], &["reward[0].predictor = \"p\": belongs to aesthetic; remove it"]),
+    (&["reward.0.weight=x"], &["reward[0].weight = \"x\": must be a number"]),
+    (
+        &["reward.0.url=\"http://me:s3cret@node7:8000?s3cret\""],
+        &["reward[0].url = \"...@node7:8000?...\": belongs to remote; remove it"],
+    ),
+    (&["reward.0.name=aesthetic", "reward.0.path=clip"], &["reward[0].name = \"aesthetic\": needs predictor, sac+"]),
     (
         &["reward.0.name=pick-score"],
         &["reward[0].name = \"pick-score\": needs path, the folder or file of its model; add it"],
@@ -244,7 +251,7 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["method.nft_beta=0.1"], &["method.nft_beta = 0.1: belongs to diffusion-nft", "remove it or set method.name"]),
     (&["method.name=diffusion-nft", "method.nft_beta=0"], &["method.nft_beta = 0: must be a finite number above 0"]),
     (
-        &["method.name=diffusion-nft", "advantage.clip=inf"],
+        &["method.name=diffusion-nft", "advantage.map=linear", "advantage.clip=inf"],
         &["advantage.clip = inf: diffusion-nft divides by it; use a finite number"],
     ),
     (

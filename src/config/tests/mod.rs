@@ -6,6 +6,7 @@ use super::*;
 use crate::flow::sde::SdeConfig;
 use crate::objective::{FlowAwrConfig, Gamma, Variant};
 use crate::pipeline::LoraSection;
+use crate::reward::RewardSettings;
 use crate::variants::{self, Variants};
 use mistakes::{FILES, LORA, SETTINGS};
 use std::collections::BTreeSet;
@@ -124,14 +125,18 @@ fn files_are_found_beside_the_file_that_names_them() {
     assert_eq!((config.data.eval.as_str(), config.run.out.as_path()), ("glyphs", Path::new("runs/a")));
     assert_eq!(config.model.prompt_cache, Path::new("cache/prompts"));
     assert_eq!(config.model.path.as_deref(), Some(Path::new("/models/sd35")));
-    let [ocr, aesthetic] = [&config.reward[0], &config.reward[1]];
+    let [RewardSettings::Ocr(ocr), RewardSettings::Aesthetic(aesthetic)] =
+        [&config.reward[0].settings, &config.reward[1].settings]
+    else {
+        panic!("{:?}", config.reward)
+    };
     for (path, name) in [
         (&config.model.transformer, "own/t"),
         (&config.model.lora.path, "lora"),
         (&ocr.detector, "own/d"),
-        (&aesthetic.path, "own/c"),
         (&aesthetic.tokenizer, "k"),
-        (&aesthetic.predictor, "own/p"),
+        (&Some(aesthetic.path.clone()), "own/c"),
+        (&Some(aesthetic.predictor.clone()), "own/p"),
         (&config.stage[0].train.as_ref().map(PathBuf::from), "own/b.txt"),
     ] {
         assert_eq!(*path, Some(at(name)), "{name}");
@@ -275,6 +280,8 @@ fn the_reference_holds_the_defaults() {
     let (known, name) = (MethodConfig::keys("flow-awr"), "name".to_owned());
     *method = std::mem::take(method).into_iter().filter(|(key, _)| *key == name || known.contains(&&**key)).collect();
     method.insert("variant".into(), "robust".into()); // all keys of flow-awr count
+    let reward = complete["reward"][0].as_table_mut().unwrap();
+    reward.retain(|key, _| ["name", "weight"].contains(&key)); // the others are other rewards'
     let complete: RunConfig = complete.try_into().unwrap();
     let released = FlowAwrConfig { kl_coef: 1e-4, ..FlowAwrConfig::default() };
     assert_eq!(
@@ -295,7 +302,7 @@ fn the_reference_holds_the_defaults() {
 /// Every `section.key` that there is, as the sections' types name them.
 fn known_keys() -> BTreeSet<String> {
     let methods = MethodConfig::NAMES.iter().map(|name| ("method", MethodConfig::keys(name)));
-    let rewards = [("reward", variants::keys::<RewardConfig>())];
+    let rewards = RewardSettings::NAMES.iter().map(|name| ("reward", RewardSettings::keys(name)));
     let sections = [
         ("run", variants::keys::<RunSection>()),
         ("model", variants::keys::<ModelConfig>()),
@@ -307,6 +314,7 @@ fn known_keys() -> BTreeSet<String> {
         ("eval", variants::keys::<EvalConfig>()),
         ("method", &["name"]),
         ("advantage", variants::keys::<AdvantageConfig>()),
+        ("reward", &["name", "weight"]),
         ("stage", variants::keys::<StageConfig>()),
         ("old_policy", variants::keys::<OldPolicyConfig>()),
         ("ema", variants::keys::<EmaConfig>()),

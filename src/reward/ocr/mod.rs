@@ -12,7 +12,8 @@ mod target;
 
 pub use target::{edit_reward, found_reward, target};
 
-use super::{Fit, Reward, check_count, failed, to_rgb8};
+use super::config::is_there;
+use super::{Fit, Loader, Reward, RewardSpec, check_count, failed, to_rgb8};
 use crate::{data::Prompt, error::Result};
 use candle_core::Tensor;
 use image::{
@@ -24,7 +25,8 @@ use rten::{
     Model, RunOptions, ThreadPool, ValueView,
     ctc::{CtcDecoder, DecodeStep},
 };
-use std::path::Path;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use detect::Detector;
@@ -43,6 +45,33 @@ const STEP: u32 = 8;
 const WIDEST: u32 = 3200;
 /// A found line counts as text if its characters are as likely as this on average (PaddleOCR's `drop_score`).
 const LEAST_CONFIDENCE: f32 = 0.5;
+
+/// The keys of `[[reward]]` with `name = "ocr"`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OcrConfig {
+    /// The model that finds text in large pictures; nothing: the whole picture is one line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detector: Option<PathBuf>,
+}
+
+impl RewardSpec for OcrConfig {
+    fn check_files(&self) -> std::result::Result<(), String> {
+        let there = |detector| is_there("detector", detector, "launch/fetch-ocr.sh fetches it");
+        self.detector.as_deref().map_or(Ok(()), there)
+    }
+
+    fn fit(&self, prompt: &Prompt) -> Fit {
+        fit(prompt)
+    }
+
+    fn build(&self, loader: &Loader) -> Result<Box<dyn Reward>> {
+        Ok(Box::new(match &self.detector {
+            None => Ocr::new(loader.threads())?,
+            Some(detector) => Ocr::with_detector(loader.threads(), detector)?,
+        }))
+    }
+}
 
 /// Reads the text in pictures, and rewards the right one.
 pub struct Ocr {

@@ -1,12 +1,14 @@
 //! Rewards that a server computes: models in other languages, on other machines, or shared by many ranks.
 
 mod client;
+mod config;
 mod wire;
 
 pub use client::longest_s;
+pub use config::RemoteConfig;
 pub use wire::WireFormat;
 
-use super::{Attempt, Requests, Reward, RewardConfig, check_count, failed, to_rgb8};
+use super::{Attempt, Requests, Reward, check_count, failed, to_rgb8};
 use crate::data::Prompt;
 use crate::error::{Error, Result};
 use base64::Engine;
@@ -18,13 +20,6 @@ use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use wire::{Answer, Item};
-
-/// Seconds that a request may take, unless the configuration says otherwise.
-pub const TIMEOUT_S: u64 = 60;
-/// Attempts after the first one, unless the configuration says otherwise.
-pub const RETRIES: u32 = 3;
-const BATCH: usize = 16;
-const CONNECTIONS: usize = 4;
 
 /// What becomes of the run when a score cannot be had.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,19 +46,12 @@ impl Remote {
     ///
     /// # Errors
     /// [`Error::Usage`]: the variable that should hold the token is not set.
-    pub fn new(config: &RewardConfig) -> Result<Self> {
-        let token = config.token().map_err(|message| Error::Usage(format!("reward {}: {message}", config.label())))?;
-        let connections = config.connections.unwrap_or(CONNECTIONS);
-        let timeout = Duration::from_secs(config.timeout_s.unwrap_or(TIMEOUT_S));
-        let client = Client::new(
-            config.url.as_deref().unwrap_or_default(),
-            config.label(),
-            config.format.unwrap_or(WireFormat::Flowrl),
-            (timeout, config.retries.unwrap_or(RETRIES), connections),
-            token,
-        );
-        let on_failure = config.on_failure.unwrap_or_default();
-        Ok(Self { client, batch: config.batch.unwrap_or(BATCH), connections, on_failure })
+    pub fn new(config: &RemoteConfig) -> Result<Self> {
+        let RemoteConfig { url, reward, format, retries, batch, connections, on_failure, .. } = config;
+        let token = config.token().map_err(|message| Error::Usage(format!("reward {reward}: {message}")))?;
+        let timeout = Duration::from_secs(config.timeout_s);
+        let client = Client::new(url, reward, *format, (timeout, *retries, *connections), token);
+        Ok(Self { client, batch: *batch, connections: *connections, on_failure: *on_failure })
     }
 
     /// Asks for the pictures, one request after another; returns the answers, and whether a request failed for good.

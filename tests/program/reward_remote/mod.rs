@@ -7,7 +7,9 @@ mod training;
 use candle_core::{Device, Tensor};
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::reward::remote::{OnFailure, WireFormat};
-use flowrl_dist::reward::{Overlap, Remote, Reward, RewardConfig, RewardKind, Rewards, Scoring, build, serve};
+use flowrl_dist::reward::{
+    Overlap, Remote, RemoteConfig, Reward, RewardConfig, RewardKind, Rewards, Scoring, build, serve,
+};
 use server::{Does, Server};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -62,7 +64,7 @@ fn what_passes_is_tried_again() {
     ] {
         let timeout = trouble.timeout();
         let server = Server::start(move |n| if n == 0 { trouble.clone() } else { right() });
-        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(1), Some(timeout)));
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (1, timeout));
         let (images, prompts) = five();
         assert_eq!(remote.score(&images, &prompts).unwrap(), [Some(0.5); 5]);
         assert_eq!(server.asked(), 4);
@@ -88,7 +90,7 @@ fn what_does_not_pass_stops_the_run_with_the_servers_name() {
     ] {
         let timeout = trouble.timeout();
         let server = Server::start(move |_| trouble.clone());
-        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(1), Some(timeout)));
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (1, timeout));
         let (images, prompts) = five();
         let begun = Instant::now();
         let error = remote.score(&images.narrow(0, 0, 4).unwrap(), &prompts[..4]).unwrap_err().to_string();
@@ -104,8 +106,8 @@ fn what_does_not_pass_stops_the_run_with_the_servers_name() {
 fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
     let server = Server::start(|n| if n == 0 { right() } else { Does::HangsUp });
     let remote = server.remote(|config| {
-        config.connections = Some(1);
-        config.on_failure = Some(OnFailure::Drop);
+        config.connections = 1;
+        config.on_failure = OnFailure::Drop;
     });
     let (images, prompts) = five();
     let attempt = remote.attempt(&images, &prompts).unwrap();
@@ -122,8 +124,8 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
         _ => right(),
     });
     let remote = server.remote(|config| {
-        config.connections = Some(1);
-        config.on_failure = Some(OnFailure::Drop);
+        config.connections = 1;
+        config.on_failure = OnFailure::Drop;
     });
     let attempt = remote.attempt(&images, &prompts).unwrap();
     assert_eq!(attempt.scores, [Some(1.0), None, None, Some(2.0), Some(0.5)]);
@@ -140,7 +142,7 @@ fn an_image_that_fails_is_tried_again_alone() {
             1 => says(r#"{"results": [{"good": 2}]}"#),
             _ => right(),
         });
-        let remote = server.remote(|config| (config.connections, config.on_failure) = (Some(1), Some(policy)));
+        let remote = server.remote(|config| (config.connections, config.on_failure) = (1, policy));
         let (images, prompts) = five();
         let attempt = remote.attempt(&images, &prompts).unwrap();
         assert_eq!(attempt.scores, [Some(1.0), Some(2.0), Some(0.5), Some(0.5), Some(0.5)]);
@@ -163,7 +165,7 @@ fn a_slow_server_is_asked_while_images_are_sampled() {
             }
             right()
         });
-        let remote = server.remote(|config| (config.connections, config.timeout_s) = (Some(2), Some(60)));
+        let remote = server.remote(|config| (config.connections, config.timeout_s) = (2, 60));
         let rewards: Rewards = Arc::new([Box::new(remote) as _]);
         let (images, prompts) = five();
         let mut scoring = Scoring::new(&rewards, overlap, &Device::Cpu).unwrap();
@@ -184,7 +186,7 @@ fn a_slow_server_is_asked_while_images_are_sampled() {
 fn a_server_that_dies_while_images_are_sampled_is_asked_no_further() {
     for (policy, error) in [(OnFailure::Stop, true), (OnFailure::Drop, false)] {
         let server = Server::start(|n| if n == 0 { right() } else { Does::HangsUp });
-        let remote = server.remote(|config| (config.connections, config.on_failure) = (Some(1), Some(policy)));
+        let remote = server.remote(|config| (config.connections, config.on_failure) = (1, policy));
         let url = server.url.clone();
         let rewards: Rewards = Arc::new([Box::new(remote) as _]);
         let (images, prompts) = five();
@@ -211,15 +213,10 @@ fn a_server_that_is_not_there_is_found_before_training() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
-    let config = RewardConfig {
-        url: Some(url.clone()),
-        reward: Some("good".into()),
-        retries: Some(0),
-        ..RewardConfig::new(RewardKind::Remote)
-    };
+    let config = RemoteConfig { url: url.clone(), reward: "good".into(), retries: 0, ..RemoteConfig::default() };
     let error = Remote::new(&config).unwrap().ready().unwrap_err().to_string();
     assert!(error.starts_with(&format!("reward good: {url}: ")) && error.contains("start the server"), "{error}");
-    let token = RewardConfig { token_env: Some("FLOWRL_NO_SUCH_TOKEN".into()), ..config };
+    let token = RemoteConfig { token_env: Some("FLOWRL_NO_SUCH_TOKEN".into()), ..config };
     let error = Remote::new(&token).unwrap_err().to_string();
     assert!(error.contains("token_env = \"FLOWRL_NO_SUCH_TOKEN\": there is no such variable"), "{error}");
 }
@@ -227,7 +224,7 @@ fn a_server_that_is_not_there_is_found_before_training() {
 #[test]
 fn other_servers_languages_are_spoken() {
     let server = Server::start(|_| says(r#"{"rewards": [1, 2]}"#));
-    let remote = server.remote(|config| config.format = Some(WireFormat::FlowFactory));
+    let remote = server.remote(|config| config.format = WireFormat::FlowFactory);
     let (images, prompts) = five();
     let two = images.narrow(0, 0, 2).unwrap();
     assert_eq!(remote.score(&two, &prompts[..2]).unwrap(), [Some(1.0), Some(2.0)]);
@@ -236,8 +233,8 @@ fn other_servers_languages_are_spoken() {
     let server =
         Server::start(|_| says(r#"{"results": [{"good": {"v2": 1, "v3": 2}}, {"good": {"v2": 3, "v3": 4}}]}"#));
     let remote = server.remote(|config| {
-        config.format = Some(WireFormat::Unirl);
-        config.reward = Some("good/v3".into());
+        config.format = WireFormat::Unirl;
+        config.reward = "good/v3".into();
     });
     assert_eq!(remote.score(&two, &prompts[..2]).unwrap(), [Some(2.0), Some(4.0)]);
     let body: serde_json::Value = serde_json::from_str(&server.bodies.lock().unwrap()[0]).unwrap();
@@ -260,12 +257,12 @@ fn a_served_reward_is_the_reward() {
     std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let remote = |reward: &str| {
-                let config = RewardConfig {
-                    url: Some(format!("http://{address}")),
-                    reward: Some(reward.into()),
-                    retries: Some(0),
-                    batch: Some(2),
-                    ..RewardConfig::new(RewardKind::Remote)
+                let config = RemoteConfig {
+                    url: format!("http://{address}"),
+                    reward: reward.into(),
+                    retries: 0,
+                    batch: 2,
+                    ..RemoteConfig::default()
                 };
                 Remote::new(&config).unwrap()
             };

@@ -1,6 +1,6 @@
 //! A server that does what a test tells it, good or bad.
 
-use flowrl_dist::reward::{Remote, RewardConfig, RewardKind};
+use flowrl_dist::reward::{Remote, RemoteConfig};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -61,14 +61,14 @@ impl Server {
     }
 
     /// Its client, which is patient.
-    pub fn remote(&self, settings: impl FnOnce(&mut RewardConfig)) -> Remote {
-        let mut config = RewardConfig {
-            url: Some(self.url.clone()),
-            reward: Some("good".into()),
-            timeout_s: Some(60),
-            retries: Some(1),
-            batch: Some(2),
-            ..RewardConfig::new(RewardKind::Remote)
+    pub fn remote(&self, settings: impl FnOnce(&mut RemoteConfig)) -> Remote {
+        let mut config = RemoteConfig {
+            url: self.url.clone(),
+            reward: "good".into(),
+            timeout_s: 60,
+            retries: 1,
+            batch: 2,
+            ..RemoteConfig::default()
         };
         settings(&mut config);
         Remote::new(&config).unwrap()

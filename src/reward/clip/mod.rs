@@ -1,5 +1,9 @@
 //! Rewards of the CLIP family: how well text and picture agree in a model's space of features, or how a picture pleases.
 
+mod config;
+
+pub use config::{AestheticConfig, ClipFiles, ClipScoreConfig, HpsConfig, PickScoreConfig};
+
 use super::preprocess::Preprocess;
 use super::{Reward, check_count, to_rgb8};
 use crate::data::Prompt;
