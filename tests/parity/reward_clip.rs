@@ -2,7 +2,7 @@
 //! (tests/fixtures/clip_rewards, made by tests/peers/make_clip_rewards.py). FLOWRL_FIXTURES names another folder of the
 //! same form.
 
-use crate::recorded::{Recorded, config, fixture, rewards};
+use crate::recorded::{Recorded, fixture, rewards};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::reward::{AestheticConfig, ClipFiles, PickScoreConfig, RewardConfig, RewardKind, build};
