@@ -119,7 +119,8 @@ impl Opened {
 
     /// The configuration's device for this rank.
     pub fn device(&self, world: &World) -> Result<Device> {
-        let (device, why) = device::select(self.config.parallel.device, world.place())?;
+        let place = world.place();
+        let (device, why) = device::select(self.config.parallel.device, place.local_rank, place.ranks_on_host)?;
         tracing::debug!("rank {} on {why}", world.rank());
         Ok(device)
     }

@@ -121,7 +121,7 @@ pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> 
     if ARMED.load(Ordering::SeqCst) {
         return Ok(());
     }
-    name_self(Some(rank), &super::hostname());
+    name_self(Some(rank), &crate::hostname::hostname());
     arm(deadline, abort)
 }
 

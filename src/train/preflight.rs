@@ -1,12 +1,13 @@
 //! What must hold on all ranks before the run begins: one program, one configuration, one run folder, messages that arrive
 //! as they were sent; and what should. The plane of gradients is checked when it is there ([`World::on`]).
 
-use crate::checkpoint;
-use crate::comm::{World, exchange, host_plane_answers, phase};
+use crate::comm::{World, exchange, phase};
 use crate::config::RunConfig;
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::optim::VECTORS;
 use crate::pipeline::Kind;
+use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -38,12 +39,12 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
     let mut warnings = Vec::new();
     if world.world_size() > 1 {
         let program = program_digest()?;
-        let config = checkpoint::digest(config.to_toml()?.as_bytes());
+        let config = digest::of(config.to_toml()?.as_bytes());
         world.host.barrier()?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         let card = Card { host: world.hostname().into(), program, config, clock };
         warnings.extend(compare(&exchange(&*world.host, &card)?)?);
-        host_plane_answers(world)?;
+        world.check_host_plane()?;
     }
     if world.place().hosts > 1 {
         shared(config).into_iter().try_for_each(|folder| folder.is_seen(SEEN_WITHIN, world))?;
@@ -71,8 +72,8 @@ fn compare(cards: &[Card]) -> Result<Vec<String>> {
             return Err(Error::Usage(format!(
                 "{who} runs another program than rank 0 on {} (digest {}, not {}): install the same build on all hosts",
                 first.host,
-                short(&card.program),
-                short(&first.program)
+                digest::short(&card.program),
+                digest::short(&first.program)
             )));
         }
         if card.config != first.config {
@@ -80,8 +81,8 @@ fn compare(cards: &[Card]) -> Result<Vec<String>> {
                 "{who} has another configuration than rank 0 on {} (digest {}, not {}): start all ranks with the same \
                  files and --set",
                 first.host,
-                short(&card.config),
-                short(&first.config)
+                digest::short(&card.config),
+                digest::short(&first.config)
             )));
         }
         let skew = card.clock - first.clock;
@@ -90,10 +91,6 @@ fn compare(cards: &[Card]) -> Result<Vec<String>> {
         }
     }
     Ok(warnings)
-}
-
-pub(super) fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
 }
 
 /// A folder that all ranks must see.
@@ -152,7 +149,7 @@ impl Shared<'_> {
 
 /// A warning if there is too little room for the checkpoints that are kept and one that is being written.
 fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
-    let plan = config.plan(world.world_size())?;
+    let plan = Plan::of(config, world.world_size())?;
     let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);
     let needed = kept * (plan.trainable * VECTORS.len() * size_of::<f32>()) as u64;
     let mut folders =

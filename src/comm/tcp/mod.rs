@@ -67,7 +67,7 @@ impl Session {
     /// [`Error::Peer`] that names the ranks that did not come within `deadline`; [`Error::Usage`] where rank 0 refuses
     /// this one, or this process may not open as many connections.
     pub fn begin(meeting: &Meeting, deadline: Duration) -> Result<(Self, Tcp, Tcp)> {
-        let hostname = super::hostname();
+        let hostname = crate::hostname::hostname();
         watch::name_self(Some(meeting.rank), &hostname);
         descriptors::provide(if meeting.rank == 0 { meeting.ranks - 1 } else { 1 })?;
         let peers = match meeting.rank {

@@ -6,7 +6,7 @@ mod rewards;
 
 use crate::case::Case;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use flowrl_dist::comm::{Place, Solo};
+use flowrl_dist::comm::Solo;
 use flowrl_dist::device::{DeviceChoice, select};
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
@@ -20,8 +20,7 @@ use flowrl_dist::shard::{Gradients, Partition, Sharding};
 
 /// The GPU, or nothing and a loud line.
 fn gpu() -> Option<Device> {
-    let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-    let (device, why) = select(DeviceChoice::Auto, &place).unwrap();
+    let (device, why) = select(DeviceChoice::Auto, 0, 1).unwrap();
     if device.is_cpu() {
         println!("SKIPPED, NOTHING WAS TESTED: {why}");
         return None;

@@ -5,10 +5,10 @@ mod ranks;
 mod saving;
 
 use flowrl_dist::checkpoint::{
-    Found, Resume, Shard, TrainState, begin, clear_unfinished, commit, describe, digest, find, list, newest, open,
-    write_shard,
+    Found, Resume, Shard, TrainState, begin, clear_unfinished, commit, describe, find, list, newest, open, write_shard,
 };
 use flowrl_dist::comm::Solo;
+use flowrl_dist::digest;
 use flowrl_dist::error::Error;
 use flowrl_dist::rng::{Purpose, Stream};
 use ranks::{VECTORS, content, content_of, identity, owned, read, save, save_with, saved, state};
@@ -211,7 +211,7 @@ fn a_manifest_that_is_not_ours_is_refused() {
         let changed = text.replace(old, new);
         assert_ne!(changed, text);
         fs::write(path.join("manifest.json"), &changed).unwrap();
-        fs::write(path.join("COMPLETE"), digest(changed.as_bytes()) + "\n").unwrap();
+        fs::write(path.join("COMPLETE"), digest::of(changed.as_bytes()) + "\n").unwrap();
         let error = open(&path).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     }
@@ -243,12 +243,12 @@ fn a_checkpoint_that_was_sealed_again_round_other_content_is_refused() {
         let path = saved(dir.path(), 5, 2, TOTAL);
         let (shard, manifest) = (path.join("shard-00001-of-00002.safetensors"), path.join("manifest.json"));
         let mut bytes = fs::read(&shard).unwrap();
-        let sum = digest(&bytes);
+        let sum = digest::of(&bytes);
         change(&mut bytes);
         fs::write(&shard, &bytes).unwrap();
-        let text = fs::read_to_string(&manifest).unwrap().replace(&sum, &digest(&bytes));
+        let text = fs::read_to_string(&manifest).unwrap().replace(&sum, &digest::of(&bytes));
         fs::write(&manifest, &text).unwrap();
-        fs::write(path.join("COMPLETE"), digest(text.as_bytes()) + "\n").unwrap();
+        fs::write(path.join("COMPLETE"), digest::of(text.as_bytes()) + "\n").unwrap();
         let read = open(&path).unwrap().read(std::slice::from_ref(&(0..TOTAL))).map(drop).map_err(|e| e.to_string());
         assert_eq!(describe(&path).map(drop).map_err(|e| e.to_string()), read);
         read
@@ -286,7 +286,7 @@ fn another_model_is_refused_and_another_config_only_warned_about() {
     assert_eq!(reader.check_identity(&ours, &[]).unwrap(), Vec::<String>::new());
 
     let mut other = ours.clone();
-    other.base_digest = digest(b"other base");
+    other.base_digest = digest::of(b"other base");
     let error = reader.check_identity(&other, &[]).unwrap_err().to_string();
     assert!(error.contains(&ours.base_digest[..12]) && error.contains(&other.base_digest[..12]), "{error}");
     let changes = ["optim.lr 0.1 -> 0.2", "model.kind \"glyphs\" -> \"sd35-medium\""].map(String::from);
@@ -294,12 +294,12 @@ fn another_model_is_refused_and_another_config_only_warned_about() {
     assert!(error.contains("than this run's (model.kind \"glyphs\" -> \"sd35-medium\");"), "{error}");
 
     let mut other = ours.clone();
-    other.layout_digest = digest(b"other layout");
+    other.layout_digest = digest::of(b"other layout");
     let error = reader.check_identity(&other, &[]).unwrap_err().to_string();
     assert!(error.contains(&ours.layout_digest[..12]) && error.contains(&other.layout_digest[..12]), "{error}");
 
     let mut other = ours.clone();
-    (other.config_digest, other.seed) = (digest(b"other config"), 43);
+    (other.config_digest, other.seed) = (digest::of(b"other config"), 43);
     let warnings = reader.check_identity(&other, &[]).unwrap();
     assert_eq!(warnings.len(), 2);
     assert!(warnings[0].contains(&other.config_digest) && warnings[1].contains("43"), "{warnings:?}");
