@@ -21,7 +21,7 @@ const SEEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a rank says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Card {
+struct RankInfo {
     host: String,
     program: String,
     config: String,
@@ -42,8 +42,8 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
         let config = digest::of(config.to_toml()?.as_bytes());
         world.host.barrier()?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let card = Card { host: world.hostname().into(), program, config, clock };
-        warnings.extend(compare(&exchange(&*world.host, &card)?)?);
+        let info = RankInfo { host: world.hostname().into(), program, config, clock };
+        warnings.extend(compare(&exchange(&*world.host, &info)?)?);
         world.check_host_plane()?;
     }
     if world.place().hosts > 1 {
@@ -62,30 +62,30 @@ fn program_digest() -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Compares every rank's card with rank 0's; returns warnings.
-fn compare(cards: &[Card]) -> Result<Vec<String>> {
-    let first = &cards[0];
+/// Compares every rank's info with rank 0's; returns warnings.
+fn compare(ranks: &[RankInfo]) -> Result<Vec<String>> {
+    let first = &ranks[0];
     let mut warnings = Vec::new();
-    for (rank, card) in cards.iter().enumerate() {
-        let who = format!("rank {rank} on {}", card.host);
-        if card.program != first.program {
+    for (rank, info) in ranks.iter().enumerate() {
+        let who = format!("rank {rank} on {}", info.host);
+        if info.program != first.program {
             return Err(Error::Usage(format!(
                 "{who} runs another program than rank 0 on {} (digest {}, not {}): install the same build on all hosts",
                 first.host,
-                digest::short(&card.program),
+                digest::short(&info.program),
                 digest::short(&first.program)
             )));
         }
-        if card.config != first.config {
+        if info.config != first.config {
             return Err(Error::Usage(format!(
                 "{who} has another configuration than rank 0 on {} (digest {}, not {}): start all ranks with the same \
                  files and --set",
                 first.host,
-                digest::short(&card.config),
+                digest::short(&info.config),
                 digest::short(&first.config)
             )));
         }
-        let skew = card.clock - first.clock;
+        let skew = info.clock - first.clock;
         if skew.abs() > SKEW_S {
             warnings.push(format!("the clock of {who} is {skew:+.0} s from rank 0's: times in logs do not compare"));
         }
@@ -173,8 +173,8 @@ mod tests {
     use super::*;
     use crate::comm::ThreadGroup;
 
-    fn card() -> Card {
-        Card { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
+    fn info() -> RankInfo {
+        RankInfo { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
     }
 
     fn folder_of_run(path: &Path) -> Shared<'_> {
@@ -183,20 +183,20 @@ mod tests {
 
     #[test]
     fn what_differs_names_the_rank_and_its_host() {
-        assert!(compare(&[card(), card()]).unwrap().is_empty());
-        let other = |change: fn(&mut Card)| {
-            let mut other = Card { host: "n2".into(), ..card() };
+        assert!(compare(&[info(), info()]).unwrap().is_empty());
+        let other = |change: fn(&mut RankInfo)| {
+            let mut other = RankInfo { host: "n2".into(), ..info() };
             change(&mut other);
-            compare(&[card(), card(), other])
+            compare(&[info(), info(), other])
         };
-        let message = other(|card| card.program = "q".repeat(64)).unwrap_err().to_string();
+        let message = other(|info| info.program = "q".repeat(64)).unwrap_err().to_string();
         assert!(
             message.starts_with("rank 2 on n2 runs another program than rank 0 on n1 (digest qqqqqqqqqqqq"),
             "{message}"
         );
-        let message = other(|card| card.config = "d".repeat(64)).unwrap_err().to_string();
+        let message = other(|info| info.config = "d".repeat(64)).unwrap_err().to_string();
         assert!(message.starts_with("rank 2 on n2 has another configuration than rank 0 on n1"), "{message}");
-        let warnings = other(|card| card.clock -= 60.0).unwrap();
+        let warnings = other(|info| info.clock -= 60.0).unwrap();
         assert_eq!(warnings, ["the clock of rank 2 on n2 is -60 s from rank 0's: times in logs do not compare"]);
     }
 
