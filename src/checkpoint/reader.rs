@@ -131,7 +131,10 @@ impl Reader {
         // An earlier program took its digest of other keys.
         if held.config_digest != wanted.config_digest && self.manifest.streams == STREAMS {
             let what = match changes {
-                [] => format!(" (digest {}, now {})", held.config_digest, wanted.config_digest),
+                [] => {
+                    let [held, wanted] = [&held.config_digest, &wanted.config_digest].map(|d| digest::short(d));
+                    format!(" (digest {held}, now {wanted})")
+                }
                 changes => format!(": {}", changes.join(", ")),
             };
             warnings.push(format!("checkpoint {path}: the configuration has changed since{what}"));

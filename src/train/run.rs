@@ -134,7 +134,7 @@ impl<'a> Run<'a> {
         let mut old_is_policy = None;
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
-            let (changes, of_evaluations) = match resume::earlier(path) {
+            let (changes, of_evaluations) = match RunConfig::of_run(path) {
                 None => Default::default(),
                 Some(earlier) => (config.changes_since(&earlier)?, config.evaluation_changes_since(&earlier)?),
             };
