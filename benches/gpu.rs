@@ -10,7 +10,7 @@
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, result};
 use candle_core::{DType, Device, Tensor, Var};
-use flowrl_dist::comm::{Place, Solo};
+use flowrl_dist::comm::Solo;
 use flowrl_dist::device::{DeviceChoice, select};
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
@@ -36,8 +36,7 @@ const REPETITIONS: usize = 5;
 const SIDE: usize = 8192;
 
 fn main() -> Result<()> {
-    let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-    let (device, why) = select(DeviceChoice::Auto, &place)?;
+    let (device, why) = select(DeviceChoice::Auto, 0, 1)?;
     let Device::Cuda(gpu) = &device else {
         eprintln!("SKIPPED, NOTHING WAS MEASURED: {why}");
         return Ok(());

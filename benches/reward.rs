@@ -10,7 +10,6 @@
 //! `colour` from a server of this program, in a thread of its own, asked as training asks it.
 
 use candle_core::{Device, Tensor};
-use flowrl_dist::comm::World;
 use flowrl_dist::data::glyphs::GlyphPrompt;
 use flowrl_dist::data::render::{HEIGHT, Style, WIDTH, render};
 use flowrl_dist::data::{Prompt, PromptSet};
@@ -48,7 +47,7 @@ fn main() -> Result<()> {
         return Err(Error::Usage(format!("{wrong}: must be one of {}", NAMES.join(", "))));
     }
     let images = numbers.first().and_then(|number| number.parse().ok()).unwrap_or(24);
-    let (device, why) = select(DeviceChoice::Auto, World::solo().place())?;
+    let (device, why) = select(DeviceChoice::Auto, 0, 1)?;
     let bench = Bench { device, images, threads: candle_core::utils::get_num_threads() };
     eprintln!("on {why}, {} threads, groups of {images} images; median [range] of the repetitions", bench.threads);
     eprintln!("| reward | ms an image | repetitions |\n|---|---|---|");

@@ -1,6 +1,5 @@
 //! The device of a rank, chosen once, at the start of a run.
 
-use crate::comm::Place;
 use crate::error::{Error, Result};
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -20,28 +19,34 @@ pub enum DeviceChoice {
 
 /// The device of this rank, and a line on why it is that one: "GPU 0, NVIDIA H200" or "the CPU: there is no GPU ...".
 ///
-/// Ranks on one host take the GPUs in order, one each. Where a launcher shows every rank a GPU of its own, that one.
+/// `local_rank`: this rank among the `ranks_on_host`, which take the GPUs in order, one each. Where a launcher shows every rank a GPU of its own, that one.
 ///
 /// # Errors
 /// [`Error::Usage`] if a GPU is asked for and there is none that works, and if there are more ranks than GPUs.
-pub fn select(choice: DeviceChoice, place: &Place) -> Result<(Device, String)> {
-    select_as(choice, place, ["parallel.device = \"cuda\"", "set parallel.device = \"cpu\""])
+pub fn select(choice: DeviceChoice, local_rank: usize, ranks_on_host: usize) -> Result<(Device, String)> {
+    select_as(choice, (local_rank, ranks_on_host), ["parallel.device = \"cuda\"", "set parallel.device = \"cpu\""])
 }
 
 /// As [`select`], where an error says how a GPU was asked for, and what to do to have none.
 ///
 /// # Errors
 /// As there.
-pub fn select_as(choice: DeviceChoice, place: &Place, [asked, remedy]: [&str; 2]) -> Result<(Device, String)> {
+pub fn select_as(
+    choice: DeviceChoice,
+    (local_rank, ranks_on_host): (usize, usize),
+    [asked, remedy]: [&str; 2],
+) -> Result<(Device, String)> {
     match choice {
         DeviceChoice::Cpu => Ok((Device::Cpu, "the CPU".into())),
-        DeviceChoice::Auto => match open(place)? {
+        DeviceChoice::Auto => match open(local_rank, ranks_on_host)? {
             Ok((device, name)) => Ok((device, name)),
             Err(why) if cfg!(feature = "cuda") => Ok((Device::Cpu, format!("the CPU: {why}"))),
             Err(why) if Path::new(NVIDIA).exists() => Ok((Device::Cpu, format!("the CPU: {why}"))),
             Err(_) => Ok((Device::Cpu, "the CPU".into())),
         },
-        DeviceChoice::Cuda => open(place)?.map_err(|why| Error::Usage(format!("{asked}, but {why}; or {remedy}"))),
+        DeviceChoice::Cuda => {
+            open(local_rank, ranks_on_host)?.map_err(|why| Error::Usage(format!("{asked}, but {why}; or {remedy}")))
+        }
     }
 }
 
@@ -52,7 +57,7 @@ const NVIDIA: &str = "/dev/nvidiactl";
 type Found = std::result::Result<(Device, String), String>;
 
 #[cfg(not(feature = "cuda"))]
-fn open(_: &Place) -> Result<Found> {
+fn open(_: usize, _: usize) -> Result<Found> {
     Ok(Err("this program was built without CUDA: build it with --features cuda (README, \"GPU\")".into()))
 }
 
@@ -91,9 +96,9 @@ pub(crate) fn memory(device: &Device) -> Result<Option<f64>> {
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::{Found, SHARE, may_be_shared};
-    use crate::comm::Place;
     use crate::cuda::library::Library;
     use crate::error::{Error, Result};
+    use crate::hostname::hostname;
     use candle_core::{CudaDevice, Device};
     use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
     use cudarc::driver::{DriverError, result};
@@ -109,25 +114,25 @@ mod gpu {
     const LEAST: (i32, i32) = (8, 0);
 
     /// The GPU of this rank.
-    pub fn open(place: &Place) -> Result<Found> {
+    pub fn open(local_rank: usize, ranks_on_host: usize) -> Result<Found> {
         let count = match count() {
             Ok(count) => count,
             Err(why) => return Ok(Err(why)),
         };
-        let ordinal = ordinal(place, count, may_be_shared())?;
+        let ordinal = ordinal(local_rank, ranks_on_host, count, may_be_shared())?;
         Ok(device(ordinal))
     }
 
     /// Which of `count` GPUs.
-    fn ordinal(place: &Place, count: usize, shared: bool) -> Result<usize> {
-        let Place { local_rank, ranks_on_host, hostname, .. } = place;
-        if *ranks_on_host <= count {
-            return Ok(*local_rank);
+    fn ordinal(local_rank: usize, ranks_on_host: usize, count: usize, shared: bool) -> Result<usize> {
+        if ranks_on_host <= count {
+            return Ok(local_rank);
         }
         // One GPU may be another one for each rank, as Slurm's --gpus-per-task makes it: whether it is, the ranks will see.
         if shared || count == 1 {
             return Ok(local_rank % count);
         }
+        let hostname = hostname();
         Err(Error::Usage(format!(
             "{ranks_on_host} ranks on {hostname}, but {count} GPUs: start one rank for each GPU (mpirun -n {count}, or Slurm's \
              --ntasks-per-node={count} with --gpus-per-node={count}), or set parallel.device = \"cpu\""
@@ -287,13 +292,13 @@ mod gpu {
 
         #[test]
         fn a_rank_takes_the_gpu_of_its_number() {
-            let place = |local_rank, ranks_on_host| Place { hostname: "a".into(), local_rank, ranks_on_host, hosts: 1 };
             for (case, expected) in [((3, 4, 8), 3), ((7, 8, 8), 7), ((1, 2, 1), 0)] {
-                assert_eq!(ordinal(&place(case.0, case.1), case.2, false).unwrap(), expected, "{case:?}");
+                assert_eq!(ordinal(case.0, case.1, case.2, false).unwrap(), expected, "{case:?}");
             }
-            let refused = ordinal(&place(0, 8), 4, false).unwrap_err().to_string();
-            assert!(refused.starts_with("8 ranks on a, but 4 GPUs: start one rank for each GPU"), "{refused}");
-            assert_eq!(ordinal(&place(5, 8), 4, true).unwrap(), 1);
+            let refused = ordinal(0, 8, 4, false).unwrap_err().to_string();
+            let words = format!("8 ranks on {}, but 4 GPUs: start one rank for each GPU", hostname());
+            assert!(refused.starts_with(&words), "{refused}");
+            assert_eq!(ordinal(5, 8, 4, true).unwrap(), 1);
         }
     }
 }

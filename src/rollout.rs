@@ -114,7 +114,7 @@ impl Sampling<'_> {
             let guided = self.sampler.is_guided();
             let negative = guided.then(|| self.pipeline.negative(&prompts)).transpose()?;
             let velocity = |x: &Tensor, t: f64| {
-                let t = Tensor::full(self.sampler.told(t) as f32, self.micro_batch, &self.pipeline.device)?; // [B]
+                let t = Tensor::full(self.sampler.model_time(t) as f32, self.micro_batch, &self.pipeline.device)?; // [B]
                 self.velocity(x, &t, &conditioning, negative.as_deref())
             };
             let noise = self.normals(requests, batch, 0)?;

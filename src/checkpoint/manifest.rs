@@ -192,11 +192,6 @@ fn first_streams() -> u32 {
     1
 }
 
-/// Digest of some bytes, in hexadecimal.
-pub fn digest(bytes: &[u8]) -> String {
-    blake3::hash(bytes).to_hex().to_string()
-}
-
 pub(super) fn shard_name(index: usize, count: usize) -> String {
     format!("shard-{index:05}-of-{count:05}.safetensors")
 }

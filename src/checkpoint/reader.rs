@@ -2,9 +2,10 @@
 //!
 //! Files are read, not mapped: a bad disk is then an error with the file's name and not the end of the process.
 
-use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest};
+use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState};
 use super::pieces::{self, Content, Source, Wanted};
 use super::{Shard, error};
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::params::Layout;
 use crate::rng::STREAMS;
@@ -40,7 +41,7 @@ pub fn open(path: &Path) -> Result<Reader> {
         _ => unreadable(path, COMPLETE, e),
     })?;
     let text = crate::fs::regular_bytes(&path.join(MANIFEST)).map_err(|e| unreadable(path, MANIFEST, e))?;
-    if complete != format!("{}\n", digest(&text)).as_bytes() {
+    if complete != format!("{}\n", digest::of(&text)).as_bytes() {
         return Err(damaged(path, MANIFEST, &format!("has not the checksum in {COMPLETE}: one of the two is damaged")));
     }
     // The checksum is right, so what is wrong now is not damage.
@@ -106,7 +107,9 @@ impl Reader {
             let of_model: Vec<&str> =
                 changes.iter().map(String::as_str).filter(|change| change.starts_with("model.")).collect();
             let why = match of_model[..] {
-                [] => format!("digest {}, now {}", short(&held.base_digest), short(&wanted.base_digest)),
+                [] => {
+                    format!("digest {}, now {}", digest::short(&held.base_digest), digest::short(&wanted.base_digest))
+                }
                 _ => of_model.join(", "),
             };
             return Err(error(&self.path, format!("is of another base model than this run's ({why}); {REMEDY}")));
@@ -117,9 +120,9 @@ impl Reader {
                 format!(
                     "has {} trainable elements (layout {}), this run has {} (layout {}); {REMEDY}",
                     held.total,
-                    short(&held.layout_digest),
+                    digest::short(&held.layout_digest),
                     wanted.total,
-                    short(&wanted.layout_digest)
+                    digest::short(&wanted.layout_digest)
                 ),
             ));
         }
@@ -128,7 +131,10 @@ impl Reader {
         // An earlier program took its digest of other keys.
         if held.config_digest != wanted.config_digest && self.manifest.streams == STREAMS {
             let what = match changes {
-                [] => format!(" (digest {}, now {})", held.config_digest, wanted.config_digest),
+                [] => {
+                    let [held, wanted] = [&held.config_digest, &wanted.config_digest].map(|d| digest::short(d));
+                    format!(" (digest {held}, now {wanted})")
+                }
                 changes => format!(": {}", changes.join(", ")),
             };
             warnings.push(format!("checkpoint {path}: the configuration has changed since{what}"));
@@ -310,11 +316,6 @@ fn find<'a>(path: &Path, shard: &ShardEntry, parts: Vec<Part<'a>>) -> io::Result
     }
     let wanted = parts.into_iter().map(|Part { name, from, out }| Ok(Wanted { start: start(name)? + 4 * from, out }));
     Ok((8 + header, wanted.collect::<io::Result<_>>()?))
-}
-
-/// The beginning of a digest, enough to tell two apart.
-fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
 }
 
 fn check_length(folder: &Path, shard: &ShardEntry) -> Result<()> {

@@ -2,8 +2,9 @@
 //! agree in [`super::Saver`].
 
 use super::folder::{clear_unfinished, discard, folder_name, replaced_name, sync_folder, writing_name};
-use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, digest, shard_name};
+use super::manifest::{COMPLETE, Identity, MANIFEST, Manifest, ShardEntry, TrainState, shard_name};
 use super::{Shard, error};
+use crate::digest;
 use crate::error::{Error, Result};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -85,7 +86,7 @@ pub fn commit(
     let text = serde_json::to_vec_pretty(&manifest).map_err(|e| error(&path, format!("manifest: {e}")))?;
     write_synced(&writing.join(MANIFEST), |out| out.write_all(&text))?;
     sync_folder(&writing)?;
-    write_synced(&writing.join(COMPLETE), |out| writeln!(out, "{}", digest(&text)))?;
+    write_synced(&writing.join(COMPLETE), |out| writeln!(out, "{}", digest::of(&text)))?;
     sync_folder(&writing)?;
 
     let replaced = root.join(replaced_name(state.update, generation));

@@ -50,6 +50,8 @@ pub struct Opened {
     /// The configuration.
     pub config: RunConfig,
     config_digest: String,
+    /// What of the configuration is not as the checkpoint's run had it, as far as that is known.
+    changes: Vec<String>,
     reader: Option<Reader>,
 }
 
@@ -75,10 +77,12 @@ impl Source {
         };
         let mut config = RunConfig::load_for(purpose, config.as_deref(), set)?;
         let config_digest = config.digest()?;
+        let of_run = path.as_deref().and_then(RunConfig::of_run);
+        let changes = of_run.map_or(Ok(Vec::new()), |of_run| config.changes_since(&of_run))?;
         if reader.is_some() {
             config.model.lora.path = None; // what the run began with, which the checkpoint has moved on from
         }
-        Ok(Opened { config, config_digest, reader })
+        Ok(Opened { config, config_digest, changes, reader })
     }
 }
 
@@ -107,7 +111,7 @@ impl Opened {
                 (Identity::new(config_digest, base_digest, &layout, seed), layout)
             }
         };
-        for warning in reader.check_identity(&identity, &[])? {
+        for warning in reader.check_identity(&identity, &self.changes)? {
             tracing::warn!("{warning}");
         }
         let whole = 0..layout.total;
@@ -119,7 +123,8 @@ impl Opened {
 
     /// The configuration's device for this rank.
     pub fn device(&self, world: &World) -> Result<Device> {
-        let (device, why) = device::select(self.config.parallel.device, world.place())?;
+        let place = world.place();
+        let (device, why) = device::select(self.config.parallel.device, place.local_rank, place.ranks_on_host)?;
         tracing::debug!("rank {} on {why}", world.rank());
         Ok(device)
     }

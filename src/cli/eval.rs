@@ -4,7 +4,7 @@ use super::checkpoint::{Opened, Source, Which};
 use super::{launch, on_ranks, print};
 use crate::comm::agreed;
 use crate::config::Use;
-use crate::data::PromptSet;
+use crate::data::{Format, PromptSet, Split};
 use crate::error::{EXIT_DONE, Error, Result};
 use crate::evaluate::{Evaluation, evaluated};
 use crate::observe::logging;
@@ -26,6 +26,9 @@ pub struct Arguments {
     /// The prompts: a file with one a line, or the name of an embedded set [default: those of the run's evaluations]
     #[arg(long, value_name = "FILE")]
     data: Option<String>,
+    /// How the file is written, as data.format [default: by what it holds]
+    #[arg(long, value_name = "FORMAT", requires = "data")]
+    format: Option<Format>,
     /// Which of the checkpoint's three sets of parameters
     #[arg(long, default_value = "ema")]
     which: Which,
@@ -88,7 +91,10 @@ struct Prepared {
 fn prepare(arguments: &Arguments, opened: Opened) -> Result<Prepared> {
     let config = &opened.config;
     let (name, mut prompts) = match &arguments.data {
-        Some(source) => (format!("--data {source}"), PromptSet::eval(source)?),
+        Some(source) => {
+            let format = arguments.format.unwrap_or_default();
+            (format!("--data {source}"), PromptSet::load(source, Split::Eval, format)?)
+        }
         None => (format!("data.eval = {:?}", config.data.eval), config.eval_prompts()?),
     };
     prompts.prompts.truncate(config.eval.count(prompts.len()));

@@ -54,7 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         return Err(Error::Usage(format!("--machine {}: {message}", file.display())));
     }
     let machine = arguments.machine.as_deref().map(Machine::read).transpose()?;
-    let plan = config.plan(arguments.ranks)?;
+    let plan = Plan::of(&config, arguments.ranks)?;
     let per_node = match arguments.ranks_per_node {
         Some(0) => return Err(Error::Usage("--ranks-per-node 0: use at least 1".into())),
         given => given.or(machine.as_ref().map(|machine| machine.devices)),

@@ -1,7 +1,6 @@
 //! `flowrl-dist serve-reward`.
 
 use super::choose_threads;
-use crate::comm::World;
 use crate::config;
 use crate::device::{self, DeviceChoice};
 use crate::error::{EXIT_DONE, Error, Result};
@@ -48,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let (listener, address) = serve::listen(&arguments.listen, token.is_some())?;
     let configs = configs(arguments)?;
     let without = ["--device cuda", "give --device cpu"];
-    let (device, why) = device::select_as(arguments.device, World::solo().place(), without)?;
+    let (device, why) = device::select_as(arguments.device, (0, 1), without)?;
     let rewards = Loader::new(candle_core::utils::get_num_threads(), &device).build(&configs)?;
 
     let (stop, stopped) = oneshot::channel();

@@ -6,6 +6,7 @@ use crate::comm::launched_ranks;
 use crate::config::{RUN_CONFIG, RunConfig, file_in_the_way};
 use crate::error::{EXIT_DONE, EXIT_RESTART, Error, Result};
 use crate::observe::logging::say;
+use crate::plan::Plan;
 use crate::train::{Outcome, train};
 use std::path::{Path, PathBuf};
 
@@ -88,7 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
 fn prepare(arguments: &Arguments, config: RunConfig) -> Result<(RunConfig, Resume)> {
     let resume = arguments.resume.parse()?;
     if let Some(ranks) = launched_ranks()? {
-        config.plan(ranks)?;
+        Plan::of(&config, ranks)?;
     }
     config.check_files()?;
     Ok((config, resume))

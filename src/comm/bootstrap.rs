@@ -2,7 +2,7 @@
 //! ranks of this job from strangers.
 
 use super::job::Job;
-use super::launcher::{Launcher, MPIRUN, Variables};
+use super::launcher::{Kind, Launcher, MPIRUN, Variables};
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -29,6 +29,8 @@ pub(super) struct Meeting {
     /// Known to the ranks of this job, in this life of it, and to nobody else; where no launcher numbers its jobs, to all
     /// ranks of this user.
     pub key: [u8; 32],
+    /// Whether the launcher numbers its jobs: then whoever knows the key is of this job.
+    pub is_numbered: bool,
     /// What this rank was started for.
     pub job: Job,
 }
@@ -58,7 +60,7 @@ impl Meeting {
             None => own_token(variables)?,
         };
         let key = blake3::derive_key(CONTEXT, format!("{token}\n{life}").as_bytes());
-        Ok(Self { rank, ranks, host, port, key, job })
+        Ok(Self { rank, ranks, host, port, key, is_numbered: is_numbered(launcher, variables), job })
     }
 }
 
@@ -101,6 +103,17 @@ fn life(variables: &Variables) -> String {
     ];
     let part = |name: &&str| variables.get(*name).cloned().unwrap_or_default();
     PARTS.iter().map(part).collect::<Vec<_>>().join("/")
+}
+
+/// Whether the launcher gives every start of ranks another number. torchrun calls it "none" where it is given none.
+fn is_numbered(launcher: &Launcher, variables: &Variables) -> bool {
+    let number = match launcher.kind {
+        Kind::Mpi => "PMIX_NAMESPACE",
+        Kind::Srun => "SLURM_STEP_ID",
+        Kind::Variables => "TORCHELASTIC_RUN_ID",
+        Kind::Batch => return false,
+    };
+    variables.get(number).is_some_and(|number| !number.is_empty() && number != "none")
 }
 
 /// The same on all ranks, and different for jobs side by side.
@@ -200,6 +213,12 @@ mod tests {
         let torchrun = "RANK=1 WORLD_SIZE=2 MASTER_ADDR=m1 MASTER_PORT=29500 FLOWRL_TOKEN=w";
         let found = meeting(torchrun).unwrap();
         assert_eq!((found.rank, found.ranks, found.host.as_str(), found.port), (1, 2, "m1", 29500));
+        let is_numbered = |text: &str| meeting(text).unwrap().is_numbered;
+        assert!(is_numbered(&format!("{mpirun} OMPI_COMM_WORLD_LOCAL_SIZE=2")) && is_numbered(STEP));
+        assert!(is_numbered(&format!("{torchrun} TORCHELASTIC_RUN_ID=7")));
+        for name in ["", " TORCHELASTIC_RUN_ID=none", " SLURM_JOB_ID=7"] {
+            assert!(!is_numbered(&format!("{torchrun}{name}")), "{name}");
+        }
         refused(&format!("{torchrun} MASTER_PORT=x"), "MASTER_PORT is \"x\"");
         refused(&format!("{torchrun} FLOWRL_TOKEN="), "FLOWRL_TOKEN is empty");
     }

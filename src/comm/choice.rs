@@ -1,8 +1,21 @@
 //! Which transport a run's launcher calls for, by what the user asks for and what this program was built with.
 
-use super::Backend;
 use super::launcher::{Kind, Launcher, count};
 use crate::error::{Error, Result};
+
+/// Which transport joins the ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// By the launcher that is found in the environment.
+    Auto,
+    /// One rank, no peers.
+    Solo,
+    /// MPI, by mpirun or `srun --mpi=pmix`.
+    Mpi,
+    /// TCP, by any launcher that tells ranks and where rank 0 is; on CPUs for tests.
+    Tcp,
+}
 
 /// The transport of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

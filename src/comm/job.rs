@@ -1,6 +1,6 @@
 //! What a rank was started for: ranks that share a port and a token may still be of two jobs.
 
-use crate::checkpoint;
+use crate::digest;
 use std::os::unix::ffi::OsStrExt;
 
 /// The command and the configuration of a rank, as digests.
@@ -16,8 +16,8 @@ impl Job {
     pub fn new(settings: Option<&str>) -> Self {
         let arguments: Vec<_> = std::env::args_os().skip(1).collect();
         let arguments: Vec<_> = arguments.iter().map(|argument| argument.as_bytes()).collect();
-        let digest = |bytes: &[u8]| checkpoint::digest(bytes)[..12].to_owned();
-        Self { command: digest(&arguments.join(&0)), settings: settings.map(|text| digest(text.as_bytes())) }
+        let short = |bytes: &[u8]| digest::short(&digest::of(bytes)).to_owned();
+        Self { command: short(&arguments.join(&0)), settings: settings.map(|text| short(text.as_bytes())) }
     }
 
     /// Whether a rank with the other's arguments may be of this job: the same command with files that differ is a mistake in

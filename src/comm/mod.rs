@@ -28,8 +28,8 @@ mod transport;
 mod watch;
 mod world;
 
-pub use self::answers::host_plane_answers;
 pub use self::call::{Call, Pending};
+pub use self::choice::Backend;
 pub use self::cores::{binding_advice, threads_per_rank};
 pub use self::message::{agreed, exchange};
 #[cfg(feature = "mpi")]
@@ -40,8 +40,7 @@ pub use self::place::Place;
 pub use self::solo::Solo;
 pub use self::thread::ThreadGroup;
 pub use self::watch::phase;
-pub(crate) use self::world::hostname;
-pub use self::world::{Backend, Launch, World};
+pub use self::world::{Launch, World};
 
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};

@@ -43,7 +43,7 @@ impl Session {
     /// # Errors
     /// [`Error::Usage`] where the library does not give MPI_THREAD_MULTIPLE.
     pub fn begin(deadline: Duration) -> Result<(Self, Mpi)> {
-        let host = super::hostname();
+        let host = crate::hostname::hostname();
         watch::name_self(None, &host);
         watch::arm(deadline, abort)?;
         let starting = watch::waiting(Collective::unnumbered("init"));

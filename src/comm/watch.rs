@@ -1,6 +1,6 @@
 //! What this process was doing, told when it dies; and the deadline that no collective outlives.
 //!
-//! The scene is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
+//! The state is a global because those who tell it, the panic hook and the watchdog thread, hold no [`super::World`],
 //! and because one process is one rank.
 
 use super::plane::Collective;
@@ -25,7 +25,7 @@ const EXIT_PANIC: i32 = 101;
 /// Whether a panic of this process has to end its peers.
 static ARMED: AtomicBool = AtomicBool::new(false);
 
-struct Scene {
+struct State {
     who: String,
     rank: usize,
     phase: &'static str,
@@ -37,27 +37,27 @@ struct Scene {
     tickets: u64,
 }
 
-static SCENE: Mutex<Scene> =
-    Mutex::new(Scene { who: String::new(), rank: 0, phase: "start", last: None, waiting: Vec::new(), tickets: 0 });
+static STATE: Mutex<State> =
+    Mutex::new(State { who: String::new(), rank: 0, phase: "start", last: None, waiting: Vec::new(), tickets: 0 });
 
-fn scene() -> MutexGuard<'static, Scene> {
-    SCENE.lock().unwrap_or_else(PoisonError::into_inner)
+fn state() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Names what the run does now ("sample", "train", ...), for the message that tells where it died.
 pub fn phase(name: &'static str) {
-    scene().phase = name;
+    state().phase = name;
 }
 
 /// `rank 1 on node7: MESSAGE`, one line.
 pub(super) fn signed(message: &str) -> String {
-    match scene().who.as_str() {
+    match state().who.as_str() {
         "" => plain::line(message).into_owned(),
         who => plain::line(&format!("{who}: {message}")).into_owned(),
     }
 }
 
-impl Scene {
+impl State {
     fn last(&self) -> String {
         let phase = self.phase;
         match self.waiting.first().map(|&(collective, ..)| collective).or(self.last) {
@@ -69,9 +69,9 @@ impl Scene {
 
 /// Says who this process is: "rank 1 on node7".
 pub(super) fn name_self(rank: Option<usize>, host: &str) {
-    let mut scene = scene();
-    scene.rank = rank.unwrap_or(0);
-    scene.who = match rank {
+    let mut state = state();
+    state.rank = rank.unwrap_or(0);
+    state.who = match rank {
         Some(rank) => format!("rank {rank} on {host}"),
         None => format!("a rank that is still starting on {host}"),
     };
@@ -82,21 +82,21 @@ pub(super) struct Waiting(u64);
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        scene().waiting.retain(|&(_, ticket, _)| ticket != self.0);
+        state().waiting.retain(|&(_, ticket, _)| ticket != self.0);
     }
 }
 
 /// Registers a collective; the deadline runs until the guard is dropped.
 pub(super) fn waiting(collective: Collective) -> Waiting {
-    let mut scene = scene();
-    scene.last = Some(collective);
-    scene.tickets += 1;
-    let ticket = scene.tickets;
-    scene.waiting.push((collective, ticket, Instant::now()));
+    let mut state = state();
+    state.last = Some(collective);
+    state.tickets += 1;
+    let ticket = state.tickets;
+    state.waiting.push((collective, ticket, Instant::now()));
     Waiting(ticket)
 }
 
-/// From now on a panic or a collective older than `deadline` prints its scene and calls `abort`.
+/// From now on a panic or a collective older than `deadline` prints the state and calls `abort`.
 pub(super) fn arm(deadline: Duration, abort: fn(i32) -> !) -> Result<()> {
     ARMED.store(true, Ordering::SeqCst);
     let previous = std::panic::take_hook();
@@ -121,14 +121,14 @@ pub(super) fn arm_once(rank: usize, deadline: Duration, abort: fn(i32) -> !) -> 
     if ARMED.load(Ordering::SeqCst) {
         return Ok(());
     }
-    name_self(Some(rank), &super::hostname());
+    name_self(Some(rank), &crate::hostname::hostname());
     arm(deadline, abort)
 }
 
 /// `MESSAGE; last collective: all_reduce #7 of the device plane in phase update`.
 #[cfg(feature = "cuda")]
 pub(super) fn at_last(message: &str) -> String {
-    format!("{message}; {}", scene().last())
+    format!("{message}; {}", state().last())
 }
 
 /// The peers are no longer concerned: panics are this process's own, and nothing waits for others.
@@ -139,7 +139,7 @@ pub(super) fn disarm() {
 fn tell_panic(info: &PanicHookInfo) {
     let place = info.location().map(|l| l.to_string()).unwrap_or_default();
     let cause = info.payload_as_str().unwrap_or("(no message)");
-    let last = scene().last();
+    let last = state().last();
     eprintln!("{}", signed(&format!("panicked at {place}: {cause}; {last}")));
     let trace = Backtrace::capture();
     if trace.status() == BacktraceStatus::Captured {
@@ -152,8 +152,8 @@ fn watch(deadline: Duration, abort: fn(i32) -> !) {
     while ARMED.load(Ordering::SeqCst) {
         std::thread::sleep(tick);
         let late = {
-            let scene = scene();
-            scene.waiting.first().is_some_and(|(_, _, since)| since.elapsed() > deadline).then(|| scene.last())
+            let state = state();
+            state.waiting.first().is_some_and(|(_, _, since)| since.elapsed() > deadline).then(|| state.last())
         };
         if let Some(late) = late {
             let seconds = deadline.as_secs_f64();
@@ -165,7 +165,7 @@ fn watch(deadline: Duration, abort: fn(i32) -> !) {
                      the newest complete checkpoint"
                 ))
             );
-            let turns = (scene().rank + 1).min(LONGEST);
+            let turns = (state().rank + 1).min(LONGEST);
             std::thread::sleep(LAST_WORDS * turns as u32);
             abort(EXIT_RESTART)
         }

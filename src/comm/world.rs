@@ -1,33 +1,21 @@
 //! The ranks of this run and the two planes they talk over.
 
-use super::answers::device_plane_answers;
+use super::answers::{LARGE, SMALL, wrong_answer};
 use super::bootstrap::Meeting;
-use super::choice::{Build, Transport, choose};
+use super::choice::{Backend, Build, Transport, choose};
 use super::counted::{Counted, Sent};
 use super::job::Job;
 use super::launcher::{self, Launcher};
 use super::place::Place;
+use super::plane::{DEVICE, HOST};
 use super::{Communicator, Solo, exchange, tcp, watch};
 use crate::error::{EXIT_USAGE, Error, Result};
+use crate::hostname::hostname;
 use candle_core::Device;
 #[cfg(feature = "cuda")]
 use candle_core::Tensor;
 use std::rc::Rc;
 use std::time::Duration;
-
-/// Which transport joins the ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backend {
-    /// By the launcher that is found in the environment.
-    Auto,
-    /// One rank, no peers.
-    Solo,
-    /// MPI, by mpirun or `srun --mpi=pmix`.
-    Mpi,
-    /// TCP, by any launcher that tells ranks and where rank 0 is; on CPUs for tests.
-    Tcp,
-}
 
 /// How the ranks of a command are joined.
 #[derive(Debug, Clone)]
@@ -123,6 +111,34 @@ impl World {
         }
     }
 
+    /// Checks the host plane, whose messages are small, by collectives whose answer is known. Collective, the same answer on
+    /// every rank.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] that names the collective, the plane, the rank and its host.
+    pub fn check_host_plane(&self) -> Result<()> {
+        self.check_plane(&*self.host, HOST, &[SMALL], &Device::Cpu)
+    }
+
+    fn check_plane(&self, comm: &dyn Communicator, plane: &str, lengths: &[usize], device: &Device) -> Result<()> {
+        let mut mine = None;
+        for &length in lengths {
+            let wrong = wrong_answer(comm, length, device)?;
+            mine = mine.or(wrong);
+        }
+        let all = exchange(&*self.host, &(mine, self.hostname().to_string()))?;
+        for (rank, (wrong, host)) in all.iter().enumerate() {
+            if let Some(wrong) = wrong {
+                let transport = self.describe();
+                return Err(Error::Failed(format!(
+                    "the {plane} plane computes wrongly on rank {rank} on {host}: {wrong}. The transport is broken there \
+                     ({transport})"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The same ranks with their parameters and gradients on `device`: where those are GPUs, NCCL joins them. What joins
     /// them now has answered right. Collective.
     ///
@@ -146,7 +162,7 @@ impl World {
                 )));
             }
         };
-        device_plane_answers(&world, device)?;
+        world.check_plane(&*world.device, DEVICE, &[SMALL, LARGE], device)?;
         Ok(world)
     }
 
@@ -290,20 +306,58 @@ fn end_all_ranks(code: i32) -> ! {
     tcp::abort(code)
 }
 
-/// The name of this host.
-pub(crate) fn hostname() -> String {
-    gethostname::gethostname().to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comm::ThreadGroup;
+    use crate::comm::{Call, ThreadGroup};
+    #[cfg(not(feature = "cuda"))]
+    use candle_core::Tensor;
 
     #[test]
     fn worlds_describe_themselves() {
         assert_eq!(World::solo().describe(), "1 rank on 1 host alone");
         let all = ThreadGroup::run(2, |world| Ok(world.describe())).unwrap();
         assert_eq!(all, ["2 ranks on 1 host as threads"; 2]);
+    }
+
+    /// Rank 1's results of one kind of call are off by one in the last number, where they are long.
+    struct Wrong(Rc<dyn Communicator>, &'static str);
+
+    impl Communicator for Wrong {
+        fn rank(&self) -> usize {
+            self.0.rank()
+        }
+        fn world_size(&self) -> usize {
+            self.0.world_size()
+        }
+        fn call(&self, call: Call, tensor: &Tensor) -> Result<Tensor> {
+            let result = self.0.call(call, tensor)?;
+            if self.rank() != 1 || call.name() != self.1 || result.elem_count() < 1000 {
+                return Ok(result);
+            }
+            let mut values = result.to_vec1::<f32>()?;
+            values.last_mut().into_iter().for_each(|value| *value += 1.0);
+            Ok(Tensor::new(values, &Device::Cpu)?)
+        }
+        fn abort(&self, code: i32) -> ! {
+            self.0.abort(code)
+        }
+    }
+
+    #[test]
+    fn a_wrong_answer_of_any_collective_is_told_with_its_rank() {
+        let with = |wrong: &'static str| {
+            ThreadGroup::run(3, |mut world| {
+                world.check_host_plane()?;
+                world.device = Rc::new(Wrong(world.device.clone(), wrong));
+                world.check_plane(&*world.device, DEVICE, &[SMALL, LARGE], &Device::Cpu)
+            })
+        };
+        with("nothing").unwrap();
+        for name in ["broadcast", "all_reduce", "reduce_scatter", "all_gather"] {
+            let message = with(name).unwrap_err().to_string();
+            let begins = "the device plane computes wrongly on rank 1 on ";
+            assert!(message.starts_with(begins) && message.contains(&format!(": {name} of ")), "{message}");
+        }
     }
 }

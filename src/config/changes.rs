@@ -1,11 +1,19 @@
 //! What differs between two configurations, key by key.
 
-use super::RunConfig;
+use super::{RUN_CONFIG, RunConfig};
 use crate::error::Error;
 use serde::Serialize;
+use std::path::Path;
 use toml::Value;
 
 impl RunConfig {
+    /// The configuration of the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot
+    /// be read.
+    pub fn of_run(checkpoint: &Path) -> Option<Self> {
+        let out = checkpoint.ancestors().nth(2)?;
+        toml::from_str(&std::fs::read_to_string(out.join(RUN_CONFIG)).ok()?).ok()
+    }
+
     /// What decides what an update does and is not as in `earlier`: `optim.lr 0.0002 -> 0.001`, one a key.
     ///
     /// # Errors

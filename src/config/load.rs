@@ -79,7 +79,21 @@ fn parse(text: &str, origin: &str) -> Result<Table, Error> {
     text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count());
         let (found, why) = (text.lines().nth(line).unwrap_or_default().trim(), one_line(e.message()));
-        Error::Usage(format!("{origin}: line {}: {found}: is not TOML ({why}); write key = value", line + 1))
+        let problem = out_of_range(&why, found).unwrap_or(format!("is not TOML ({why}); write key = value"));
+        Error::Usage(format!("{origin}: line {}: {found}: {problem}", line + 1))
+    })
+}
+
+/// What a number of a line must be, where the parser's message is that TOML has no place for it.
+fn out_of_range(message: &str, line: &str) -> Option<String> {
+    let is_whole = ["u64 value was too large", "integer number overflowed", "` as i128", "` as u128"];
+    if message.contains("floating-point number overflowed") {
+        return Some(format!("must be at most {:e}", f64::MAX));
+    }
+    let is_negative = line.split_once('=').is_some_and(|(_, value)| value.contains('-'));
+    is_whole.iter().any(|words| message.contains(words)).then(|| match is_negative {
+        true => format!("must be at least {}", i64::MIN),
+        false => format!("must be at most {}", i64::MAX),
     })
 }
 

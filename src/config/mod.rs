@@ -22,7 +22,6 @@ use crate::fs;
 use crate::objective::{AdvantageConfig, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
-use crate::plan::{self, Plan};
 use crate::reward::{Overlap, RewardConfig};
 use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
@@ -326,15 +325,6 @@ impl RunConfig {
         PromptSet::load(&self.data.eval, Split::Eval, self.data.format)
     }
 
-    /// The geometry of the run on `ranks` ranks and what is to be told of its prompts, or what makes it impossible.
-    pub fn plan(&self, ranks: usize) -> Result<Plan, Error> {
-        let (train, eval) = (self.train_prompts()?, self.eval_prompts()?);
-        let mut notes = plan::prompts::run(self, &train, &eval)?;
-        notes.extend(self.shift_note());
-        let counts: Vec<usize> = train.iter().map(|set| set.len()).collect();
-        Ok(Plan { notes, ..Plan::new(self, ranks, &counts, eval.len())? })
-    }
-
     /// Whether the files that the run needs beside its prompts are there and whole: the model's and the rewards'.
     ///
     /// # Errors
@@ -398,7 +388,7 @@ impl RunConfig {
     /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run
     /// is or how often it is looked at.
     pub fn digest(&self) -> Result<String, Error> {
-        Ok(crate::checkpoint::digest(as_toml(toml::to_string(&self.deciding()?))?.as_bytes()))
+        Ok(crate::digest::of(as_toml(toml::to_string(&self.deciding()?))?.as_bytes()))
     }
 
     /// Defaults in the place of what does not decide what an update does, and the names alone of the files that do.

@@ -1,7 +1,8 @@
 //! Prompt files, whatever their name: text, JSON or a table; and folders of them.
 
 use super::json::{self, object_prompt};
-use super::layout::{Layout, Problem, lines};
+use super::layout::Layout;
+use super::lines::{Problem, lines};
 use super::{Format, Prompt, Split, table};
 use crate::error::{Error, Result};
 use crate::fs;

@@ -1,7 +1,8 @@
 //! Prompts as JSON: an object a line, or one list of texts or objects.
 
 use super::Prompt;
-use super::layout::{Problem, lines};
+use super::lines::{Problem, lines};
+use super::unique::Unique;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -16,15 +17,21 @@ pub(super) const NEGATIVE: &str = "negative_prompt";
 pub(super) fn line_prompts(text: &str) -> Result<Vec<Prompt>, Problem> {
     let mut kinds = Kinds::default();
     let prompt = |(line, text): (usize, &str)| {
-        let value = serde_json::from_str(text).map_err(|e| format!("{}; {REMEDY}", without_place(&e)));
-        value.and_then(|value| kinds.prompt(value)).map_err(|message| Problem::at_line(line, message))
+        let value = serde_json::from_str(text).map_err(|e| match e.is_data() {
+            true => without_place(&e),
+            false => format!("{}; {REMEDY}", without_place(&e)),
+        });
+        value.and_then(|Unique(value)| kinds.prompt(value)).map_err(|message| Problem::at_line(line, message))
     };
     lines(text).map(prompt).collect()
 }
 
 /// The prompts of one JSON list.
 pub(super) fn list_prompts(text: &str) -> Result<Vec<Prompt>, Problem> {
-    let values: Vec<Value> = serde_json::from_str(text.trim_end()).map_err(|e| {
+    let values: Vec<Unique> = serde_json::from_str(text.trim_end()).map_err(|e| {
+        if e.is_data() {
+            return Problem::at_line(e.line(), without_place(&e));
+        }
         let message = format!(
             "{}: this is not one JSON list; write [\"...\", \"...\"], or one prompt a line, or set data.format = \"text\" \
              if each line is a prompt as it stands",
@@ -33,7 +40,7 @@ pub(super) fn list_prompts(text: &str) -> Result<Vec<Prompt>, Problem> {
         Problem::at_line(e.line(), message)
     })?;
     let mut kinds = Kinds::default();
-    let prompt = |(i, value)| kinds.prompt(value).map_err(|message| Problem::at_entry(i + 1, message));
+    let prompt = |(i, Unique(value))| kinds.prompt(value).map_err(|message| Problem::at_entry(i + 1, message));
     values.into_iter().enumerate().map(prompt).collect()
 }
 

@@ -1,32 +1,8 @@
 //! How the prompts of a file are written, by what it holds: its name only has to agree.
 
+use super::lines::{Problem, lines};
 use super::table;
-use std::fmt;
 use std::path::Path;
-
-/// What is wrong with a file, and where.
-#[derive(Debug)]
-pub(super) struct Problem {
-    /// `line 3`, counted from 1, or `entry 3`.
-    place: String,
-    message: String,
-}
-
-impl Problem {
-    pub fn at_line(line: usize, message: impl Into<String>) -> Problem {
-        Problem { place: format!("line {line}"), message: message.into() }
-    }
-
-    pub fn at_entry(entry: usize, message: impl Into<String>) -> Problem {
-        Problem { place: format!("entry {entry}"), message: message.into() }
-    }
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
-    }
-}
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +15,6 @@ pub(super) enum Layout {
     JsonList,
     /// Rows with this between their fields, the first of which names the columns; nothing: one column.
     Table(Option<char>),
-}
-
-/// The numbers of the lines that are not empty, and the lines, trimmed.
-pub(super) fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let is_space = |c: char| c.is_whitespace() || c == '\u{feff}';
-    let numbered = text.lines().enumerate().map(move |(i, line)| (i + 1, line.trim_matches(is_space)));
-    numbered.filter(|(_, line)| !line.is_empty())
 }
 
 /// The remedy where a line may be meant as it stands.

@@ -6,8 +6,10 @@ pub mod geneval;
 pub mod glyphs;
 mod json;
 mod layout;
+mod lines;
 pub mod render;
 mod table;
+mod unique;
 
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
@@ -54,7 +56,7 @@ pub enum Split {
 }
 
 /// How a prompt file is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// By what the file holds: text, JSON lines, one JSON list, or a table with a header that names `prompt`.

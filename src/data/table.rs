@@ -1,7 +1,7 @@
 //! Tables as RFC 4180 has them, with commas, semicolons or tabs; strict, so that a quote left open never swallows prompts.
 
 use super::json::{NEGATIVE, PROMPT};
-use super::layout::{Problem, lines};
+use super::lines::{Problem, lines};
 use std::collections::BTreeSet;
 
 const DELIMITERS: [char; 3] = ['\t', ',', ';'];

@@ -54,7 +54,7 @@ fn prompts_are_found_by_what_a_file_holds() {
 #[test]
 fn what_is_not_clear_is_refused_with_its_line() {
     let utf16: Vec<u8> = "\u{feff}a cat\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let cases: [(&str, &[u8], &[&str]); 27] = [
+    let cases: [(&str, &[u8], &[&str]); 29] = [
         ("a.txt", &utf16, &["is UTF-16 text; write its prompts into a UTF-8 text file"]),
         ("a.txt", &utf16[2..], &["line 1: holds a zero byte: UTF-16"]),
         ("a.txt", b"a cat\nna\xefve\n", &["line 2: not UTF-8; save the file as UTF-8"]),
@@ -76,6 +76,16 @@ fn what_is_not_clear_is_refused_with_its_line() {
         ("a.txt", b"{\n  \"prompt\": \"a\"\n}\n", &["line 1: begins an object of several lines", "jq -c"]),
         ("a.txt", b"[\"a cat\",\n\"a dog\"\n", &["line 2: EOF while parsing a list: this is not one JSON list"]),
         ("a.txt", b"{\"caption\": \"a dog\"}\n", &["line 1: there is no field \"prompt\""]),
+        (
+            "a.jsonl",
+            b"{\"prompt\": \"a\"}\n{\"prompt\": \"a\", \"prompt\": \"b\"}\n",
+            &["line 2: names the key \"prompt\" twice; keep one of them"],
+        ),
+        (
+            "a.json",
+            b"[{\"prompt\": \"a\"},\n{\"prompt\": \"b\", \"include\": [{\"class\": \"x\", \"class\": \"y\"}]}]",
+            &["line 2: names the key \"class\" twice; keep one of them"],
+        ),
         ("a.txt", b"{\"prompt\": \"a\", \"negative_prompt\": 3}\n", &["line 1: the negative_prompt is 3, not text"]),
         // Tables.
         ("a.csv", b"id,caption\n1,a cat\n", &["line 1: names no column \"prompt\""]),

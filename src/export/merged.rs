@@ -1,6 +1,7 @@
 //! The whole model with the update in its weights.
 
 use super::file::{self, Planned};
+use super::parts::TRANSFORMER;
 use super::{Base, Options, Trained};
 use crate::error::{Error, Result};
 use crate::params::{Role, Spec};
@@ -8,9 +9,6 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::Path;
-
-/// Folder of a transformer, as in a diffusers pipeline.
-pub(super) const TRANSFORMER: &str = "transformer";
 
 /// File of the embedded task's model.
 const GLYPHS: &str = "base.safetensors";

@@ -1,7 +1,6 @@
 //! The parts of a pipeline beside its transformer, which a merged model takes over as they are.
 
 use super::file;
-use super::merged::TRANSFORMER;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -9,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// File that names the parts of a pipeline.
 const INDEX: &str = "model_index.json";
+
+/// Folder of a transformer, as in a diffusers pipeline.
+pub(super) const TRANSFORMER: &str = "transformer";
 
 /// A pipeline in a folder, as diffusers writes it.
 pub(super) struct Parts {

@@ -68,7 +68,7 @@ impl SamplerConfig {
     }
 
     /// The time that the model is told at time `t` of the grid.
-    pub fn told(&self, t: f64) -> f64 {
+    pub fn model_time(&self, t: f64) -> f64 {
         match self.truncate_time {
             true => (1000.0 * t).floor() / 1000.0,
             false => t,
@@ -109,8 +109,9 @@ mod tests {
     fn time_is_truncated_on_request() {
         let exact = SamplerConfig::default();
         let truncated = SamplerConfig { truncate_time: true, ..exact.clone() };
-        let told = |config: &SamplerConfig| config.sigmas()[..4].iter().map(|&t| config.told(t)).collect::<Vec<_>>();
-        assert_eq!(told(&truncated), [1.0, 0.960, 0.913, 0.857]);
-        assert_eq!(told(&exact), exact.sigmas()[..4]);
+        let model_times =
+            |config: &SamplerConfig| config.sigmas()[..4].iter().map(|&t| config.model_time(t)).collect::<Vec<_>>();
+        assert_eq!(model_times(&truncated), [1.0, 0.960, 0.913, 0.857]);
+        assert_eq!(model_times(&exact), exact.sigmas()[..4]);
     }
 }

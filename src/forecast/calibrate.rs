@@ -36,7 +36,7 @@ pub fn calibrate(folder: &Path, devices: usize, memory_gib: f64) -> Result<Machi
     let speed = |work: f64, unit: f64, name: &str| Ok::<_, Error>(work / unit / share / median(name)?.max(1e-9));
     let sending = median("time.reduce")? + median("time.old_policy")?;
     Ok(Machine {
-        name: format!("{devices} of {}", crate::comm::hostname()),
+        name: format!("{devices} of {}", crate::hostname::hostname()),
         devices,
         memory_gib,
         compute: Compute {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::plan::Plan;
 use std::path::Path;
 
 fn machine() -> Machine {
@@ -20,7 +21,7 @@ fn machine() -> Machine {
 fn planned(set: &[&str], ranks: usize) -> (RunConfig, Plan) {
     let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
     let config = RunConfig::load(None, &set).unwrap();
-    let plan = config.plan(ranks).unwrap();
+    let plan = Plan::of(&config, ranks).unwrap();
     (config, plan)
 }
 
@@ -89,7 +90,7 @@ fn every_collective_waits_for_the_network() {
         let calls = plan.iteration_sent().calls;
         assert!(calls >= config.model.build().unwrap().stages.len(), "{calls}");
         assert!((forecast.communicate / (4.0 * calls as f64) - 1.0).abs() < 1e-9, "{set:?}: {}", forecast.communicate);
-        let alone = Forecast::new(&config, &config.plan(1).unwrap(), &machine, 4).unwrap();
+        let alone = Forecast::new(&config, &Plan::of(&config, 1).unwrap(), &machine, 4).unwrap();
         assert_eq!(alone.communicate, 0.0);
     }
 }

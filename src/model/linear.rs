@@ -59,7 +59,7 @@ impl Linear {
     fn run(&self, params: &StageParams, x: &Tensor, wanted: Wanted) -> Result<Tensor> {
         let (weight, bias) = self.layer(params)?;
         Ok(match self.factors(params) {
-            Some(factors) => ops::low_rank(x, (weight, bias), factors, wanted)?,
+            Some(factors) => ops::lora(x, (weight, bias), factors, wanted)?,
             None => ops::linear_for(wanted, x, weight, bias)?,
         })
     }

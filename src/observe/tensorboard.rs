@@ -24,12 +24,8 @@ impl EventWriter {
     /// Starts `dir/events.out.tfevents.SECONDS.HOST.PID.N`. `restart_step` tells TensorBoard to forget what earlier files
     /// hold from that step on.
     pub fn create(dir: &Path, restart_step: Option<u64>) -> Result<Self> {
-        let stem = format!(
-            "{PREFIX}{:010}.{}.{}",
-            since_epoch() as u64,
-            gethostname::gethostname().to_string_lossy(),
-            std::process::id()
-        );
+        let stem =
+            format!("{PREFIX}{:010}.{}.{}", since_epoch() as u64, crate::hostname::hostname(), std::process::id());
         // The number keeps two writers of one process in one second apart.
         let path = (0..).map(|n| dir.join(format!("{stem}.{n}"))).find(|path| !path.exists()).unwrap_or_default();
         let mut writer = Self { file: Appended::open(dir, path)? };

@@ -1,7 +1,8 @@
 //! Elementwise activations, one pass each way.
 
 use super::float::Float;
-use super::op::{Differentiable, Kernel, View, apply1, fill, run};
+use super::kernel::{Kernel, View, fill, run};
+use super::op::{Differentiable, apply1};
 use candle_core::{Result, Tensor};
 
 /// Elements handled at once by one thread.

@@ -2,7 +2,8 @@
 //! backward pass computes the softmax of a slice again.
 
 use super::float::{Float, largest, matmul, sum, vectorised};
-use super::op::{Differentiable, Kernel, View, apply3, fill, run};
+use super::kernel::{Kernel, View, fill, run};
+use super::op::{Differentiable, apply3};
 use candle_core::{Result, Tensor, bail};
 
 /// Queries handled at once: the working memory is SLICE x T for each sample in work.

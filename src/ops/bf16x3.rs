@@ -6,7 +6,8 @@
 //! 2^-17 at most, those of bf16 by 2^-9, those of TF32 by 2^-12.
 
 use super::float::Float;
-use super::op::{Differentiable, Kernel, View, apply1};
+use super::kernel::{Kernel, View};
+use super::op::{Differentiable, apply1};
 use candle_core::{Result, Tensor, bail};
 use half::bf16;
 

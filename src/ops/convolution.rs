@@ -3,43 +3,13 @@
 //! A tile of output pixels gathers one row of the kernel's neighbours at a time, whole runs of channels, and multiplies
 //! it with that row's weights: the gathered matrix stays in a core's cache, whatever the size of the picture.
 
+use super::Walk;
 use super::float::{Float, matmul};
-use super::op::{Kernel, View, fill, frozen};
+use super::kernel::{Kernel, View, fill, frozen};
 use candle_core::{Result, Tensor, bail};
 
 /// Output pixels of a tile: enough for the weights of a kernel row to be worth reading.
 const TILE: usize = 256;
-
-/// How a kernel walks over a picture, and so the size of the result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Walk {
-    /// Over every pixel, with zeros around the picture: the same size.
-    Same,
-    /// Over every second pixel, with zeros below and on the right of the picture only: half the size.
-    Half,
-    /// Over every pixel of the picture with each pixel doubled in both directions: twice the size.
-    Double,
-}
-
-impl Walk {
-    /// Length of a side of the result.
-    pub(super) fn result(self, side: usize) -> usize {
-        match self {
-            Walk::Same => side,
-            Walk::Half => side / 2,
-            Walk::Double => 2 * side,
-        }
-    }
-
-    /// The pixel under place `offset` of a kernel of `size` for the result's pixel `at`; none beyond the picture.
-    fn source(self, at: usize, offset: usize, size: usize, side: usize) -> Option<usize> {
-        match self {
-            Walk::Same => (at + offset).checked_sub(size / 2).filter(|&i| i < side),
-            Walk::Half => Some(2 * at + offset).filter(|&i| i < side),
-            Walk::Double => (at + offset).checked_sub(size / 2).filter(|&i| i < 2 * side).map(|i| i / 2),
-        }
-    }
-}
 
 struct Convolution(Walk);
 

@@ -1,7 +1,8 @@
 //! What the objectives measure: how far weighted sums of differences of velocities lie from zero.
 
 use super::float::{Float, dot, sum_pairs};
-use super::op::{Differentiable, Kernel, View, apply3, fill, refuse_tracked, run};
+use super::kernel::{Kernel, View, fill, refuse_tracked, run};
+use super::op::{Differentiable, apply3};
 use candle_core::{Result, Tensor, bail};
 
 /// Elements that are combined at once.

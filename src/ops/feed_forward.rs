@@ -13,7 +13,7 @@ pub fn feed_forward(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if let (Some(b1), Some(b2)) = (first.1, second.1)
-        && let Some(y) = super::cuda::feed_forward::feed_forward([x, first.0, b1, second.0, b2], wanted)?
+        && let Some(y) = super::cuda::feed_forward([x, first.0, b1, second.0, b2], wanted)?
     {
         return Ok(y);
     }

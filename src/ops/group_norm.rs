@@ -2,7 +2,7 @@
 
 use super::activation::sigmoid;
 use super::float::Float;
-use super::op::{Kernel, View, fill, frozen};
+use super::kernel::{Kernel, View, fill, frozen};
 use candle_core::{Result, Tensor, bail};
 
 /// Pixels handled at once by one thread, a few hundred KiB.

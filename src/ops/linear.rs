@@ -2,7 +2,8 @@
 
 use super::Wanted;
 use super::float::{Float, matmul};
-use super::op::{Differentiable, Kernel, View, apply2, apply3, run};
+use super::kernel::{Kernel, View, run};
+use super::op::{Differentiable, apply2, apply3};
 use candle_core::{Result, Tensor, bail};
 
 pub(super) fn threads() -> usize {

@@ -2,8 +2,9 @@
 
 use super::activation::{self, Backward, Gelu};
 use super::float::Float;
+use super::kernel::{Kernel, View, run};
 use super::linear::{Linear, product};
-use super::op::{Differentiable, Kernel, View, apply3, run};
+use super::op::{Differentiable, apply3};
 use super::{Wanted, linear};
 use candle_core::{Device, Result, Tensor, bail};
 use std::sync::OnceLock;

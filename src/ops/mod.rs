@@ -16,9 +16,10 @@ mod deviation;
 mod feed_forward;
 mod float;
 mod group_norm;
+mod kernel;
 mod linear;
 mod linear_gelu;
-mod low_rank;
+mod lora;
 mod norm;
 mod op;
 mod residual;
@@ -26,22 +27,24 @@ mod seed;
 mod shape;
 mod tape;
 mod time;
+mod walk;
 
 pub use activation::{gelu, silu};
 pub use attention::attention;
-pub use convolution::{Walk, convolution};
+pub use convolution::convolution;
 pub use deviation::deviations;
 pub use feed_forward::feed_forward;
 pub use group_norm::group_norm;
 pub use linear::{linear, linear_for};
 pub use linear_gelu::linear_gelu;
-pub use low_rank::low_rank;
+pub use lora::lora;
 pub use norm::{layer_norm_modulate, rms_norm, rms_norm_joined};
 pub use residual::gated_residual;
 pub use seed::seed;
 pub use shape::{chunk, join, reshape, split};
 pub use tape::{Tape, recorded};
 pub use time::time_features;
+pub use walk::Walk;
 
 /// What somebody will look at of an operation's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

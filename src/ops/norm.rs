@@ -2,7 +2,8 @@
 
 use super::float::{Float, dot, sum};
 use super::join;
-use super::op::{Differentiable, Kernel, View, apply2, apply3, fill, run};
+use super::kernel::{Kernel, View, fill, run};
+use super::op::{Differentiable, apply2, apply3};
 use candle_core::{Result, Tensor, bail};
 
 /// Mean (0 for RMS) and reciprocal deviation of a row.

@@ -1,7 +1,8 @@
 //! The gated residual of a diffusion transformer's block.
 
 use super::float::Float;
-use super::op::{Differentiable, Kernel, View, apply3, fill, run};
+use super::kernel::{Kernel, View, fill, run};
+use super::op::{Differentiable, apply3};
 use candle_core::{Result, Tensor, bail};
 
 /// x + gate * y.

@@ -149,7 +149,7 @@ impl Gradients {
 fn sum_of(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if a.device().is_cuda() {
-        return super::cuda::shape::sum(a, b);
+        return super::cuda::sum(a, b);
     }
     a + b
 }

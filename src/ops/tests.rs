@@ -143,10 +143,10 @@ fn frozen(dtype: DType) -> Result<(Tensor, Tensor, f64)> {
 }
 
 #[test]
-fn low_rank_matches_the_composed_form() -> Result<()> {
+fn lora_matches_the_composed_form() -> Result<()> {
     fn fused(t: &[Tensor]) -> Result<Tensor> {
         let (w, b, scale) = frozen(t[0].dtype())?;
-        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
+        lora(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
     }
     fn composed(t: &[Tensor]) -> Result<Tensor> {
         let (w, b, scale) = frozen(t[0].dtype())?;
@@ -158,9 +158,9 @@ fn low_rank_matches_the_composed_form() -> Result<()> {
     let (w, _, scale) = frozen(DType::F32)?;
     let [x, a, b] = [(0, [4, 7]), (1, [2, 7]), (2, [9, 2])].map(|(id, shape)| noise(id, &shape, DType::F32));
     let (x, a, b, w) = (x?, a?, b?, Var::from_tensor(&w)?);
-    let refused = low_rank(&x, (&w, None), (&a, &b, scale), Wanted::Value).expect_err("refused");
+    let refused = lora(&x, (&w, None), (&a, &b, scale), Wanted::Value).expect_err("refused");
     assert!(refused.to_string().contains("has no derivative"), "{refused}");
-    let refused = low_rank(&x, (&w.detach(), None), (&b, &a, scale), Wanted::Value).expect_err("refused");
+    let refused = lora(&x, (&w.detach(), None), (&b, &a, scale), Wanted::Value).expect_err("refused");
     assert!(refused.to_string().contains("do not fit"), "{refused}");
     Ok(())
 }
@@ -170,13 +170,13 @@ fn low_rank_matches_the_composed_form() -> Result<()> {
 fn halves_of_its_factors_make_an_adapter() -> Result<()> {
     fn whole(t: &[Tensor]) -> Result<Tensor> {
         let (w, b, scale) = frozen(t[0].dtype())?;
-        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
+        lora(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), Wanted::Value)
     }
     fn halves(t: &[Tensor]) -> Result<Tensor> {
         let (w, b, scale) = frozen(t[0].dtype())?;
         let factors = (&bf16x3(&t[1], Factor::A)?, &bf16x3(&t[2], Factor::B)?, scale);
         assert_eq!((factors.0.dims(), factors.1.dims()), (&[6, 7][..], &[9, 6][..]));
-        low_rank(&t[0], (&w, Some(&b)), factors, Wanted::Value)
+        lora(&t[0], (&w, Some(&b)), factors, Wanted::Value)
     }
     let shapes: [&[usize]; 3] = [&[3, 5, 7], &[2, 7], &[9, 2]];
     let inputs: Vec<Tensor> = (0..3).map(|i| noise(i as u64, shapes[i], DType::F32)).collect::<Result<_>>()?;
@@ -207,7 +207,7 @@ fn gradients_alone_are_the_same_gradients() -> Result<()> {
     }
     fn adapted(wanted: Wanted, t: &[Tensor]) -> Result<Tensor> {
         let (w, b, scale) = frozen(t[0].dtype())?;
-        low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), wanted)
+        lora(&t[0], (&w, Some(&b)), (&t[1], &t[2], scale), wanted)
     }
     type Layer = fn(Wanted, &[Tensor]) -> Result<Tensor>;
     let layers: [(Layer, [&[usize]; 3]); 2] =
@@ -276,8 +276,8 @@ fn adapters_beside_bf16_are_not_rounded() -> Result<()> {
     let leaf = |id, shape: &[usize]| Var::from_tensor(&noise(id, shape, DType::F32)?);
     let (x, a, b) = (noise(0, &[4, 7], DType::BF16)?, leaf(1, &[2, 7])?, leaf(2, &[9, 2])?);
     let wide = |t: &Tensor| t.to_dtype(DType::F32);
-    let y = low_rank(&x, (&w, Some(&bias)), (&a, &b, scale), Wanted::Value)?;
-    let expected = low_rank(&wide(&x)?, (&wide(&w)?, Some(&wide(&bias)?)), (&a, &b, scale), Wanted::Value)?;
+    let y = lora(&x, (&w, Some(&bias)), (&a, &b, scale), Wanted::Value)?;
+    let expected = lora(&wide(&x)?, (&wide(&w)?, Some(&wide(&bias)?)), (&a, &b, scale), Wanted::Value)?;
     let (g, bits) = (noise(99, y.dims(), DType::BF16)?, |t: &Tensor| wide(t)?.to_vec2::<f32>());
     assert_eq!((y.dtype(), bits(&y)?), (DType::BF16, bits(&expected.to_dtype(DType::BF16)?)?));
     let gradients = [seed(&y, &g)?.backward()?, seed(&expected, &wide(&g)?)?.backward()?];

@@ -77,6 +77,18 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The geometry of the run of `config` on `ranks` ranks, and what is to be told of its prompts.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for what cannot work, [`Error::File`] for prompts that cannot be read.
+    pub fn of(config: &RunConfig, ranks: usize) -> Result<Self> {
+        let (train, eval) = (config.train_prompts()?, config.eval_prompts()?);
+        let mut notes = prompts::run(config, &train, &eval)?;
+        notes.extend(config.shift_note());
+        let counts: Vec<usize> = train.iter().map(|set| set.len()).collect();
+        Ok(Self { notes, ..Self::new(config, ranks, &counts, eval.len())? })
+    }
+
     /// The geometry of `config` on `ranks` ranks, without notes; `prompt_counts`: training prompts of each stage;
     /// `eval_prompts`: prompts that there are to evaluate.
     ///

@@ -132,6 +132,7 @@ fn first_three(prompts: &[&Prompt]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
 
     /// What is told of a run that trains on these prompts, evaluates the others, and has these rewards.
     fn notes(train: &str, eval: &str, rewards: &str, more: &[&str]) -> Result<Vec<String>> {
@@ -145,7 +146,7 @@ mod tests {
         let more = ["model.kind=sd35-medium", "model.path=none", "batch.prompts=1"].iter().chain(more);
         let set: Vec<String> = set.into_iter().chain(more.map(|set| set.to_string())).collect();
         let clean = |text: String| text.replace(&format!("{}/", folder.path().display()), "");
-        match RunConfig::load(None, &set)?.plan(1) {
+        match Plan::of(&RunConfig::load(None, &set)?, 1) {
             Ok(plan) => Ok(plan.notes.into_iter().map(clean).collect()),
             Err(Error::Usage(message)) => Err(Error::Usage(clean(message))),
             Err(e) => Err(e),

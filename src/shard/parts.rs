@@ -1,6 +1,6 @@
 //! Parameters of which every rank keeps its part of every stage.
 
-use super::{Coming, Partition, Weights};
+use super::Partition;
 use crate::comm::{Call, Communicator, Pending};
 use crate::error::{Error, Result};
 use crate::params::{Layout, StageParams, Values};
@@ -131,19 +131,14 @@ impl PartSet {
     pub fn new(slots: &Rc<[usize]>, frozen: &Rc<Parts>, trained: Option<Parts>) -> Self {
         Self { slots: slots.clone(), frozen: frozen.clone(), trained }
     }
-}
 
-impl Weights for PartSet {
-    fn begin(&self, stage: usize) -> Result<Coming<'_>> {
+    /// Begins to gather a stage. Collective.
+    pub(super) fn gather(&self, stage: usize) -> Result<Gathered<'_>> {
         let trained = self.trained.as_ref().map(|parts| parts.begin(stage));
-        Ok(Coming::Gathered(Gathered {
+        Ok(Gathered {
             slots: self.slots[stage],
             frozen: self.frozen.begin(stage)?,
             trained: trained.transpose()?.flatten(),
-        }))
-    }
-
-    fn is_collective(&self) -> bool {
-        true
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! Parameters that are brought here stage by stage, for as long as the stage runs.
 
-use super::parts::Gathered;
+use super::parts::{Gathered, PartSet};
 use crate::error::Result;
 use crate::params::{ParamSet, StageParams};
 use candle_core::Var;
@@ -57,5 +57,15 @@ impl Weights for ParamSet {
 
     fn is_collective(&self) -> bool {
         false
+    }
+}
+
+impl Weights for PartSet {
+    fn begin(&self, stage: usize) -> Result<Coming<'_>> {
+        self.gather(stage).map(Coming::Gathered)
+    }
+
+    fn is_collective(&self) -> bool {
+        true
     }
 }

@@ -1,12 +1,12 @@
 //! What the ranks have read: files whose names are the same everywhere need not hold the same where a node has copies of its
 //! own, or where one was changed between two lives of a run.
 
-use super::preflight::short;
 use super::stages::Stages;
 use crate::checkpoint::TrainState;
 use crate::comm::{World, exchange};
 use crate::config::file_name;
 use crate::data::PromptSet;
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::model::files::Adapter;
 use crate::pipeline::ModelConfig;
@@ -68,8 +68,8 @@ pub(super) fn agree(read: &Digests, world: &World) -> Result<()> {
             return Err(Error::Usage(format!(
                 "{name}: rank {rank} on {host} reads something else there than rank 0 on {first_host} (digest {}, not {}): \
                  give all hosts the same files, or a folder that they share",
-                read.get(name).map_or("none", |digest| short(digest)),
-                short(digest)
+                read.get(name).map_or("none", |digest| digest::short(digest)),
+                digest::short(digest)
             )));
         }
     }

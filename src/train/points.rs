@@ -126,7 +126,7 @@ impl Points {
                     std: column(&|p| step(p).std)?,
                     rate: column(&|p| step(p).rate)?,
                 };
-                (trajectory.states.index_select(&here, 0)?, column(&|p| self.sampler.told(sigmas[p.1]))?, target)
+                (trajectory.states.index_select(&here, 0)?, column(&|p| self.sampler.model_time(sigmas[p.1]))?, target)
             }
             _ => {
                 let x0 = rollouts.x0.index_select(&rows, 0)?;

@@ -1,12 +1,13 @@
 //! What must hold on all ranks before the run begins: one program, one configuration, one run folder, messages that arrive
 //! as they were sent; and what should. The plane of gradients is checked when it is there ([`World::on`]).
 
-use crate::checkpoint;
-use crate::comm::{World, exchange, host_plane_answers, phase};
+use crate::comm::{World, exchange, phase};
 use crate::config::RunConfig;
+use crate::digest;
 use crate::error::{Error, Result};
 use crate::optim::VECTORS;
 use crate::pipeline::Kind;
+use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -20,7 +21,7 @@ const SEEN_WITHIN: Duration = Duration::from_secs(30);
 
 /// What a rank says of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Card {
+struct RankInfo {
     host: String,
     program: String,
     config: String,
@@ -38,12 +39,12 @@ pub(super) fn preflight(config: &RunConfig, world: &World) -> Result<Vec<String>
     let mut warnings = Vec::new();
     if world.world_size() > 1 {
         let program = program_digest()?;
-        let config = checkpoint::digest(config.to_toml()?.as_bytes());
+        let config = digest::of(config.to_toml()?.as_bytes());
         world.host.barrier()?;
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let card = Card { host: world.hostname().into(), program, config, clock };
-        warnings.extend(compare(&exchange(&*world.host, &card)?)?);
-        host_plane_answers(world)?;
+        let info = RankInfo { host: world.hostname().into(), program, config, clock };
+        warnings.extend(compare(&exchange(&*world.host, &info)?)?);
+        world.check_host_plane()?;
     }
     if world.place().hosts > 1 {
         shared(config).into_iter().try_for_each(|folder| folder.is_seen(SEEN_WITHIN, world))?;
@@ -61,39 +62,35 @@ fn program_digest() -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Compares every rank's card with rank 0's; returns warnings.
-fn compare(cards: &[Card]) -> Result<Vec<String>> {
-    let first = &cards[0];
+/// Compares every rank's info with rank 0's; returns warnings.
+fn compare(ranks: &[RankInfo]) -> Result<Vec<String>> {
+    let first = &ranks[0];
     let mut warnings = Vec::new();
-    for (rank, card) in cards.iter().enumerate() {
-        let who = format!("rank {rank} on {}", card.host);
-        if card.program != first.program {
+    for (rank, info) in ranks.iter().enumerate() {
+        let who = format!("rank {rank} on {}", info.host);
+        if info.program != first.program {
             return Err(Error::Usage(format!(
                 "{who} runs another program than rank 0 on {} (digest {}, not {}): install the same build on all hosts",
                 first.host,
-                short(&card.program),
-                short(&first.program)
+                digest::short(&info.program),
+                digest::short(&first.program)
             )));
         }
-        if card.config != first.config {
+        if info.config != first.config {
             return Err(Error::Usage(format!(
                 "{who} has another configuration than rank 0 on {} (digest {}, not {}): start all ranks with the same \
                  files and --set",
                 first.host,
-                short(&card.config),
-                short(&first.config)
+                digest::short(&info.config),
+                digest::short(&first.config)
             )));
         }
-        let skew = card.clock - first.clock;
+        let skew = info.clock - first.clock;
         if skew.abs() > SKEW_S {
             warnings.push(format!("the clock of {who} is {skew:+.0} s from rank 0's: times in logs do not compare"));
         }
     }
     Ok(warnings)
-}
-
-pub(super) fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
 }
 
 /// A folder that all ranks must see.
@@ -152,7 +149,7 @@ impl Shared<'_> {
 
 /// A warning if there is too little room for the checkpoints that are kept and one that is being written.
 fn disk(config: &RunConfig, world: &World) -> Result<Option<String>> {
-    let plan = config.plan(world.world_size())?;
+    let plan = Plan::of(config, world.world_size())?;
     let kept = config.run.keep_last as u64 + 1 + u64::from(config.run.keep_best);
     let needed = kept * (plan.trainable * VECTORS.len() * size_of::<f32>()) as u64;
     let mut folders =
@@ -176,8 +173,8 @@ mod tests {
     use super::*;
     use crate::comm::ThreadGroup;
 
-    fn card() -> Card {
-        Card { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
+    fn info() -> RankInfo {
+        RankInfo { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
     }
 
     fn folder_of_run(path: &Path) -> Shared<'_> {
@@ -186,20 +183,20 @@ mod tests {
 
     #[test]
     fn what_differs_names_the_rank_and_its_host() {
-        assert!(compare(&[card(), card()]).unwrap().is_empty());
-        let other = |change: fn(&mut Card)| {
-            let mut other = Card { host: "n2".into(), ..card() };
+        assert!(compare(&[info(), info()]).unwrap().is_empty());
+        let other = |change: fn(&mut RankInfo)| {
+            let mut other = RankInfo { host: "n2".into(), ..info() };
             change(&mut other);
-            compare(&[card(), card(), other])
+            compare(&[info(), info(), other])
         };
-        let message = other(|card| card.program = "q".repeat(64)).unwrap_err().to_string();
+        let message = other(|info| info.program = "q".repeat(64)).unwrap_err().to_string();
         assert!(
             message.starts_with("rank 2 on n2 runs another program than rank 0 on n1 (digest qqqqqqqqqqqq"),
             "{message}"
         );
-        let message = other(|card| card.config = "d".repeat(64)).unwrap_err().to_string();
+        let message = other(|info| info.config = "d".repeat(64)).unwrap_err().to_string();
         assert!(message.starts_with("rank 2 on n2 has another configuration than rank 0 on n1"), "{message}");
-        let warnings = other(|card| card.clock -= 60.0).unwrap();
+        let warnings = other(|info| info.clock -= 60.0).unwrap();
         assert_eq!(warnings, ["the clock of rank 2 on n2 is -60 s from rank 0's: times in logs do not compare"]);
     }
 

@@ -3,7 +3,7 @@
 use super::lock::{self, Held, RunLock};
 use crate::checkpoint::{self, Resume};
 use crate::comm::{World, exchange};
-use crate::config::{RUN_CONFIG, RunConfig};
+use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::interrupt::Interrupt;
 use std::path::{Path, PathBuf};
@@ -68,11 +68,4 @@ fn choose(root: &Path, resume: &Resume) -> Result<Option<PathBuf>> {
         }
         _ => Ok(found),
     }
-}
-
-/// The configuration of the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot be
-/// read.
-pub(super) fn earlier(checkpoint: &Path) -> Option<RunConfig> {
-    let out = checkpoint.ancestors().nth(2)?;
-    toml::from_str(&std::fs::read_to_string(out.join(RUN_CONFIG)).ok()?).ok()
 }

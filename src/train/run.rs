@@ -22,6 +22,7 @@ use crate::observe::{Metrics, Progress, logging, report};
 use crate::optim::{NotFinite, Sharded};
 use crate::params::Layout;
 use crate::pipeline::Pipeline;
+use crate::plan::Plan;
 use crate::policy::Policies;
 use crate::reward::{self, Rewards};
 use crate::shard::Weights;
@@ -100,11 +101,12 @@ impl<'a> Run<'a> {
         let terminal = logging::init(world.rank(), Some(out), &config.log.level)?;
         outlook.show_on(&terminal);
         warnings.iter().filter(|_| world.rank() == 0).for_each(|warning| tracing::warn!("{warning}"));
-        let plan = config.plan(world.world_size())?;
+        let plan = Plan::of(config, world.world_size())?;
         plan.notes.iter().filter(|_| world.rank() == 0).for_each(|note| tracing::warn!("{note}"));
         let (mut stages, eval_prompts) = (Stages::new(config)?, config.eval_prompts()?);
         phase("load");
-        let (device, why) = device::select(config.parallel.device, world.place())?;
+        let place = world.place();
+        let (device, why) = device::select(config.parallel.device, place.local_rank, place.ranks_on_host)?;
         let world = &world.on(&device, Duration::from_secs(config.parallel.deadline_s))?;
         // Before prompts are encoded and weights are read: what is wrong with a reward is told now.
         let threads = candle_core::utils::get_num_threads();
@@ -132,7 +134,7 @@ impl<'a> Run<'a> {
         let mut old_is_policy = None;
         if let Some(path) = &chosen {
             let reader = checkpoint::open(path)?;
-            let (changes, of_evaluations) = match resume::earlier(path) {
+            let (changes, of_evaluations) = match RunConfig::of_run(path) {
                 None => Default::default(),
                 Some(earlier) => (config.changes_since(&earlier)?, config.evaluation_changes_since(&earlier)?),
             };

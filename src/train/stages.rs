@@ -136,6 +136,7 @@ impl Stages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Plan;
     use serde_json::json;
     use std::collections::BTreeSet;
 
@@ -218,7 +219,7 @@ mod tests {
         for updates in ["9", "20", "2"] {
             let set = [SET, &format!("run.updates={updates}"), "batch.updates_per_iteration=2"];
             let mut stages = stages(&set);
-            let plan = config(&set).plan(1).unwrap();
+            let plan = Plan::of(&config(&set), 1).unwrap();
             let known: BTreeSet<String> =
                 stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
             let mut drawn = BTreeSet::new();
@@ -234,7 +235,7 @@ mod tests {
     fn a_run_that_leaves_out_updates_knows_more_prompts_than_planned() {
         let set = [SET, "optim.not_finite='skip'"];
         let mut stages = stages(&set);
-        let plan = config(&set).plan(1).unwrap();
+        let plan = Plan::of(&config(&set), 1).unwrap();
         let known: BTreeSet<String> =
             stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
         for i in 0..5 + SPARE {

@@ -5,6 +5,7 @@ use crate::comm::ThreadGroup;
 use crate::optim::{OldPolicySchedule, VECTORS};
 use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
+use crate::plan::Plan;
 use crate::reward::Reward;
 use crate::shard::Weights;
 use std::collections::BTreeMap;
@@ -308,7 +309,7 @@ fn what_ranks_send_is_what_the_plan_says() -> Result<()> {
             ThreadGroup::run(2, |world| {
                 let shard = format!("parallel.shard={shard}");
                 let (mut trainer, _) = trainer(&world, &[settings, &[shard.as_str()]].concat())?;
-                let plan = trainer.config.plan(2)?.iteration_sent();
+                let plan = Plan::of(&trainer.config, 2)?.iteration_sent();
                 // In the first iteration the old policy is the policy, whatever the plan.
                 trainer.iteration(0, &mut |_| ())?;
                 let before = (world.calls(), world.sent());

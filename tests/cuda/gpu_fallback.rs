@@ -2,7 +2,6 @@
 //! driver's library, which the tests compile and this program, started again, finds before any other.
 
 use crate::common::test_of;
-use flowrl_dist::comm::Place;
 use flowrl_dist::device::{DeviceChoice, select};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -16,8 +15,7 @@ const CHOICE: &str = "FLOWRL_TEST_CHOICE";
 fn worker() {
     let Ok(ranks) = std::env::var(RANKS) else { return };
     let choice = if std::env::var(CHOICE).unwrap() == "cuda" { DeviceChoice::Cuda } else { DeviceChoice::Auto };
-    let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: ranks.parse().unwrap(), hosts: 1 };
-    match select(choice, &place) {
+    match select(choice, 0, ranks.parse().unwrap()) {
         Ok((device, why)) => println!("DEVICE {} because {why}", if device.is_cpu() { "cpu" } else { "gpu" }),
         Err(e) => println!("ERROR {}: {e}", e.exit_code()),
     }
@@ -138,7 +136,11 @@ fn more_ranks_than_gpus_are_refused() {
     Driver { count: 4, ..GOOD }.build(folder.path());
     for choice in ["auto", "cuda"] {
         let refused = chosen(folder.path(), choice, 8);
-        assert!(refused.starts_with("ERROR 2: 8 ranks on here, but 4 GPUs: start one rank for each GPU"), "{refused}");
+        assert!(
+            refused.starts_with("ERROR 2: 8 ranks on ")
+                && refused.contains(", but 4 GPUs: start one rank for each GPU"),
+            "{refused}"
+        );
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::common::{ROLE, test_of};
 use candle_core::{DType, Device, Tensor, Var};
 use flowrl_dist::comm::testing::conformance;
-use flowrl_dist::comm::{Call, Communicator, NCCL_ID_BYTES, Nccl, NcclMembership, Place, ReduceOp};
+use flowrl_dist::comm::{Call, Communicator, NCCL_ID_BYTES, Nccl, NcclMembership, ReduceOp};
 use flowrl_dist::device::{DeviceChoice, select};
 use flowrl_dist::error::{EXIT_FAILED, EXIT_RESTART};
 use flowrl_dist::{Error, Result};
@@ -40,8 +40,7 @@ fn worker() {
 }
 
 fn run(role: &str, rank: usize, ranks: usize) -> Result<()> {
-    let place = Place { hostname: "here".into(), local_rank: rank, ranks_on_host: ranks, hosts: 1 };
-    let (device, _) = select(DeviceChoice::Cuda, &place)?;
+    let (device, _) = select(DeviceChoice::Cuda, rank, ranks)?;
     let deadline = if role == "conform" { DEADLINE } else { SHORT };
     let id = shared_id(rank)?;
     let members = NcclMembership { id, rank, world_size: ranks, deadline, abort: signal_hook::low_level::exit };
@@ -160,8 +159,7 @@ fn ranks(role: &str, ranks: usize, waited: &[usize]) -> Vec<Ended> {
 
 /// Whether there is a GPU and NCCL; a loud line where not.
 fn there_is_nccl() -> bool {
-    let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-    let (device, why) = select(DeviceChoice::Auto, &place).unwrap();
+    let (device, why) = select(DeviceChoice::Auto, 0, 1).unwrap();
     if device.is_cpu() {
         println!("SKIPPED, NOTHING WAS TESTED: {why}");
     }

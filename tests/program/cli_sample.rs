@@ -85,6 +85,20 @@ fn a_checkpoint_samples_and_is_scored() {
     fs::write(&data, format!("{PROMPT}\n")).unwrap();
     let text = done(&["eval", "--checkpoint", &out, "--data", &data]);
     assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 1.0000")), "{text}");
+    // As it stands, a line that looks like a comment is a prompt.
+    fs::write(&data, format!("# {PROMPT}\n{PROMPT}\n")).unwrap();
+    let arguments = ["eval", "--checkpoint", &out, "--data", &data, "--set", "eval.images_per_prompt=1"];
+    refused(&arguments, "line 1: looks like a comment");
+    let text = done(&[&arguments[..], &["--format", "text"]].concat());
+    assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 2.0000")), "{text}");
+    refused(&["eval", "--checkpoint", &out, "--format", "text"], "--data");
+
+    // Another configuration than the run's is told key by key.
+    let lr = path("lr.png");
+    let other = run(&["sample", "--checkpoint", &out, "--prompt", PROMPT, "--set", "optim.lr=0.5", "--out", &lr]);
+    let told = String::from_utf8(other.stderr).unwrap();
+    let change = told.lines().find(|line| line.contains("the configuration has changed since")).unwrap();
+    assert!(change.contains(": optim.lr ") && change.ends_with(" -> 0.5"), "{change}");
 
     // A machine file says what it could not measure, and plan reads it.
     let machine = path("new/machine.toml");

@@ -6,7 +6,7 @@
 use super::Peer;
 use super::wire;
 use crate::comm::watch;
-use crate::error::{EXIT_RESTART, Error, Result, failing};
+use crate::error::{EXIT_RESTART, EXIT_USAGE, Error, Result, failing};
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,14 +23,14 @@ const WAITS: u32 = 4;
 /// Words are small: they wait for nobody.
 const WRITING: Duration = Duration::from_secs(1);
 
-/// The length of a word.
-pub(super) const LENGTH: usize = 5;
+/// The length of a message.
+const LENGTH: usize = 5;
 
 /// What is said on the control connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    /// A sign of life.
-    Alive,
+enum ControlMessage {
+    /// This rank lives.
+    Heartbeat,
     /// All ranks are there.
     Begin,
     /// End, with this exit code.
@@ -39,27 +39,34 @@ pub(super) enum Word {
     Farewell,
 }
 
-impl Word {
+impl ControlMessage {
     fn encode(self) -> [u8; LENGTH] {
         let (kind, code) = match self {
-            Word::Alive => (1, 0),
-            Word::Begin => (2, 0),
-            Word::Abort(code) => (3, code),
-            Word::Farewell => (4, 0),
+            ControlMessage::Heartbeat => (1, 0),
+            ControlMessage::Begin => (2, 0),
+            ControlMessage::Abort(code) => (3, code),
+            ControlMessage::Farewell => (4, 0),
         };
         let [a, b, c, d] = i32::to_le_bytes(code);
         [kind, a, b, c, d]
     }
 
-    pub fn decode([kind, code @ ..]: [u8; LENGTH]) -> Option<Self> {
+    fn decode([kind, code @ ..]: [u8; LENGTH]) -> Option<Self> {
         match kind {
-            1 => Some(Word::Alive),
-            2 => Some(Word::Begin),
+            1 => Some(ControlMessage::Heartbeat),
+            2 => Some(ControlMessage::Begin),
             // A word that the job is done is Farewell's.
-            3 => Some(Word::Abort(failing(i32::from_le_bytes(code)))),
-            4 => Some(Word::Farewell),
+            3 => Some(ControlMessage::Abort(failing(i32::from_le_bytes(code)))),
+            4 => Some(ControlMessage::Farewell),
             _ => None,
         }
+    }
+
+    /// The next one of this connection.
+    fn receive(stream: &TcpStream, end: Instant) -> std::io::Result<Self> {
+        let mut bytes = [0; LENGTH];
+        wire::read(stream, &mut bytes, end)?;
+        Self::decode(bytes).ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, "an unknown word"))
     }
 
     fn send(self, stream: &TcpStream) -> std::io::Result<()> {
@@ -67,9 +74,9 @@ impl Word {
     }
 }
 
-/// Tells a rank that the others are not all there.
-pub(super) fn send_away(stream: &TcpStream) {
-    let _ = Word::Abort(EXIT_RESTART).send(stream);
+/// Tells a rank that the others do not all come, and which exit code that gives.
+pub(super) fn send_away(stream: &TcpStream, code: i32) {
+    let _ = ControlMessage::Abort(code).send(stream);
 }
 
 /// The control connections of this rank.
@@ -94,7 +101,9 @@ impl Control {
         let end = Instant::now() + deadline;
         for peer in &peers {
             if rank == 0 {
-                Word::Begin.send(&peer.stream).map_err(|e| Error::Peer(format!("{peer} is lost already: {e}")))?;
+                ControlMessage::Begin
+                    .send(&peer.stream)
+                    .map_err(|e| Error::Peer(format!("{peer} is lost already: {e}")))?;
             } else {
                 begun(&peer.stream, end)?;
             }
@@ -121,7 +130,7 @@ impl Control {
     }
 
     /// Says the word to all; those that are gone do not hear it.
-    fn say(&self, word: Word) {
+    fn say(&self, word: ControlMessage) {
         for peer in &self.peers {
             let _ = word.send(&peer.lock().unwrap_or_else(PoisonError::into_inner).stream);
         }
@@ -130,7 +139,7 @@ impl Control {
     fn live(&self, every: Duration) {
         loop {
             std::thread::sleep(every);
-            self.say(Word::Alive);
+            self.say(ControlMessage::Heartbeat);
         }
     }
 
@@ -145,14 +154,16 @@ impl Control {
 
     /// Whether the next word is the last.
     fn has_parted(&self, stream: &TcpStream, wait: Duration, silent: &mut u32, name: &str) -> bool {
-        match super::meet::await_word(stream, Instant::now() + wait) {
-            Ok(Word::Farewell) => return true,
-            Ok(Word::Abort(code)) => end(code, &format!("{name} ended the job with exit code {code}"), |code| {
-                if self.rank == 0 {
-                    self.say(Word::Abort(code));
-                }
-            }),
-            Ok(Word::Alive | Word::Begin) => *silent = 0,
+        match ControlMessage::receive(stream, Instant::now() + wait) {
+            Ok(ControlMessage::Farewell) => return true,
+            Ok(ControlMessage::Abort(code)) => {
+                end(code, &format!("{name} ended the job with exit code {code}"), |code| {
+                    if self.rank == 0 {
+                        self.say(ControlMessage::Abort(code));
+                    }
+                })
+            }
+            Ok(ControlMessage::Heartbeat | ControlMessage::Begin) => *silent = 0,
             Err(e) if wire::is_timeout(&e) => {
                 *silent += 1;
                 if *silent == WAITS {
@@ -170,30 +181,34 @@ impl Control {
 
     fn lost(&self, message: &str) -> ! {
         let message = format!("{message}. Start the run again: it resumes from the newest complete checkpoint");
-        end(EXIT_RESTART, &message, |code| self.say(Word::Abort(code)))
+        end(EXIT_RESTART, &message, |code| self.say(ControlMessage::Abort(code)))
     }
 
     /// The end that all agree on: rank 0 waits for all, the others for rank 0.
     pub fn part(&self) {
         if self.rank != 0 {
-            self.say(Word::Farewell);
+            self.say(ControlMessage::Farewell);
         }
         let mut departed = self.departed.lock().unwrap_or_else(PoisonError::into_inner);
         while *departed < self.peers.len() {
             departed = self.changed.wait(departed).unwrap_or_else(PoisonError::into_inner);
         }
         if self.rank == 0 {
-            self.say(Word::Farewell);
+            self.say(ControlMessage::Farewell);
         }
     }
 }
 
 /// Waits for rank 0's word that all have come.
 fn begun(stream: &TcpStream, end: Instant) -> Result<()> {
-    let lost = |what: String| Err(Error::Peer(format!("rank 0 did not begin: {what}")));
-    match super::meet::await_word(stream, end + super::PATIENCE) {
-        Ok(Word::Begin) => Ok(()),
-        Ok(Word::Abort(_)) => lost("not all ranks came; see its message".into()),
+    let words = |what: &str| format!("rank 0 did not begin: {what}");
+    let lost = |what: String| Err(Error::Peer(words(&what)));
+    match ControlMessage::receive(stream, end + super::PATIENCE) {
+        Ok(ControlMessage::Begin) => Ok(()),
+        Ok(ControlMessage::Abort(EXIT_USAGE)) => {
+            Err(Error::Usage(words("ranks were started differently; see its message")))
+        }
+        Ok(ControlMessage::Abort(_)) => lost("not all ranks came; see its message".into()),
         Ok(word) => lost(format!("it says {word:?}")),
         Err(e) => lost(e.to_string()),
     }
@@ -222,7 +237,7 @@ pub(crate) fn abort(code: i32) -> ! {
         // Another thread has a reason, and ends this process in a moment.
         std::thread::sleep(2 * WRITING);
     } else if let Some(control) = CONTROL.get() {
-        control.say(Word::Abort(code));
+        control.say(ControlMessage::Abort(code));
     }
     signal_hook::low_level::exit(code)
 }

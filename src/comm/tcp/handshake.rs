@@ -68,14 +68,14 @@ fn receive_text(stream: &TcpStream, end: Instant) -> Result<Vec<u8>> {
 }
 
 /// A stranger's answer to our challenge.
-pub(super) struct Visitor {
+pub(super) struct Handshake {
     stream: TcpStream,
     challenge: [u8; 32],
     end: Instant,
     pub hello: Hello,
 }
 
-impl Visitor {
+impl Handshake {
     /// Rank 0: who is there? Nothing is decoded before its code is right.
     ///
     /// # Errors
@@ -170,9 +170,9 @@ mod tests {
         let address = listener.local_addr().unwrap();
         std::thread::scope(|scope| {
             scope.spawn(move || act(TcpStream::connect(address).unwrap()));
-            let visitor = Visitor::examine(listener.accept().unwrap().0, &KEY)?;
-            let hello = visitor.hello.clone();
-            visitor.admit(&KEY)?;
+            let handshake = Handshake::examine(listener.accept().unwrap().0, &KEY)?;
+            let hello = handshake.hello.clone();
+            handshake.admit(&KEY)?;
             Ok(hello)
         })
     }

@@ -4,10 +4,11 @@
 //! the number of ranks at rank 0. Between hosts that trust their network: ranks know each other by a secret
 //! ([`super::bootstrap`]), but what they say is not encrypted.
 
+mod acceptor;
 mod control;
 mod descriptors;
 mod handshake;
-mod meet;
+mod rendezvous;
 mod wire;
 
 use super::bootstrap::Meeting;
@@ -67,12 +68,12 @@ impl Session {
     /// [`Error::Peer`] that names the ranks that did not come within `deadline`; [`Error::Usage`] where rank 0 refuses
     /// this one, or this process may not open as many connections.
     pub fn begin(meeting: &Meeting, deadline: Duration) -> Result<(Self, Tcp, Tcp)> {
-        let hostname = super::hostname();
+        let hostname = crate::hostname::hostname();
         watch::name_self(Some(meeting.rank), &hostname);
         descriptors::provide(if meeting.rank == 0 { meeting.ranks - 1 } else { 1 })?;
         let peers = match meeting.rank {
-            0 => meet::receive(meeting, deadline)?,
-            _ => vec![meet::join(meeting, &hostname, deadline)?],
+            0 => rendezvous::receive(meeting, deadline)?,
+            _ => vec![rendezvous::join(meeting, &hostname, deadline)?],
         };
         let [mut control, mut host, mut device] = [const { Vec::new() }; CONNECTIONS];
         for (rank, name, [c, h, d]) in peers {

@@ -294,7 +294,25 @@ pub(super) const FILES: &[(&str, &[&str])] = &[
     ("[run]\nupdates 5\n", &["line 2: updates 5: is not TOML", "write key = value"]),
     ("[run]\n\nname = \"a\nseed = 1", &["line 3: name = \"a: is not TOML"]),
     ("[run]\nseed = 1\nseed = 2\n", &["line 3: seed = 2: is not TOML (duplicate key)"]),
-    ("[run]\nseed = 99999999999999999999\n", &["line 2: seed = 99999999999999999999: is not TOML"]),
+    // One that fits into 64 bits without a sign, one that does not, one that fits into no number, and below zero.
+    (
+        "[run]\nseed = 9223372036854775808\n",
+        &["line 2: seed = 9223372036854775808: must be at most 9223372036854775807"],
+    ),
+    (
+        "[run]\nseed = 99999999999999999999\n",
+        &["line 2: seed = 99999999999999999999: must be at most 9223372036854775807"],
+    ),
+    ("[run]\nseed = 0xffffffffffffffff\n", &["line 2: seed = 0xffffffffffffffff: must be at most 9223372036854775807"]),
+    (
+        "[run]\nseed = 9999999999999999999999999999999999999999999\n",
+        &["line 2: seed = 99", "99: must be at most 9223372036854775807"],
+    ),
+    (
+        "[run]\nupdates-more = 1\nseed = -9223372036854775809\n",
+        &["line 3: seed = -9223372036854775809: must be at least -9223372036854775808"],
+    ),
+    ("[optim]\nlr = 1e999\n", &["line 2: lr = 1e999: must be at most 1.7976931348623157e308"]),
     ("lr = 1e-4\n", &["lr: no such key", "optim"]),
     ("batch = 5\n", &["batch = 5: must be a section"]),
     ("ema = [0.5]\n", &["ema = [0.5]: is no list; write one value, or one section [ema]"]),

@@ -16,6 +16,13 @@ fn settings(set: &[&str]) -> Vec<String> {
     set.iter().map(|s| s.to_string()).collect()
 }
 
+/// A file with this text, in a folder that is made.
+fn written(path: &Path, text: &str) -> PathBuf {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, text).unwrap();
+    path.to_path_buf()
+}
+
 /// The one line of a refused configuration, which begins with `origin` and contains `parts`.
 fn refused(file: Option<&Path>, set: &[&str], origin: &str, parts: &[&str]) {
     let line = match RunConfig::load(file, &settings(set)) {
@@ -103,12 +110,7 @@ fn files_that_only_training_needs_are_asked_for_later() {
 #[test]
 fn files_are_found_beside_the_file_that_names_them() {
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    };
+    let write = |name: &str, text: &str| written(&folder.path().join(name), text);
     write("more/base.toml", "[data]\ntrain = \"../prompts/a.txt\"\neval = \"glyphs\"\n[run]\nout = \"runs/a\"\n");
     write("prompts/a.txt", "\"417\" in red on yellow\n");
     write("own/b.txt", "\"418\" in red on yellow\n");
@@ -177,12 +179,7 @@ fn a_run_folder_remembers_where_files_are_and_can_be_moved() {
 #[test]
 fn a_file_may_extend_another() {
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(&path, text).unwrap();
-        path
-    };
+    let write = |name: &str, text: &str| written(&folder.path().join(name), text);
     write("base.toml", "[optim]\nlr = 1e-5\neps = 1e-6\n[[reward]]\nname = \"ocr\"\n[[reward]]\nname = \"colour\"\n");
     write("more/middle.toml", "extends = \"../base.toml\"\n[run]\nseed = 3\n");
     let mine = write("mine.toml", "extends = \"more/middle.toml\"\n[optim]\nlr = 1e-3\n[[reward]]\nname = \"ocr\"\n");

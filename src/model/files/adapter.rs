@@ -1,9 +1,9 @@
 //! LoRA adapters as our own parameters.
 
-use super::Weights;
-use super::folder::Format;
+use super::find::ADAPTERS;
 use super::lora_names::{self, Renamed};
 use super::peft::Peft;
+use super::{Format, Weights};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::params::{Layout, LoraConfig};
@@ -11,9 +11,6 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// File names in an adapter's folder: of PEFT, of diffusers.
-pub(super) const FILES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
 
 /// PEFT's configuration beside its file.
 const CONFIG: &str = "adapter_config.json";
@@ -158,7 +155,7 @@ fn ranks(weights: &Weights) -> Result<BTreeMap<String, usize>> {
 
 /// The file of an adapter.
 fn open(path: &Path) -> Result<Weights> {
-    let named = FILES.map(|name| path.join(name)).into_iter().filter(|file| file.is_file()).collect::<Vec<_>>();
+    let named = ADAPTERS.map(|name| path.join(name)).into_iter().filter(|file| file.is_file()).collect::<Vec<_>>();
     match named.as_slice() {
         [] => Weights::open(path),
         [one] => Weights::open(one),
@@ -174,7 +171,7 @@ fn open(path: &Path) -> Result<Weights> {
 fn config_of(path: &Path, weights: &Weights) -> Result<Option<Peft>> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
     let file = folder.join(CONFIG);
-    let is_peft = weights.path().file_name().is_some_and(|name| name == FILES[0]);
+    let is_peft = weights.path().file_name().is_some_and(|name| name == ADAPTERS[0]);
     if is_peft && file.is_file() {
         let text = fs::read_to_string(&file)?;
         let config = serde_json::from_str(&text).map_err(|e| format!("is not a valid configuration of PEFT: {e}"));

@@ -1,7 +1,6 @@
 //! What `inspect` shows of a model's files.
 
-use super::folder::{Format, Part, parts};
-use super::{Adapter, Transformer, Weights};
+use super::{Adapter, Format, Part, Transformer, Weights, parts};
 use crate::error::Result;
 use crate::model::mmdit::Config;
 use serde::Serialize;

@@ -146,9 +146,12 @@ fn unnamed(folder: &Path, paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(shards.filter(|path| !named.contains(path)).collect())
 }
 
+/// File names in an adapter's folder: of PEFT, of diffusers.
+pub(super) const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+
 /// The folder of an adapter inside one of the folders in `folder`.
 fn adapter_inside(folder: &Path, names: &[String]) -> Option<PathBuf> {
-    let holds = |inside: &PathBuf| super::adapter::FILES.iter().any(|file| inside.join(file).is_file());
+    let holds = |inside: &PathBuf| ADAPTERS.iter().any(|file| inside.join(file).is_file());
     names.iter().map(|name| folder.join(name)).find(holds)
 }
 

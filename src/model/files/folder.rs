@@ -1,29 +1,8 @@
-//! What lies at a path: a pipeline of diffusers with its parts, a transformer alone, the authors' single file, an adapter.
+//! What lies at a path: a pipeline of diffusers, a transformer alone, the authors' single file, an adapter.
 
-use super::{Adapter, Weights, find, lora_names, pipeline, sai};
+use super::{Format, Weights, find, lora_names, sai};
 use crate::error::{Error, Result};
 use std::path::Path;
-
-/// The layouts that files of a model come in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A folder with `model_index.json` and a folder for every part.
-    Pipeline,
-    /// Weights by diffusers' names of the transformer alone, with or without its `config.json`.
-    Transformer,
-    /// The authors' single file, with or without the VAE.
-    SingleFile,
-    /// Weights of the embedded task's model.
-    Glyphs,
-    /// An adapter of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
-    PeftAdapter,
-    /// An adapter of diffusers: `pytorch_lora_weights.safetensors`.
-    DiffusersAdapter,
-    /// An adapter with kohya's names, `lora_unet_...`.
-    KohyaAdapter,
-    /// An adapter with ComfyUI's names, `diffusion_model...`.
-    ComfyAdapter,
-}
 
 /// File of a pipeline that names its parts.
 pub(super) const INDEX: &str = "model_index.json";
@@ -60,20 +39,6 @@ impl Format {
              3.5 Medium, its sd3.5_medium.safetensors, or a LoRA"
         )))
     }
-
-    /// The layout in a few words.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Self::Pipeline => "diffusers pipeline",
-            Self::Transformer => "diffusers transformer",
-            Self::SingleFile => "single file by its authors' names",
-            Self::Glyphs => "glyphs base model",
-            Self::PeftAdapter => "PEFT adapter",
-            Self::DiffusersAdapter => "diffusers LoRA",
-            Self::KohyaAdapter => "kohya LoRA",
-            Self::ComfyAdapter => "LoRA with ComfyUI's names",
-        }
-    }
 }
 
 /// A part of what lies at a path.
@@ -85,27 +50,6 @@ pub struct Part {
     pub weights: Option<Weights>,
     /// What is absent or cannot be read.
     pub problem: Option<String>,
-}
-
-/// The parts of what lies at `path`, those of a pipeline that are missing too. Parts that `model_index.json` sets to
-/// null are not missing.
-///
-/// # Errors
-/// As [`Format::of`].
-pub fn parts(path: &Path) -> Result<(Format, Vec<Part>)> {
-    let format = Format::of(path)?;
-    let whole = |name: &str, weights: Weights| Part { name: name.into(), weights: Some(weights), problem: None };
-    let parts = match format {
-        Format::Pipeline => pipeline::parts(path)?,
-        Format::Transformer | Format::Glyphs => vec![whole("transformer", Weights::open(path)?)],
-        Format::SingleFile => {
-            let weights = Weights::open(path)?;
-            let of = [("transformer", sai::transformer(&weights)?), ("vae", sai::vae(&weights)?)];
-            of.into_iter().filter_map(|(name, weights)| Some(whole(name, weights?))).collect()
-        }
-        _ => vec![whole("adapter", Adapter::open(path)?.weights)],
-    };
-    Ok((format, parts))
 }
 
 /// The weights of the part `name` of what lies at `path`: a pipeline's folder, the authors' single file (transformer and

@@ -4,7 +4,7 @@
 //! `lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight` with an `.alpha` for each module; ComfyUI reads both, and
 //! dotted names behind `diffusion_model.`. Modules are called as diffusers or as the model's authors call them.
 
-use super::folder::Format;
+use super::Format;
 use super::sai;
 use super::weights::{Rows, Weights};
 use crate::error::Result;

@@ -1,18 +1,34 @@
-//! The operations on a GPU: our kernels (crate::cuda); what multiplies matrices stands in linear, feed_forward and picture.
-//! f32 or bf16 in memory, f32 in arithmetic.
+//! The operations on a GPU: our kernels and cuBLASLt's products (`crate::cuda`). f32 or bf16 in memory, f32 in arithmetic.
+//!
+//! A file here is the GPU's half of the operation of that name. Here stands what all of them share.
 
-pub(in crate::ops) mod feed_forward;
+mod activation;
+mod attention;
+mod bf16x3;
+mod convolution;
+mod deviation;
+mod feed_forward;
+mod group_norm;
 mod linear;
-mod picture;
-pub(in crate::ops) mod shape;
+mod linear_gelu;
+mod lora;
+mod norm;
+mod residual;
+mod rms_norm_joined;
+mod shape;
+mod sum;
+mod time;
 
-use crate::cuda::{self, Array, Gpu, attention, deviation, elementwise, norm};
-use crate::ops::activation::{Forward, Gated};
-use crate::ops::attention::Attention;
-use crate::ops::deviation::Deviations;
-use crate::ops::norm::{LayerNormModulate, RmsNorm};
-use crate::ops::op::{Differentiable, Kernel};
-use crate::ops::residual::GatedResidual;
+pub(super) use convolution::convolution;
+pub(super) use feed_forward::feed_forward;
+pub(super) use group_norm::group_norm;
+pub(super) use rms_norm_joined::rms_norm_joined;
+pub(super) use shape::{joined, part};
+pub(super) use sum::sum;
+pub(super) use time::time_features;
+
+use super::kernel::Kernel;
+use crate::cuda::{self, Array, Gpu};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -27,9 +43,6 @@ impl<'a> Input<'a> {
         Ok(Self { storage, array: cuda::array(storage, layout)? })
     }
 }
-
-pub(in crate::ops) use picture::{convolution, group_norm};
-pub(in crate::ops) use shape::{joined, part, rms_norm_joined};
 
 /// An operation on a GPU.
 pub(in crate::ops) trait OnGpu<const N: usize> {
@@ -49,7 +62,7 @@ pub(in crate::ops) trait OnGpu<const N: usize> {
 }
 
 /// The forward pass inside candle's graph.
-pub(in crate::ops) fn forward<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn forward<const N: usize, K: Kernel<N> + OnGpu<N>>(
     kernel: &K,
     inputs: [(&CudaStorage, &Layout); N],
 ) -> Result<(CudaStorage, Shape)> {
@@ -62,7 +75,7 @@ pub(in crate::ops) fn forward<const N: usize, K: Differentiable<N>>(
 }
 
 /// The forward pass outside any graph, or with a leaf of candle's as its result.
-pub(in crate::ops) fn value<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn value<const N: usize, K: Kernel<N> + OnGpu<N>>(
     kernel: &K,
     inputs: [&Tensor; N],
     is_leaf: bool,
@@ -74,7 +87,7 @@ pub(in crate::ops) fn value<const N: usize, K: Differentiable<N>>(
 }
 
 /// Gradients of the inputs, those that are tracked.
-pub(in crate::ops) fn gradients<const N: usize, K: Differentiable<N>>(
+pub(in crate::ops) fn gradients<const N: usize, K: Kernel<N> + OnGpu<N>>(
     kernel: &K,
     inputs: [&Tensor; N],
     output: &Tensor,
@@ -113,131 +126,6 @@ pub(in crate::ops) fn on_storage<R>(
         }
     }
     f(&parts)
-}
-
-/// `[B]` to `[B, 2 half]`: see [`crate::ops::time_features`].
-pub(in crate::ops) fn time_features(t: &Tensor, half: usize) -> Result<Tensor> {
-    let t = t.detach().to_dtype(DType::F32)?.contiguous()?;
-    on_storage(&[&t], |parts| {
-        let input = Input::new(parts[0])?;
-        let features = elementwise::time_features(&input.storage.device, &input.array, half)?;
-        Ok(cuda::tensor(features, (t.dim(0)?, 2 * half)))
-    })
-}
-
-impl<G: Gated> OnGpu<1> for Forward<G> {
-    fn forward(&self, gpu: &CudaDevice, [x]: [&Input; 1]) -> Result<(CudaStorage, Vec<usize>)> {
-        Ok((elementwise::activation(gpu, G::NAME, &x.array)?, x.array.shape.clone()))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [x]: [&Input; 1],
-        _: &Input,
-        dy: &Input,
-        _: [bool; 1],
-    ) -> Result<[Option<CudaStorage>; 1]> {
-        Ok([Some(elementwise::activation_backward(gpu, G::NAME, &x.array, &dy.array)?)])
-    }
-}
-
-impl OnGpu<3> for GatedResidual {
-    const THROUGH: Option<usize> = Some(0);
-
-    fn forward(&self, gpu: &CudaDevice, [x, gate, y]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        Ok((elementwise::gated_residual(gpu, &x.array, &gate.array, &y.array)?, x.array.shape.clone()))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [_, gate, y]: [&Input; 3],
-        _: &Input,
-        d: &Input,
-        wanted: [bool; 3],
-    ) -> Result<[Option<CudaStorage>; 3]> {
-        let (dgate, dy) = elementwise::gated_residual_backward(gpu, &gate.array, &y.array, &d.array, wanted[1])?;
-        Ok([None, dgate, Some(dy)])
-    }
-}
-
-impl OnGpu<3> for Deviations {
-    fn forward(&self, gpu: &CudaDevice, [v, others, factors]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        let sums = deviation::sums(gpu, &v.array, &others.array, &factors.array)?;
-        Ok((sums, vec![factors.array.shape[0], factors.array.shape[1], 2]))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [v, others, factors]: [&Input; 3],
-        _: &Input,
-        d: &Input,
-        _: [bool; 3],
-    ) -> Result<[Option<CudaStorage>; 3]> {
-        let dv = deviation::backward(gpu, &v.array, &others.array, &factors.array, &d.array)?;
-        Ok([Some(dv), None, None])
-    }
-}
-
-impl OnGpu<3> for LayerNormModulate {
-    fn forward(&self, gpu: &CudaDevice, [x, shift, scale]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        let out = norm::layer_norm_modulate(gpu, &x.array, &shift.array, &scale.array, self.eps as f32)?;
-        Ok((out, x.array.shape.clone()))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [x, _, scale]: [&Input; 3],
-        _: &Input,
-        dy: &Input,
-        wanted: [bool; 3],
-    ) -> Result<[Option<CudaStorage>; 3]> {
-        let (eps, modulation) = (self.eps as f32, wanted[1] || wanted[2]);
-        let (x, scale, dy) = (&x.array, &scale.array, &dy.array);
-        norm::layer_norm_modulate_backward(gpu, x, scale, dy, eps, modulation)
-    }
-}
-
-impl OnGpu<2> for RmsNorm {
-    fn forward(&self, gpu: &CudaDevice, [x, weight]: [&Input; 2]) -> Result<(CudaStorage, Vec<usize>)> {
-        Ok((norm::rms_norm(gpu, &x.array, &weight.array, self.eps as f32)?, x.array.shape.clone()))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [x, weight]: [&Input; 2],
-        _: &Input,
-        dy: &Input,
-        wanted: [bool; 2],
-    ) -> Result<[Option<CudaStorage>; 2]> {
-        let eps = self.eps as f32;
-        let (dx, dweight) = norm::rms_norm_backward(gpu, &x.array, &weight.array, &dy.array, eps, wanted[1])?;
-        Ok([Some(dx), dweight])
-    }
-}
-
-impl OnGpu<3> for Attention {
-    fn forward(&self, gpu: &CudaDevice, [q, k, v]: [&Input; 3]) -> Result<(CudaStorage, Vec<usize>)> {
-        let [out, lse] = attention::attention(gpu, &q.array, &k.array, &v.array)?;
-        let shape = &q.array.shape;
-        // An operation is applied once.
-        let _ = self.lse.set(cuda::tensor(lse, (shape[0], shape[2], shape[1])));
-        Ok((out, shape.clone()))
-    }
-    fn backward(
-        &self,
-        gpu: &CudaDevice,
-        [q, k, v]: [&Input; 3],
-        output: &Input,
-        dy: &Input,
-        _: [bool; 3],
-    ) -> Result<[Option<CudaStorage>; 3]> {
-        let Some(lse) = self.lse.get() else { bail!("attention: the backward pass comes before the forward pass") };
-        on_storage(&[lse], |parts| {
-            let lse = Input::new(parts[0])?;
-            let (q, k, v, out, d_out) = (&q.array, &k.array, &v.array, &output.array, &dy.array);
-            Ok(attention::Backward { q, k, v, out, lse: &lse.array, d_out }.run(gpu)?.map(Some))
-        })
-    }
 }
 
 /// A new result of a shape.

@@ -1,7 +1,7 @@
 //! Who holds a run folder.
 
-use crate::comm::hostname;
 use crate::error::{Error, Result};
+use crate::hostname::hostname;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};

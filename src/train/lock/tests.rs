@@ -2,7 +2,7 @@
 
 use super::claim::Step;
 use super::*;
-use crate::comm::hostname;
+use crate::hostname::hostname;
 use std::time::Instant;
 
 const SHORT: Duration = Duration::from_millis(20);

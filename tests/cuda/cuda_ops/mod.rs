@@ -6,7 +6,7 @@ mod rewards;
 
 use crate::case::Case;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use flowrl_dist::comm::{Place, Solo};
+use flowrl_dist::comm::Solo;
 use flowrl_dist::device::{DeviceChoice, select};
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
@@ -20,8 +20,7 @@ use flowrl_dist::shard::{Gradients, Partition, Sharding};
 
 /// The GPU, or nothing and a loud line.
 fn gpu() -> Option<Device> {
-    let place = Place { hostname: "here".into(), local_rank: 0, ranks_on_host: 1, hosts: 1 };
-    let (device, why) = select(DeviceChoice::Auto, &place).unwrap();
+    let (device, why) = select(DeviceChoice::Auto, 0, 1).unwrap();
     if device.is_cpu() {
         println!("SKIPPED, NOTHING WAS TESTED: {why}");
         return None;
@@ -99,14 +98,14 @@ fn linear() -> Result<()> {
 
 /// The frozen layer as a constant, of numbers that bf16 has.
 #[test]
-fn low_rank() -> Result<()> {
+fn lora() -> Result<()> {
     fn frozen(t: &Tensor) -> Result<(Tensor, Tensor)> {
         let constant = |id, shape: &[usize]| noise(id, shape, DType::BF16)?.to_dtype(t.dtype())?.to_device(t.device());
         Ok((constant(60, &[96, 72])?, constant(61, &[96])?))
     }
     fn fused(t: &[Tensor]) -> Result<Tensor> {
         let (w, b) = frozen(&t[0])?;
-        ops::low_rank(&t[0], (&w, Some(&b)), (&t[1], &t[2], 0.5), Wanted::Value)
+        ops::lora(&t[0], (&w, Some(&b)), (&t[1], &t[2], 0.5), Wanted::Value)
     }
     fn composed(t: &[Tensor]) -> Result<Tensor> {
         let (w, b) = frozen(&t[0])?;
@@ -114,7 +113,7 @@ fn low_rank() -> Result<()> {
         let beside = (x.matmul(&t[1].t()?)?.matmul(&t[2].t()?)? * 0.5)?;
         (x.matmul(&w.t()?)?.broadcast_add(&b)? + beside)?.reshape((3, 50, 96))
     }
-    check("low_rank", fused, composed, &[&[3, 50, 72], &[32, 72], &[96, 32]])
+    check("lora", fused, composed, &[&[3, 50, 72], &[32, 72], &[96, 32]])
 }
 
 /// An adapter's factors of f32 beside a layer of bf16. What the adapter adds, and what an update changes of it, come through
@@ -129,7 +128,7 @@ fn adapters_in_f32_beside_bf16() -> Result<()> {
         let [x, w, bias] = [&x, &w, &bias].map(|t| t.to_dtype(dtype)?.to_device(device));
         let (x, w, bias) = (Var::from_tensor(&x?)?, w?, bias?);
         let (a, b) = (Var::from_tensor(&a.to_device(device)?)?, Var::from_tensor(&b.to_device(device)?)?);
-        let y = ops::low_rank(&x, (&w, Some(&bias)), (&a, &b, 0.5), Wanted::Value)?;
+        let y = ops::lora(&x, (&w, Some(&bias)), (&a, &b, 0.5), Wanted::Value)?;
         let g = noise(99, y.dims(), DType::BF16)?.to_dtype(dtype)?.to_device(device)?;
         let store = ops::seed(&y, &g)?.backward()?;
         let gradients = [&x, &a, &b].map(|t| store.get(t).expect("a gradient").clone());

@@ -1,8 +1,9 @@
 //! Ranks as threads, and checkpoints with known content.
 
 use candle_core::Tensor;
-use flowrl_dist::checkpoint::{Identity, Reader, Saver, Shard, TrainState, digest};
+use flowrl_dist::checkpoint::{Identity, Reader, Saver, Shard, TrainState};
 use flowrl_dist::comm::{Call, Communicator};
+use flowrl_dist::digest;
 use flowrl_dist::{Error, Result};
 use std::cell::Cell;
 use std::ops::Range;
@@ -90,9 +91,9 @@ pub fn content_of(update: u64, ranges: Vec<Range<usize>>) -> Shard {
 
 pub fn identity(total: usize) -> Identity {
     Identity {
-        config_digest: digest(b"config"),
-        base_digest: digest(b"base"),
-        layout_digest: digest(format!("blocks.0.q.lora_a [{total}, 1]").as_bytes()),
+        config_digest: digest::of(b"config"),
+        base_digest: digest::of(b"base"),
+        layout_digest: digest::of(format!("blocks.0.q.lora_a [{total}, 1]").as_bytes()),
         total,
         seed: 42,
         parameters: Vec::new(),

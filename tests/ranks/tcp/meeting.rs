@@ -165,6 +165,26 @@ fn two_jobs_on_one_port_do_not_mix() {
     refused(&ours, EXIT_USAGE, " is of another job (command ");
 }
 
+/// Where the launcher numbers its jobs, a rank that knows the key and was started for something else is a mistake.
+#[test]
+fn ranks_of_one_job_that_were_started_differently_end_at_once() {
+    let (hosts, ranks) = (Hosts::new(), Ranks::new(3, ""));
+    let run_id = [("TORCHELASTIC_RUN_ID", "7")];
+    let start = |rank, set: &str| {
+        let arguments = [&COMMAND[..], &["--set", set]].concat();
+        ranks.start_program_with(rank, hosts.with.path(), &arguments, &run_id)
+    };
+    let since = Instant::now();
+    let outputs = finish(vec![start(0, "run.seed=1"), start(1, "run.seed=2"), start(2, "run.seed=1")]);
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    for output in &outputs[..2] {
+        refused(output, EXIT_USAGE, "rank 1 on ");
+        refused(output, EXIT_USAGE, " was started with another command and another configuration (command ");
+        refused(output, EXIT_USAGE, ") than rank 0 on ");
+    }
+    refused(&outputs[2], EXIT_USAGE, "ranks were started differently; see its message");
+}
+
 #[test]
 fn open_files_are_provided_for() {
     let ranks = Ranks::new(3, "conform");

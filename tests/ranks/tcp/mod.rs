@@ -67,8 +67,14 @@ impl Ranks {
 
     /// Starts the program itself as one of them.
     fn start_program(&self, rank: usize, folder: &Path, arguments: &[&str]) -> Job {
+        self.start_program_with(rank, folder, arguments, &[])
+    }
+
+    /// The same with further variables.
+    fn start_program_with(&self, rank: usize, folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Job {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowrl-dist"));
-        Job::start(self.place(rank, command.args(arguments).current_dir(folder)))
+        command.args(arguments).current_dir(folder).envs(variables.iter().copied());
+        Job::start(self.place(rank, &mut command))
     }
 
     /// Tells a process which rank it is, unless it is told already.

@@ -1,12 +1,12 @@
-//! Convolutions and group norms of an autoencoder on a GPU; frozen, as on the CPU.
+//! Convolutions on a GPU; frozen, as on the CPU.
 
 use super::{Input, made, on_storage};
 use crate::cuda::picture::{self, Neighbours};
 use crate::cuda::product::{Matrix, Then, multiply};
 use crate::cuda::{self, Array, ceil};
-use crate::ops::convolution::Walk;
-use crate::ops::op::refuse_tracked;
-use candle_core::{DType, Result, Tensor, bail};
+use crate::ops::Walk;
+use crate::ops::kernel::refuse_tracked;
+use candle_core::{Result, Tensor, bail};
 
 /// Bytes of gathered neighbours at a time: what stays in the GPU's cache between the copy and the product.
 const GATHERED: usize = 24 << 20;
@@ -74,26 +74,4 @@ fn rows(array: &Array, start: usize, count: usize) -> Array {
     let width = array.width();
     let bytes = start * width * array.dtype.size_in_bytes();
     Array { pointer: array.pointer + bytes as u64, dtype: array.dtype, shape: vec![count, width] }
-}
-
-/// [`crate::ops::group_norm`].
-pub(in crate::ops) fn group_norm(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: usize,
-    eps: f64,
-    silu: bool,
-) -> Result<Tensor> {
-    refuse_tracked("group_norm", &[x, weight, bias])?;
-    let (x, dtype) = (x.contiguous()?, x.dtype());
-    if !matches!(dtype, DType::F32 | DType::BF16) {
-        bail!("group_norm: the GPU computes in f32 or bf16, not {dtype:?}");
-    }
-    let [weight, bias] = [weight, bias].map(|t| t.to_dtype(dtype)?.contiguous());
-    on_storage(&[&x, &weight?, &bias?], |parts| {
-        let [array, weight, bias] = [0, 1, 2].map(|i| Input::new(parts[i]).map(|input| input.array));
-        let memory = picture::group_norm(&parts[0].0.device, &array?, (&weight?, &bias?), groups, eps as f32, silu)?;
-        Ok(cuda::tensor(memory, x.shape()))
-    })
 }

@@ -4,13 +4,14 @@
 use super::Wanted;
 use super::bf16x3::{Factor, bf16x3};
 use super::float::{Float, matmul};
+use super::kernel::{Kernel, View, refuse_tracked, run, with_view};
 use super::linear::{self, WeightGradient, product, product_back, threads, with_last};
-use super::op::{Differentiable, Kernel, View, apply3, operand, refuse_tracked, run, with_view};
+use super::op::{Differentiable, apply3, operand};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::sync::OnceLock;
 
 /// x W^T + b + scale x A^T B^T, of (x, A, B).
-pub(super) struct LowRank {
+pub(super) struct Lora {
     pub(super) weight: Tensor,
     pub(super) bias: Option<Tensor>,
     pub(super) scale: f64,
@@ -19,12 +20,12 @@ pub(super) struct LowRank {
     pub(super) projected: OnceLock<Tensor>,
 }
 
-impl LowRank {
+impl Lora {
     /// What the forward pass has kept.
     pub(super) fn projected(&self) -> Result<&Tensor> {
         match self.projected.get() {
             Some(projected) => Ok(projected),
-            None => bail!("low_rank: the backward pass comes before the forward pass"),
+            None => bail!("lora: the backward pass comes before the forward pass"),
         }
     }
 
@@ -37,12 +38,12 @@ impl LowRank {
     }
 }
 
-impl Kernel<3> for LowRank {
-    const NAME: &'static str = "low_rank";
+impl Kernel<3> for Lora {
+    const NAME: &'static str = "lora";
     fn run<F: Float>(&self, [x, a, b]: [View<F>; 3]) -> Result<(Vec<F>, Vec<usize>)> {
         let (out_dim, rank) = (self.weight.dim(0)?, a.shape[0]);
         if b.shape != [out_dim, rank] {
-            bail!("low_rank: factors {:?}, {:?} do not fit weight {:?}", a.shape, b.shape, self.weight.dims());
+            bail!("lora: factors {:?}, {:?} do not fit weight {:?}", a.shape, b.shape, self.weight.dims());
         }
         let (projected, shape) = product(x, a, None)?;
         let rows = projected.len() / rank.max(1);
@@ -65,7 +66,7 @@ impl Kernel<3> for LowRank {
 struct InputGradient;
 
 impl Kernel<4> for InputGradient {
-    const NAME: &'static str = "low_rank";
+    const NAME: &'static str = "lora";
     fn run<F: Float>(&self, [dy, w, d, a]: [View<F>; 4]) -> Result<(Vec<F>, Vec<usize>)> {
         let mut dx = vec![F::ZERO; dy.data.len() / dy.last().max(1) * w.last()];
         product_back(dy, w, &mut dx, false);
@@ -74,7 +75,7 @@ impl Kernel<4> for InputGradient {
     }
 }
 
-impl Differentiable<3> for LowRank {
+impl Differentiable<3> for Lora {
     fn backward(&self, [x, a, b]: [&Tensor; 3], _: &Tensor, dy: &Tensor) -> Result<[Option<Tensor>; 3]> {
         let d = (run(&linear::InputGradient, [dy, b])? * self.scale)?; // of x A^T
         let db = || run(&WeightGradient, [dy, self.projected()?])? * self.scale;
@@ -92,17 +93,17 @@ impl Differentiable<3> for LowRank {
 ///
 /// # Errors
 /// W or b wants a gradient.
-pub fn low_rank(
+pub fn lora(
     x: &Tensor,
     (weight, bias): (&Tensor, Option<&Tensor>),
     (a, b, scale): (&Tensor, &Tensor, f64),
     wanted: Wanted,
 ) -> Result<Tensor> {
-    refuse_tracked("low_rank", &[weight, bias.unwrap_or(weight)])?;
+    refuse_tracked("lora", &[weight, bias.unwrap_or(weight)])?;
     let frozen = |t: &Tensor| operand(t, x.dtype());
     let (weight, bias) = (frozen(weight)?, bias.map(frozen).transpose()?);
     let is_split = |factor: &Tensor| x.device().is_cuda() && x.dtype() == DType::BF16 && factor.dtype() == DType::F32;
     let split = |factor: &Tensor, which| if is_split(factor) { bf16x3(factor, which) } else { Ok(factor.clone()) };
     let (a, b) = (&split(a, Factor::A)?, &split(b, Factor::B)?);
-    apply3(LowRank { weight, bias, scale, wanted, projected: OnceLock::new() }, x, a, b)
+    apply3(Lora { weight, bias, scale, wanted, projected: OnceLock::new() }, x, a, b)
 }

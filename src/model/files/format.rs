@@ -1,0 +1,38 @@
+//! The layouts that files of a model come in.
+
+/// The layouts that files of a model come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A folder with `model_index.json` and a folder for every part.
+    Pipeline,
+    /// Weights by diffusers' names of the transformer alone, with or without its `config.json`.
+    Transformer,
+    /// The authors' single file, with or without the VAE.
+    SingleFile,
+    /// Weights of the embedded task's model.
+    Glyphs,
+    /// An adapter of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+    PeftAdapter,
+    /// An adapter of diffusers: `pytorch_lora_weights.safetensors`.
+    DiffusersAdapter,
+    /// An adapter with kohya's names, `lora_unet_...`.
+    KohyaAdapter,
+    /// An adapter with ComfyUI's names, `diffusion_model...`.
+    ComfyAdapter,
+}
+
+impl Format {
+    /// The layout in a few words.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Pipeline => "diffusers pipeline",
+            Self::Transformer => "diffusers transformer",
+            Self::SingleFile => "single file by its authors' names",
+            Self::Glyphs => "glyphs base model",
+            Self::PeftAdapter => "PEFT adapter",
+            Self::DiffusersAdapter => "diffusers LoRA",
+            Self::KohyaAdapter => "kohya LoRA",
+            Self::ComfyAdapter => "LoRA with ComfyUI's names",
+        }
+    }
+}
