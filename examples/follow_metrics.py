@@ -13,7 +13,8 @@ server is: MLFLOW_ALLOW_FILE_STORE=true), TRACKIO_SPACE_ID. Needs nothing but Py
 package that --to names. It changes nothing in the run folder.
 
 A run that resumes from an older checkpoint writes the later updates again; those are sent once.
-Tried on a finished run with trackio 0.43.0, wandb 0.31.0 (offline) and mlflow-skinny 3.17.2 (files).
+Tried on a finished run with trackio 0.43.0, wandb 0.31.0 (offline) and mlflow-skinny 3.17.2
+(files).
 """
 
 import argparse
@@ -24,7 +25,7 @@ import time
 
 
 def config_of(run):
-    """The run's configuration as `section.key: value`; empty before Python 3.11, which reads no TOML."""
+    """The run's configuration as `section.key: value`; empty before Python 3.11 (no TOML)."""
     try:
         import tomllib
     except ImportError:
@@ -67,8 +68,8 @@ def lines_of(run, keep, pause):
 def to_print(project, run, config, offline):
     def log(metrics, step):
         names = ("loss", "grad_norm", "time.total")
-        shown = {k: v for k, v in metrics.items() if k.startswith(("eval.", "reward.")) or k in names}
-        print(step, " ".join(f"{name} {value:.4g}" for name, value in shown.items()), flush=True)
+        shown = [k for k in metrics if k.startswith(("eval.", "reward.")) or k in names]
+        print(step, *(f"{name} {metrics[name]:.4g}" for name in shown), flush=True)
 
     return log, lambda: None
 
@@ -97,17 +98,18 @@ def to_mlflow(project, run, config, offline):
 
 
 def main():
-    sinks = {"print": to_print, "trackio": to_trackio, "wandb": to_wandb, "mlflow": to_mlflow}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sinks = {f.__name__[3:]: f for f in (to_print, to_trackio, to_wandb, to_mlflow)}
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("run", help="the run folder")
     parser.add_argument("--to", choices=sinks, default="print")
-    parser.add_argument("--project", default="flowrl-dist", help="project or experiment (default: %(default)s)")
-    parser.add_argument("--offline", action="store_true", help="wandb: writes files and asks no server")
-    parser.add_argument("--keep", action="store_true", help="waits on where the run has ended: it may be started again")
-    parser.add_argument("--pause", type=float, default=5, help="seconds between looks (default: %(default)s)")
+    parser.add_argument("--project", default="flowrl-dist", help="or experiment [%(default)s]")
+    parser.add_argument("--offline", action="store_true", help="wandb: files, and no server")
+    parser.add_argument("--keep", action="store_true", help="waits for the run's next start")
+    parser.add_argument("--pause", type=float, default=5, help="seconds between looks [%(default)s]")
     args = parser.parse_args()
     if not os.path.exists(os.path.join(args.run, "config.toml")):
-        parser.error(f"{args.run} is no run folder: it has no config.toml; give the folder of --out")
+        parser.error(f"{args.run} has no config.toml; give a run folder (that of --out)")
     try:
         name = os.path.basename(os.path.abspath(args.run))
         log, finish = sinks[args.to](args.project, name, config_of(args.run), args.offline)

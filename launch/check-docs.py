@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the documents: links, paths and command lines. Needs Python 3.10 and a built program.
+"""Checks the documents: links, paths and command lines. Needs Python 3.9 and a built program.
 
     python3 launch/check-docs.py target/release/flowrl-dist
 
@@ -60,12 +60,8 @@ def problem(where, what):
     problems.append(f"{where}: {what}")
 
 
-def is_here(*path):
-    return os.path.exists(os.path.join(ROOT, *path))
-
-
 def read(path):
-    with open(os.path.join(ROOT, path), encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
         return file.read()
 
 
@@ -91,7 +87,7 @@ def check_links(document, lines):
             path, _, anchor = target.partition("#")
             file = os.path.normpath(os.path.join(os.path.dirname(document), path))
             file = file if path else document
-            if not is_here(file):
+            if not os.path.exists(file):
                 problem(f"{document}:{number}", f"the link {target} leads nowhere")
             elif anchor and anchor not in anchors(file):
                 problem(f"{document}:{number}", f"{file} has no heading #{anchor}")
@@ -101,7 +97,7 @@ def check_paths(document, lines):
     for number, line in lines:
         for code in re.findall(r"`([^`]+)`", line):
             is_path = re.fullmatch(rf"({FOLDERS})/[\w./*+-]*", code)
-            if is_path and not glob.glob(os.path.join(ROOT, code)):
+            if is_path and not glob.glob(code):
                 problem(f"{document}:{number}", f"there is no {code}")
 
 
@@ -109,7 +105,7 @@ def check_paths(document, lines):
 
 
 def is_yours(value):
-    """Whether a value stands for something of the reader's: FOLDER, my.toml, /scratch/me, models/a."""
+    """Whether a value is the reader's own: FOLDER, my.toml, /scratch/me, models/a."""
     return value in YOURS or re.search(r"\b[A-Z]{2,}\b|%|^/|^models/|\.jsonl$", value) is not None
 
 
@@ -121,7 +117,7 @@ class Program:
 
     @lru_cache(None)
     def run(self, arguments):
-        return subprocess.run([self.path, *arguments], capture_output=True, text=True, cwd=ROOT)
+        return subprocess.run([self.path, *arguments], capture_output=True, text=True)
 
     def help(self, command):
         return self.run((*command, "--help")).stdout
@@ -143,7 +139,8 @@ class Program:
         while words and words[0] in self.commands(command):
             command, words = (*command, words[0]), words[1:]
         name = " ".join(("flowrl-dist", *command))
-        takes_free = re.search(r"^Usage:.* (<[A-Z_]+>(\.\.\.)?)$", self.help(command), re.M)
+        usage = r"^Usage:.* <(?!COMMAND)[A-Z_]+>(\.\.\.)?$"
+        takes_free = re.search(usage, self.help(command), re.M)
         options, given = self.options(command), []
         words = [word for word in words if word != "..."]
         while words:
@@ -183,15 +180,43 @@ class Program:
 
 
 def check_cargo(where, words):
+    """Targets by name, and at least one test for each filter (one before `--`, any number after)."""
     places = {
         "--test": ("tests/{}.rs", "tests/{}/main.rs"),
         "--bench": ("benches/{}.rs",),
         "--example": ("examples/{}.rs",),
     }
-    for option, name in zip(words, words[1:]):
-        if option in places and f'name = "{name}"' not in read("Cargo.toml"):
-            if not any(is_here(place.format(name)) for place in places[option]):
-                problem(where, f"there is no cargo {option} {name}")
+    folders, filters, before = [], [], ""
+    for word in words[1:]:
+        if before in places:
+            if not any(os.path.exists(place.format(word)) for place in places[before]):
+                problem(where, f"there is no cargo {before} {word}")
+                return
+            folders.append(f"tests/{word}" if before == "--test" else None)
+        elif word == "--lib":
+            folders.append("src")
+        elif not word.startswith("-") and before not in ("--features", "--target-dir", "--bin"):
+            filters.append(word)
+        before = word
+    if words[:1] == ["test"] and "..." not in words:
+        for name in filters:
+            if not any(has_test(folder, name) for folder in folders or ["src", "tests"]):
+                problem(where, f"no test's name has {name}")
+
+
+@lru_cache(None)
+def names_of_tests(folder):
+    """Names of modules and functions below a folder of Rust."""
+    names = set()
+    for path in glob.glob(f"{folder}/**/*.rs", recursive=True):
+        names.update(path.removesuffix(".rs").split("/"))
+        names.update(re.findall(r"\bfn (\w+)", read(path)))
+    return names
+
+
+def has_test(folder, name):
+    parts = [part for part in name.split("::") if part]
+    return all(any(part in known for known in names_of_tests(folder)) for part in parts)
 
 
 def without_options(words, with_value):
@@ -217,9 +242,7 @@ def check_words(program, where, words):
     elif name == "cargo":
         check_cargo(where, rest)
     elif script.endswith((".sh", ".py")):
-        if not is_here(script):
-            problem(where, f"there is no {script}")
-        elif script in STARTERS:
+        if script in STARTERS:
             ranks = 1 if rest and rest[0].isdigit() else 0
             program.check(where, without_options_of_mpirun(rest[ranks:]))
         elif script == "launch/emulate-gpu.sh":
@@ -238,7 +261,10 @@ def without_options_of_mpirun(words):
 
 
 def check_line(program, where, text):
-    """A line of shell, which may hold several commands."""
+    """A line of shell, which may hold several commands, also within words: "$(launch/...)"."""
+    for path in re.findall(rf"(?<![\w/])(?:{FOLDERS})/[\w/.-]+\.(?:sh|py|toml|def)\b", text):
+        if not os.path.exists(path):
+            problem(where, f"there is no {path}")
     lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split, lexer.commenters = True, "#"
     try:
@@ -284,15 +310,16 @@ def check_commands(program, document, lines):
 
 
 def check_containers():
-    for path in sorted(glob.glob("packaging/*.Dockerfile", root_dir=ROOT)):
+    for path in sorted(glob.glob("packaging/*.Dockerfile")):
         stages = re.findall(r"^FROM .* AS (\w+)$", read(path), re.M)
         for source, files in re.findall(r"^COPY (?:--from=(\w+) )?(.*) \S+$", read(path), re.M):
             if source and source not in stages:
                 problem(path, f"there is no stage {source}")
             check_copied(path, files.split())
-    for path in sorted(glob.glob("packaging/*.def", root_dir=ROOT)):
+    for path in sorted(glob.glob("packaging/*.def")):
         stages = re.findall(r"^Stage: (\w+)$", read(path), re.M)
-        for source, files in re.findall(r"^%files(?: from (\w+))?\n((?:    .*\n)+)", read(path), re.M):
+        sections = r"^%files(?: from (\w+))?\n((?:    .*\n)+)"
+        for source, files in re.findall(sections, read(path), re.M):
             if source and source not in stages:
                 problem(path, f"there is no stage {source}")
             check_copied(path, [line.split()[0] for line in files.splitlines()])
@@ -302,7 +329,7 @@ def check_copied(path, files):
     """Files of the repository, or of /src, where the build stages have it."""
     for file in files:
         file = file.removeprefix("/src/")
-        if not file.startswith("target/") and not is_here(file):
+        if not file.startswith("target/") and not os.path.exists(file):
             problem(path, f"it copies {file}, which is not there")
 
 
@@ -311,8 +338,9 @@ def main():
         print(__doc__.strip(), file=sys.stderr)
         return 2
     program = Program(os.path.abspath(sys.argv[1]))
+    os.chdir(ROOT)
     documents = {"*.md", "docs/**/*.md", "packaging/*.md"}
-    documents = {d for p in documents for d in glob.glob(p, root_dir=ROOT, recursive=True)}
+    documents = {d for p in documents for d in glob.glob(p, recursive=True)}
     for document in sorted(COMMANDS - documents):
         problem(document, "is not there")
     for document in sorted(documents):
