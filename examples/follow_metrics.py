@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Follows the metrics of a run into Weights & Biases, Trackio or MLflow, or to the terminal.
 
-    python3 examples/follow_metrics.py runs/glyphs                            # prints
-    python3 examples/follow_metrics.py runs/glyphs --to trackio               # pip install trackio
-    python3 examples/follow_metrics.py runs/glyphs --to wandb --offline       # pip install wandb
-    python3 examples/follow_metrics.py runs/glyphs --to mlflow                # pip install mlflow-skinny
+    python3 examples/follow_metrics.py runs/glyphs                       # prints
+    python3 examples/follow_metrics.py runs/glyphs --to trackio          # pip install trackio
+    python3 examples/follow_metrics.py runs/glyphs --to wandb --offline  # pip install wandb
+    python3 examples/follow_metrics.py runs/glyphs --to mlflow           # pip install mlflow-skinny
 
 It reads RUN/metrics.jsonl (one JSON object per update and per evaluation) from the beginning, and
 goes on while the run does: as long as RUN/.running is there, or for ever with --keep. Where to send
@@ -46,7 +46,7 @@ def flat(prefix, value):
 
 
 def lines_of(run, keep, pause):
-    """Every whole line of metrics.jsonl, now and as it grows; from the start again where it was cut."""
+    """Every whole line of metrics.jsonl, now and as it grows; again where it was cut."""
     path, done = os.path.join(run, "metrics.jsonl"), 0
     while True:
         going_on = keep or os.path.exists(os.path.join(run, ".running"))
@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--project", default="flowrl-dist", help="or experiment [%(default)s]")
     parser.add_argument("--offline", action="store_true", help="wandb: files, and no server")
     parser.add_argument("--keep", action="store_true", help="waits for the run's next start")
-    parser.add_argument("--pause", type=float, default=5, help="seconds between looks [%(default)s]")
+    parser.add_argument("--pause", type=float, default=5, help="seconds to wait [%(default)s]")
     args = parser.parse_args()
     if not os.path.exists(os.path.join(args.run, "config.toml")):
         parser.error(f"{args.run} has no config.toml; give a run folder (that of --out)")

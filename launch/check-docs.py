@@ -180,7 +180,7 @@ class Program:
 
 
 def check_cargo(where, words):
-    """Targets by name, and at least one test for each filter (one before `--`, any number after)."""
+    """Targets by name, and a test for each filter (one before `--`, any number after)."""
     places = {
         "--test": ("tests/{}.rs", "tests/{}/main.rs"),
         "--bench": ("benches/{}.rs",),
