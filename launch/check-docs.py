@@ -4,7 +4,8 @@
     python3 launch/check-docs.py target/release/flowrl-dist
 
 Links: every relative link, image and heading that a document links to is there.
-Paths: what a document names in code (`configs/...`, `launch/...`) is there.
+Paths: what a document names in code (`configs/...`, `launch/...`) is there, and so are the
+documents that code, scripts and configurations name.
 Commands: in the documents of COMMANDS, every line of a code block, and every `flowrl-dist ...`,
 `cargo test ...` and the like in a sentence or a table. The program's commands and options are those
 of its --help, and a run whose configuration is in this repository must pass `plan`. Scripts, tests
@@ -36,6 +37,7 @@ OUTSIDE = {
     "curl": "a network",
     "docker": "Docker",
     "git": "git",
+    "hadolint": "a network, pip",
     "hf": "a network, huggingface_hub, an account for gated models",
     "module": "a cluster's modules",
     "openssl": "OpenSSL",
@@ -91,6 +93,16 @@ def check_links(document, lines):
                 problem(f"{document}:{number}", f"the link {target} leads nowhere")
             elif anchor and anchor not in anchors(file):
                 problem(f"{document}:{number}", f"{file} has no heading #{anchor}")
+
+
+def check_mentions():
+    """Documents that code, scripts and configurations name."""
+    folders = "src tests benches examples launch slurm configs tools".split()
+    for path in sorted(p for f in folders for p in glob.glob(f"{f}/**/*", recursive=True)):
+        if path.endswith((".rs", ".sh", ".py", ".toml", ".cu", ".h", ".cpp")):
+            for name in re.findall(r"(?<![\w/])docs/[\w/.-]*\w", read(path)):
+                if not os.path.exists(name):
+                    problem(path, f"it names {name}, which is not there")
 
 
 def check_paths(document, lines):
@@ -350,6 +362,7 @@ def main():
             check_paths(document, lines)
         if document in COMMANDS:
             check_commands(program, document, lines)
+    check_mentions()
     check_containers()
     print(*problems, sep="\n" if problems else "")
     print(f"{len(documents)} documents, {len(problems)} problems")

@@ -5,6 +5,8 @@
 #
 # The owner of the published repository adds org.opencontainers.image.source here.
 FROM rust:1.95-bookworm AS build
+# Of a release the distribution's own versions.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y libclang-dev libopenmpi-dev openmpi-bin \
     && rm -rf /var/lib/apt/lists/*
@@ -13,6 +15,7 @@ COPY . .
 RUN cargo build --release --locked && strip target/release/flowrl-dist
 
 FROM debian:bookworm-slim
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y ca-certificates openmpi-bin openssh-client \
     && rm -rf /var/lib/apt/lists/* \
@@ -21,6 +24,6 @@ RUN apt-get update \
 COPY --from=build /src/target/release/flowrl-dist /usr/local/bin/
 COPY --from=build /src/configs /opt/flowrl-dist/configs
 COPY --from=build /src/LICENSE /src/assets/ocr/NOTICE /opt/flowrl-dist/
-USER flowrl
+USER 1000
 WORKDIR /work
 CMD ["flowrl-dist", "--help"]

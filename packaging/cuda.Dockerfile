@@ -9,6 +9,8 @@ ARG CUDA=13.0.0
 FROM nvidia/cuda:${CUDA}-devel-ubuntu24.04 AS build
 ARG CAPABILITY=90
 ARG RUST=1.95.0
+# Of a release the distribution's own versions.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --no-install-recommends -y build-essential ca-certificates curl \
     && rm -rf /var/lib/apt/lists/*
