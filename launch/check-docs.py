@@ -312,10 +312,12 @@ def check_commands(program, document, lines):
         if not line.endswith("\\"):
             check_line(program, f"{document}:{number}", joined)
             joined = ""
+    in_blocks = {number for number, _ in blocks(lines)}
+    prose = "\n".join("" if number in in_blocks else line for number, line in lines)
     starts = r"flowrl-dist|cargo (?:test|bench|build)|mpirun|sbatch|python3|launch/\S+\.sh"
-    for number, line in lines:
-        for code in re.findall(rf"`((?:\w+=\S+ )?(?:{starts}) [^`]+)`", line):
-            check_line(program, f"{document}:{number}", code)
+    for code in re.finditer(rf"`((?:\w+=\S+ )?(?:{starts})\s[^`]+)`", prose):
+        number = prose.count("\n", 0, code.start()) + 1
+        check_line(program, f"{document}:{number}", code.group(1).replace("\n", " "))
 
 
 # Containers
