@@ -30,3 +30,8 @@ gpu:
 # Type-check the CUDA code without CUDA
 check-cuda:
     launch/check-cuda.sh
+
+# Check links, paths and commands of the documents
+docs:
+    cargo build --release
+    python3 launch/check-docs.py target/release/flowrl-dist

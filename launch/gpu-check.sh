@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU: right results, ranks on NCCL, and speed beside PyTorch. One GPU is enough.
 #
-#   launch/gpu-check.sh                   builds (see README, "GPU", for the toolkit), then checks: under 8 minutes
+#   launch/gpu-check.sh                   builds (docs/INSTALL.md: the toolkit), then checks: under 8 minutes
 #   launch/gpu-check.sh build FOLDER      builds only, and lays stripped programs and fixtures down in FOLDER ...
 #   launch/gpu-check.sh run FOLDER        ... for a machine with a GPU and no toolkit, or no Rust
 #

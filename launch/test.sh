@@ -88,6 +88,7 @@ everything() {
     step 'lints without features' 900 cargo clippy --target-dir target/check --all-targets --no-default-features -- -D warnings
     # First: the next build takes over its dependencies.
     step 'build' 1800 cargo test --release --no-run
+    step 'documents' 120 python3 launch/check-docs.py target/release/flowrl-dist
     step 'CUDA compiler' 600 bash -c 'command -v nvcc || launch/cuda-home.sh || exit 77'
     FLOWRL_NVCC=$(command -v nvcc || find target/cuda -path '*/bin/nvcc' -executable 2>/dev/null | head -n 1)
     export FLOWRL_NVCC=${FLOWRL_NVCC:+$(realpath "$FLOWRL_NVCC")}

@@ -58,7 +58,7 @@ type Found = std::result::Result<(Device, String), String>;
 
 #[cfg(not(feature = "cuda"))]
 fn open(_: usize, _: usize) -> Result<Found> {
-    Ok(Err("this program was built without CUDA: build it with --features cuda (README, \"GPU\")".into()))
+    Ok(Err("this program was built without CUDA: build it with --features cuda (docs/INSTALL.md)".into()))
 }
 
 #[cfg(feature = "cuda")]
