@@ -5,7 +5,7 @@
 
 Links: every relative link, image and heading that a document links to is there.
 Paths: what a document names in code (`configs/...`, `launch/...`) is there, and so are the
-documents that code, scripts and configurations name.
+documents that code, scripts and configurations name. docs/README.md has every room of src/.
 Commands: in the documents of COMMANDS, every line of a code block, and every `flowrl-dist ...`,
 `cargo test ...` and the like in a sentence or a table. The program's commands and options are those
 of its --help, and a run whose configuration is in this repository must pass `plan`. Scripts, tests
@@ -111,6 +111,15 @@ def check_paths(document, lines):
             is_path = re.fullmatch(rf"({FOLDERS})/[\w./*+-]*", code)
             if is_path and "NEW" not in code and not glob.glob(code):
                 problem(f"{document}:{number}", f"there is no {code}")
+
+
+def check_rooms():
+    """The table of docs/README.md has each room of src/, and no other."""
+    table = re.findall(r"^\| [a-z ]+ \| (`.*) \|$", read("docs/README.md"), re.M)
+    named = set(re.findall(r"`(\w+)`", " ".join(table)))
+    rooms = {os.path.basename(path).removesuffix(".rs") for path in glob.glob("src/*")} - {"lib"}
+    for room in sorted(rooms ^ named):
+        problem("docs/README.md", f"src/ has {room}: {room in rooms}; the table: {room in named}")
 
 
 # Commands
@@ -365,6 +374,7 @@ def main():
         if document in COMMANDS:
             check_commands(program, document, lines)
     check_mentions()
+    check_rooms()
     check_containers()
     print(*problems, sep="\n" if problems else "")
     print(f"{len(documents)} documents, {len(problems)} problems")
