@@ -8,6 +8,7 @@ mod renamed;
 mod shift;
 mod stages;
 mod validate;
+mod written;
 
 pub(crate) use paths::file_name;
 pub use stages::{RunStage, StageConfig};
@@ -18,7 +19,6 @@ use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::flow::{SamplerConfig, Solver};
-use crate::fs;
 use crate::objective::{AdvantageConfig, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
@@ -27,7 +27,6 @@ use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
-use toml::Table;
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -368,50 +367,10 @@ impl RunConfig {
     pub fn objective(&self) -> Box<dyn Objective> {
         self.method.objective(&self.advantage.resolve(&self.method))
     }
-
-    /// The configuration as TOML, with every default spelled out.
-    pub fn to_toml(&self) -> Result<String, Error> {
-        as_toml(toml::to_string(self))
-    }
-
-    /// Writes `config.toml`, every default spelled out, into the run folder `out`. It means the same wherever it is read
-    /// from, and where `out` is moved, what lies in it is still found.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, out: &Path) -> Result<(), Error> {
-        let mut table = as_toml(Table::try_from(self))?;
-        paths::for_file_in(out, &mut table)?;
-        fs::write(&out.join(RUN_CONFIG), as_toml(toml::to_string(&table))?)
-    }
-
-    /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run
-    /// is or how often it is looked at.
-    pub fn digest(&self) -> Result<String, Error> {
-        Ok(crate::digest::of(as_toml(toml::to_string(&self.deciding()?))?.as_bytes()))
-    }
-
-    /// Defaults in the place of what does not decide what an update does, and the names alone of the files that do.
-    fn deciding(&self) -> Result<Table, Error> {
-        let mut same = self.clone();
-        same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
-        same.eval = EvalConfig::default();
-        same.parallel = ParallelConfig::default();
-        same.log = LogConfig::default();
-        same.model.prompt_cache = ModelConfig::default().prompt_cache;
-        same.reward.iter_mut().for_each(|reward| reward.settings.forget_server());
-        let mut table = as_toml(Table::try_from(&same))?;
-        paths::names_only(&mut table);
-        Ok(table)
-    }
 }
 
 /// File of a run folder with the configuration of the run.
 pub const RUN_CONFIG: &str = "config.toml";
-
-fn as_toml<T>(written: Result<T, toml::ser::Error>) -> Result<T, Error> {
-    written.map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
-}
 
 /// The file that stands where a folder, or a folder that it lies in, should be.
 pub(crate) fn file_in_the_way(folder: &Path) -> Option<&Path> {

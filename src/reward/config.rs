@@ -30,6 +30,11 @@ pub trait RewardSpec {
         Ok(())
     }
 
+    /// The keys that name files to be read: in a configuration file, from that file's folder.
+    fn files(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether it applies to a prompt, as far as that can be said before there is a picture; needs none of its files.
     fn fit(&self, _prompt: &Prompt) -> Fit {
         Fit::Yes
@@ -40,8 +45,10 @@ pub trait RewardSpec {
         name
     }
 
-    /// Forgets where a server is and how it is asked: the same reward somewhere else gives the same scores.
-    fn forget_server(&mut self) {}
+    /// The keys that change no score: where a server is and how it is asked.
+    fn not_deciding(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The reward, of a configuration that is checked.
     ///

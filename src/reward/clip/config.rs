@@ -49,6 +49,10 @@ macro_rules! aligned {
                 self.0.check_files()
             }
 
+            fn files(&self) -> &'static [&'static str] {
+                &["path", "tokenizer"]
+            }
+
             fn build(&self, loader: &Loader) -> crate::Result<Box<dyn Reward>> {
                 Ok(Box::new(ClipReward { alignment: Alignment::$alignment, backbone: loader.backbone(&self.0)? }))
             }
@@ -96,6 +100,10 @@ impl RewardSpec for AestheticConfig {
     fn check_files(&self) -> Result<(), String> {
         self.clip().check_files()?;
         is_there("predictor", &self.predictor, "give sac+logos+ava1-l14-linearMSE.pth of LAION")
+    }
+
+    fn files(&self) -> &'static [&'static str] {
+        &["path", "tokenizer", "predictor"]
     }
 
     fn build(&self, loader: &Loader) -> crate::Result<Box<dyn Reward>> {

@@ -61,6 +61,10 @@ impl RewardSpec for OcrConfig {
         self.detector.as_deref().map_or(Ok(()), there)
     }
 
+    fn files(&self) -> &'static [&'static str] {
+        &["detector"]
+    }
+
     fn fit(&self, prompt: &Prompt) -> Fit {
         fit(prompt)
     }

@@ -95,9 +95,8 @@ impl RewardSpec for RemoteConfig {
         if self.reward.is_empty() { name } else { &self.reward }
     }
 
-    fn forget_server(&mut self) {
-        let Self { reward, format, on_failure, .. } = std::mem::take(self);
-        *self = Self { reward, format, on_failure, ..Self::default() };
+    fn not_deciding(&self) -> &'static [&'static str] {
+        &["url", "timeout_s", "retries", "batch", "connections", "token_env"]
     }
 
     fn build(&self, _loader: &Loader) -> crate::Result<Box<dyn Reward>> {
