@@ -50,7 +50,7 @@ const LEAST_CONFIDENCE: f32 = 0.5;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OcrConfig {
-    /// The model that finds text in large pictures; nothing: the whole picture is one line.
+    /// Finds text in large pictures (launch/fetch-ocr.sh); left out: the whole picture is one line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<PathBuf>,
 }
