@@ -35,3 +35,7 @@ check-cuda:
 docs:
     cargo build --release
     python3 launch/check-docs.py target/release/flowrl-dist
+
+# Write configs/reference.toml anew, from the types and their docs
+reference:
+    FLOWRL_WRITE_REFERENCE=1 cargo test --release --lib reference

@@ -24,8 +24,13 @@ pub(crate) trait Variants: Sized {
     /// The variant's name.
     fn name(&self) -> &'static str;
 
+    /// The variant of this name's type and keys.
+    fn fields(name: &str) -> (&'static str, &'static [&'static str]);
+
     /// The keys of the variant of this name.
-    fn keys(name: &str) -> &'static [&'static str];
+    fn keys(name: &str) -> &'static [&'static str] {
+        Self::fields(name).1
+    }
 
     /// What to do about a key that is only `owner`'s, or another's too.
     fn remedy(owner: &str) -> String;
@@ -137,10 +142,10 @@ macro_rules! variants {
                 self.kind().name()
             }
 
-            fn keys(name: &str) -> &'static [&'static str] {
+            fn fields(name: &str) -> (&'static str, &'static [&'static str]) {
                 match name {
-                    $($name => $crate::variants::keys::<$Type>(),)+
-                    _ => &[],
+                    $($name => $crate::variants::fields::<$Type>(),)+
+                    _ => ("", &[]),
                 }
             }
 
@@ -311,25 +316,25 @@ impl<'de> DeserializeSeed<'de> for Refused {
     }
 }
 
-/// The keys of a section of the type T: the fields that it asks its deserializer for.
-pub(crate) fn keys<T: DeserializeOwned>() -> &'static [&'static str] {
-    let mut fields: &'static [&'static str] = &[];
+/// The struct that holds the keys of a section of the type T, and the keys: what it asks its deserializer for.
+pub(crate) fn fields<T: DeserializeOwned>() -> (&'static str, &'static [&'static str]) {
+    let mut fields: (&str, &[&str]) = ("", &[]);
     T::deserialize(Fields(&mut fields)).err(); // it gets no value, ever
     fields
 }
 
-struct Fields<'a>(&'a mut &'static [&'static str]);
+struct Fields<'a>(&'a mut (&'static str, &'static [&'static str]));
 
 impl<'de> Deserializer<'de> for Fields<'_> {
     type Error = KeysError;
 
     fn deserialize_struct<V: Visitor<'de>>(
         self,
-        _name: &'static str,
+        name: &'static str,
         fields: &'static [&'static str],
         _visitor: V,
     ) -> Result<V::Value, KeysError> {
-        *self.0 = fields;
+        *self.0 = (name, fields);
         Err(Error::custom("only its keys are asked for"))
     }
 

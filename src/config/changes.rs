@@ -1,17 +1,16 @@
 //! What differs between two configurations, key by key.
 
-use super::{RUN_CONFIG, RunConfig};
+use super::RunConfig;
+use super::written::as_toml;
 use crate::error::Error;
-use serde::Serialize;
 use std::path::Path;
-use toml::Value;
+use toml::{Table, Value};
 
 impl RunConfig {
     /// The configuration of the run that wrote a checkpoint, by the config.toml of its run folder; nothing where that cannot
     /// be read.
     pub fn of_run(checkpoint: &Path) -> Option<Self> {
-        let out = checkpoint.ancestors().nth(2)?;
-        toml::from_str(&std::fs::read_to_string(out.join(RUN_CONFIG)).ok()?).ok()
+        Self::of_run_folder(checkpoint.ancestors().nth(2)?)
     }
 
     /// What decides what an update does and is not as in `earlier`: `optim.lr 0.0002 -> 0.001`, one a key.
@@ -19,7 +18,7 @@ impl RunConfig {
     /// # Errors
     /// A configuration cannot be written as TOML.
     pub fn changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
-        differences("", &earlier.deciding()?, &self.deciding()?)
+        Ok(differences("", &earlier.deciding()?, &self.deciding()?))
     }
 
     /// What decides how a model is evaluated and is not as in `earlier`: evaluations before and after do not compare.
@@ -27,17 +26,16 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::changes_since`].
     pub fn evaluation_changes_since(&self, earlier: &Self) -> Result<Vec<String>, Error> {
-        differences("eval", &earlier.eval, &self.eval)
+        let table = |config: &Self| as_toml(Table::try_from(&config.eval));
+        Ok(differences("eval", &table(earlier)?, &table(self)?))
     }
 }
 
-fn differences<T: Serialize>(key: &str, earlier: &T, now: &T) -> Result<Vec<String>, Error> {
-    let table = |values: &T| {
-        Value::try_from(values).map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
-    };
+fn differences(key: &str, earlier: &Table, now: &Table) -> Vec<String> {
+    let (earlier, now) = (Value::Table(earlier.clone()), Value::Table(now.clone()));
     let mut changes = Vec::new();
-    compare(key.to_owned(), Some(&table(earlier)?), Some(&table(now)?), &mut changes);
-    Ok(changes)
+    compare(key.to_owned(), Some(&earlier), Some(&now), &mut changes);
+    changes
 }
 
 fn compare(key: String, old: Option<&Value>, new: Option<&Value>, changes: &mut Vec<String>) {
@@ -76,10 +74,33 @@ mod tests {
     #[test]
     fn what_changed_is_named_by_its_key() {
         assert_eq!(changes(&["optim.lr=2e-4"], &["optim.lr=1e-3"]), ["optim.lr 0.0002 -> 0.001"]);
-        assert_eq!(changes(&[], &["old_policy.rate=0.25"]), ["old_policy.rate (not set) -> 0.25"]);
+        assert_eq!(changes(&[], &["old_policy.rate=0.25"]), ["old_policy.rate 0.001 -> 0.25"]);
         let reward = |weight: f64| format!("reward=[{{name=\"ocr\"}}, {{name=\"colour\", weight={weight}}}]");
         assert_eq!(changes(&[&reward(0.5)], &[&reward(0.0)]), ["reward[1].weight 0.5 -> 0.0"]);
         assert_eq!(changes(&["run.seed=1", "batch.prompts=4"], &["run.seed=2", "batch.prompts=5"]).len(), 2);
+    }
+
+    /// A default of an earlier program's, which its configuration has written down, does not go unnoticed.
+    #[test]
+    fn a_default_that_is_another_today_is_a_change() {
+        let now = RunConfig::load(None, &[]).unwrap();
+        for (section, key, then, change) in [
+            ("optim", "eps", Value::Float(1e-7), "optim.eps 1e-7 -> 1e-8"),
+            ("method", "kl_coef", Value::Float(0.01), "method.kl_coef 0.01 -> 0.0001"),
+            ("method", "adaptive_scale", Value::Boolean(false), "method.adaptive_scale false -> true"),
+            ("advantage", "temperature", Value::Float(2.0), "advantage.temperature 2.0 -> 1.0"),
+            ("old_policy", "max", Value::Float(0.9), "old_policy.max 0.9 -> 0.5"),
+            ("sampler", "shift", Value::Float(1.0), "sampler.shift 1.0 -> 3.0"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut earlier: Table = now.to_toml().unwrap().parse().unwrap();
+            let today = earlier[section].as_table_mut().unwrap().insert(key.to_owned(), then);
+            assert!(today.is_some(), "{section}.{key} is not written");
+            std::fs::write(folder.path().join(crate::config::RUN_CONFIG), earlier.to_string()).unwrap();
+            let earlier = RunConfig::of_run_folder(folder.path()).unwrap();
+            assert_eq!(now.changes_since(&earlier).unwrap(), [change]);
+            assert_ne!(now.digest().unwrap(), earlier.digest().unwrap());
+        }
     }
 
     #[test]

@@ -33,6 +33,13 @@ pub(super) fn read<T: DeserializeOwned>(
     Ok(config)
 }
 
+/// The values of a configuration that a program wrote, whatever they are; nothing where they are of another form.
+pub(super) fn unchecked<T: DeserializeOwned>(text: &str) -> Option<T> {
+    let mut table: Table = text.parse().ok()?;
+    renamed::keys_of(&mut table).ok()?;
+    typed(Value::Table(table)).ok()
+}
+
 /// The key with which a file names another, whose values it starts from.
 const EXTENDS: &str = "extends";
 

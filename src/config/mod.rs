@@ -8,6 +8,7 @@ mod renamed;
 mod shift;
 mod stages;
 mod validate;
+mod written;
 
 pub(crate) use paths::file_name;
 pub use stages::{RunStage, StageConfig};
@@ -18,7 +19,6 @@ use crate::device::DeviceChoice;
 use crate::engine::Checkpointing;
 use crate::error::Error;
 use crate::flow::{SamplerConfig, Solver};
-use crate::fs;
 use crate::objective::{AdvantageConfig, MethodConfig, Objective};
 use crate::optim::{OldPolicyDecay, OldPolicySchedule, OptimConfig};
 use crate::pipeline::ModelConfig;
@@ -27,7 +27,6 @@ use crate::shard::Sharding;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
-use toml::Table;
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,21 +83,22 @@ pub struct RunConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RunSection {
-    /// Shown in the report.
+    /// Title of the report.
     pub name: String,
-    /// Seed of every random number but those of evaluations.
+    /// Seed of every random number: prompts, noise, timesteps, adapters; evaluations have their
+    /// own.
     pub seed: u64,
     /// Optimizer updates in all.
     pub updates: u64,
-    /// The run folder.
+    /// Run folder: config, metrics, samples, checkpoints, report, logs. `--out` overrides it.
     pub out: PathBuf,
-    /// Updates between evaluations; 0: only at the start and the end.
+    /// Updates between evaluations; 0: at the start and the end only.
     pub eval_every: u64,
-    /// Updates between checkpoints; 0: only at the end.
+    /// Updates between checkpoints; 0: at the end only, and when a signal asks to leave.
     pub checkpoint_every: u64,
-    /// Newest checkpoints that are kept.
+    /// Newest checkpoints that are kept; older ones are deleted.
     pub keep_last: usize,
-    /// Whether the checkpoint with the best evaluation is kept too.
+    /// Keeps the checkpoint with the best evaluation of the first reward, too (checkpoints/BEST).
     pub keep_best: bool,
 }
 
@@ -117,15 +117,19 @@ impl Default for RunSection {
     }
 }
 
-/// `[data]`: `glyphs` or `glyphs-4` for the embedded task's prompts, a prompt file, or a data set's folder.
+/// `[data]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// Prompts that are trained on.
+    /// Prompts to train on: "glyphs" (numbers of three digits), "glyphs-4" (of four), or a file
+    /// (one prompt a line; JSON objects with "prompt", one a line or in a list; or a table with a
+    /// header that names "prompt"), or a folder with train.txt or train_metadata.jsonl.
+    /// "negative_prompt" is what guidance leads away from, other keys go to remote rewards.
     pub train: String,
-    /// Prompts that are evaluated.
+    /// Prompts to evaluate, of the same form (test.txt, ...); "glyphs" are held out from training.
     pub eval: String,
-    /// How prompt files are written.
+    /// How prompt files are written: "auto": by what they hold; "text": each line is a prompt as it
+    /// stands; "jsonl": a JSON object a line.
     pub format: Format,
 }
 
@@ -139,16 +143,16 @@ impl Default for DataConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchConfig {
-    /// Prompts per iteration (P).
+    /// P: different prompts of an iteration, over all ranks (48 x 24 images: DiffusionNFT).
     pub prompts: usize,
-    /// Images per prompt (K).
+    /// K: images of each prompt, the group that advantages compare; 2 or more.
     pub images_per_prompt: usize,
-    /// Samples that go through the model at once (B).
+    /// B: samples that go through the model at once on a rank; changes memory and speed only.
     pub micro_batch: usize,
-    /// Optimizer updates an iteration.
+    /// Optimizer updates made from one iteration's images; each takes its share of every group.
     pub updates_per_iteration: usize,
-    /// Timesteps an image is trained at; nothing: 99 % of the solver's steps, rounded down, or the window of stochastic
-    /// steps.
+    /// Timesteps an image is trained at; left out: 99 % of `sampler.steps`, rounded down, or
+    /// `sampler.sde.window`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timesteps: Option<usize>,
 }
@@ -159,21 +163,22 @@ impl Default for BatchConfig {
     }
 }
 
-/// `[eval]`.
+/// `[eval]`: how evaluations are sampled: always the same prompts and noise.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
-    /// The solver; its grid has the shift of `[sampler]`.
+    /// As in `[sampler]`, whose shift is used here too.
     pub solver: Solver,
     /// Solver steps.
     pub steps: usize,
-    /// Prompts, from the start of the evaluation set; 0 for all.
+    /// Prompts, from the start of `data.eval`; 0: all.
     pub prompts: usize,
     /// Images of each prompt.
     pub images_per_prompt: usize,
-    /// Classifier-free guidance; 1 for none.
+    /// Classifier-free guidance; 1: none.
     pub guidance: f64,
-    /// Seed of the noise: not the run's, so that runs of different seeds are compared on the same noise.
+    /// Seed of the noise: the same for every `run.seed`, so that runs are compared on the same
+    /// noise.
     pub seed: u64,
 }
 
@@ -195,17 +200,19 @@ impl Default for EvalConfig {
     }
 }
 
-/// `[old_policy]`.
+/// `[old_policy]`: the policy that samples; after an iteration it becomes eta old + (1 - eta)
+/// policy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OldPolicyConfig {
-    /// 0, 1 or 2.
+    /// eta after n updates (DiffusionNFT, return_decay): 0: 0 (on policy); 1: min(0.001 n, 0.5); 2:
+    /// 0 before update 75, then min(0.0075 (n - 75), 0.999).
     #[serde(deserialize_with = "schedule")]
     pub schedule: OldPolicySchedule,
-    /// What eta rises by with an update; nothing: the schedule's.
+    /// Another rise of eta with an update; left out: the schedule's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<f64>,
-    /// What it rises to; nothing: the schedule's, or the method's own.
+    /// Another largest eta; left out: the schedule's, or the method's own (awm: 0.3).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<f64>,
 }
@@ -222,11 +229,11 @@ fn schedule<'de, D: Deserializer<'de>>(deserializer: D) -> Result<OldPolicySched
     kind.ok_or_else(|| D::Error::custom("must be 0 (on policy), 1 (linear) or 2 (delayed)"))
 }
 
-/// `[ema]`.
+/// `[ema]`: the average that is evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EmaConfig {
-    /// Largest decay.
+    /// Decay of the weights that are evaluated, at update n: min((1 + n) / (10 + n), decay).
     pub decay: f64,
 }
 
@@ -240,19 +247,24 @@ impl Default for EmaConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ParallelConfig {
-    /// How the ranks find each other.
+    /// "auto": by the launcher that is found; "solo": one rank; "mpi": mpirun or srun --mpi=pmix;
+    /// "tcp": no MPI.
     pub backend: Backend,
-    /// What they compute on.
+    /// "auto": the GPU where there is one that works; "cpu"; "cuda": the GPU, or an error that says
+    /// why not.
     pub device: DeviceChoice,
-    /// What they share out.
+    /// What the ranks share out: "none"; "optimizer": master weights, moments, old policy, EMA;
+    /// "full": the model's weights too, gathered stage by stage when they are used.
     pub shard: Sharding,
-    /// Which of the model's stages run again in the backward pass instead of keeping their activations.
+    /// Stages that run again in the backward pass: 0: none, keeps all activations; 1: each; n: each
+    /// n-th; never the last block.
     pub checkpoint_activations: Checkpointing,
-    /// Whether images are scored while the next ones are sampled.
+    /// Images are scored while the next ones are sampled: "auto": by servers, and beside a GPU;
+    /// "on"; "off": after.
     pub reward_overlap: Overlap,
     /// Iterations between comparisons of what must be equal on all ranks; 0: never.
     pub check_every: u64,
-    /// Seconds that a rank waits for a peer before the job ends.
+    /// Seconds that a rank waits for a peer before the job ends with exit code 75.
     pub deadline_s: u64,
 }
 
@@ -274,8 +286,7 @@ impl Default for ParallelConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// `error`, `warn`, `info`, `debug` or `trace`, also by module. The terminal shows `info` and above; every rank's
-    /// file all of it.
+    /// "error" .. "trace", also by module; the terminal shows info and above, logs/ all.
     pub level: String,
 }
 
@@ -368,50 +379,10 @@ impl RunConfig {
     pub fn objective(&self) -> Box<dyn Objective> {
         self.method.objective(&self.advantage.resolve(&self.method))
     }
-
-    /// The configuration as TOML, with every default spelled out.
-    pub fn to_toml(&self) -> Result<String, Error> {
-        as_toml(toml::to_string(self))
-    }
-
-    /// Writes `config.toml`, every default spelled out, into the run folder `out`. It means the same wherever it is read
-    /// from, and where `out` is moved, what lies in it is still found.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, out: &Path) -> Result<(), Error> {
-        let mut table = as_toml(Table::try_from(self))?;
-        paths::for_file_in(out, &mut table)?;
-        fs::write(&out.join(RUN_CONFIG), as_toml(toml::to_string(&table))?)
-    }
-
-    /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run
-    /// is or how often it is looked at.
-    pub fn digest(&self) -> Result<String, Error> {
-        Ok(crate::digest::of(as_toml(toml::to_string(&self.deciding()?))?.as_bytes()))
-    }
-
-    /// Defaults in the place of what does not decide what an update does, and the names alone of the files that do.
-    fn deciding(&self) -> Result<Table, Error> {
-        let mut same = self.clone();
-        same.run = RunSection { seed: self.run.seed, ..RunSection::default() };
-        same.eval = EvalConfig::default();
-        same.parallel = ParallelConfig::default();
-        same.log = LogConfig::default();
-        same.model.prompt_cache = ModelConfig::default().prompt_cache;
-        same.reward.iter_mut().for_each(|reward| reward.settings.forget_server());
-        let mut table = as_toml(Table::try_from(&same))?;
-        paths::names_only(&mut table);
-        Ok(table)
-    }
 }
 
 /// File of a run folder with the configuration of the run.
 pub const RUN_CONFIG: &str = "config.toml";
-
-fn as_toml<T>(written: Result<T, toml::ser::Error>) -> Result<T, Error> {
-    written.map_err(|e| Error::Failed(format!("the configuration cannot be written: {e}")))
-}
 
 /// The file that stands where a folder, or a folder that it lies in, should be.
 pub(crate) fn file_in_the_way(folder: &Path) -> Option<&Path> {

@@ -6,31 +6,28 @@
 
 use crate::data::PromptSet;
 use crate::error::Error;
+use crate::reward::{RewardKind, RewardSettings};
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use toml::{Table, Value};
 
-/// Keys of what is read, in a run's configuration and in that of pretraining; a list stands for each of its sections.
-const READ: [&str; 12] = [
-    "model.path",
-    "model.transformer",
-    "model.lora.path",
-    "data.train",
-    "data.eval",
-    "stage.train",
-    "reward.path",
-    "reward.tokenizer",
-    "reward.predictor",
-    "reward.detector",
-    "data",
-    "init",
-];
+/// Keys of what is read, in a run's configuration and in that of pretraining, beside those of the rewards; a list stands for
+/// each of its sections.
+const READ: [&str; 8] =
+    ["model.path", "model.transformer", "model.lora.path", "data.train", "data.eval", "stage.train", "data", "init"];
 
 /// Keys of what is written.
 const WRITTEN: [&str; 2] = ["run.out", "model.prompt_cache"];
 
+/// All keys of what is read, each once.
+fn read() -> BTreeSet<String> {
+    let of_rewards = RewardKind::ALL.iter().flat_map(|&kind| RewardSettings::of(kind).files());
+    READ.iter().map(|key| key.to_string()).chain(of_rewards.map(|key| format!("reward.{key}"))).collect()
+}
+
 /// Makes what is read, which the file in `folder` names, relative to the working folder.
 pub(super) fn of_file_in(folder: &Path, table: &mut Table) {
-    each(&READ, table, &|path| join(folder, path));
+    each(read(), table, &|path| join(folder, path));
 }
 
 /// Makes the paths those of a file in `folder`, found from any working folder: absolute, but relative to `folder` where what
@@ -38,8 +35,8 @@ pub(super) fn of_file_in(folder: &Path, table: &mut Table) {
 pub(super) fn for_file_in(folder: &Path, table: &mut Table) -> Result<(), Error> {
     let here = std::env::current_dir().map_err(Error::io("."))?;
     let folder = join(&here, folder);
-    each(&WRITTEN, table, &|path| join(&here, path));
-    each(&READ, table, &|path| {
+    each(WRITTEN, table, &|path| join(&here, path));
+    each(read(), table, &|path| {
         let path = join(&here, path);
         path.strip_prefix(&folder).map(Path::to_path_buf).unwrap_or(path)
     });
@@ -48,7 +45,7 @@ pub(super) fn for_file_in(folder: &Path, table: &mut Table) -> Result<(), Error>
 
 /// Leaves of what is read its name alone: where it lies changes nothing.
 pub(super) fn names_only(table: &mut Table) {
-    each(&READ, table, &|path| file_name(path).into());
+    each(read(), table, &|path| file_name(path).into());
 }
 
 /// The last part of a path, which stays where a file is moved.
@@ -72,8 +69,10 @@ pub(super) fn join(folder: &Path, path: &Path) -> PathBuf {
 }
 
 /// Replaces every path that one of the `keys` holds.
-fn each(keys: &[&str], table: &mut Table, change: &impl Fn(&Path) -> PathBuf) {
-    keys.iter().for_each(|key| at(key, table, change));
+fn each<K: AsRef<str>>(keys: impl IntoIterator<Item = K>, table: &mut Table, change: &impl Fn(&Path) -> PathBuf) {
+    for key in keys {
+        at(key.as_ref(), table, change);
+    }
 }
 
 fn at(key: &str, table: &mut Table, change: &impl Fn(&Path) -> PathBuf) {

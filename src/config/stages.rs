@@ -12,16 +12,18 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-/// One `[[stage]]`: what changes once `at_update` updates are taken. What it leaves out stays as it was.
+/// `[[stage]]`: a section for each change of weights or prompts in the course of the run; what it
+/// leaves out stays. Every reward is scored and reported in every stage: a server must take the
+/// prompts of all. A stage that has begun cannot be changed when a run is resumed; later ones can.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageConfig {
-    /// Updates after which it begins, with the next iteration.
+    /// It begins with the first iteration after this many updates; each later than the one before.
     pub at_update: u64,
-    /// Prompts that are trained on, written as `data.format` says.
+    /// Prompts to train on from then on, as `data.train`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train: Option<String>,
-    /// Weights by the rewards' names in the metrics.
+    /// Weights from then on, by the reward's name (remote: its "reward"); 0: it is only watched.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub weights: BTreeMap<String, f64>,
 }

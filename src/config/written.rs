@@ -11,8 +11,7 @@ use crate::fs;
 use crate::objective::AdvantageConfig;
 use crate::optim::OldPolicyDecay;
 use crate::params::Trainable;
-use crate::reward::RewardConfig;
-use serde::Serialize;
+use crate::pipeline::Kind;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -66,7 +65,7 @@ impl RunConfig {
     /// It cannot be written as TOML.
     pub fn digest(&self) -> Result<String, Error> {
         let text = as_toml(toml::to_string(&self.deciding()?))?;
-        Ok(format!("{FORM}:{}", crate::checkpoint::digest(text.as_bytes())))
+        Ok(format!("{}:{FORM}", crate::digest::of(text.as_bytes())))
     }
 
     /// What decides what an update does, with the names alone of the files that do.
@@ -107,16 +106,18 @@ impl RunConfig {
 
     /// Keys and sections that nothing reads beside the values of the others.
     fn without_effect(&self) -> Vec<&'static str> {
-        let sources = self.stage.iter().filter_map(|stage| stage.train.as_ref());
-        let mut sources = sources.chain([&self.data.train, &self.data.eval]);
-        let mut keys = self.model.without_effect();
+        let mut keys = match self.model.kind {
+            Kind::Glyphs => vec!["model.resolution", "model.t5_tokens", "model.prompt_cache"],
+            Kind::Sd35Medium => Vec::new(),
+        };
         if self.sampler.solver != Solver::Sde && self.eval.solver != Solver::Sde {
             keys.push("sampler.sde");
         }
         if self.model.trainable != Trainable::Lora {
             keys.push("model.lora");
         }
-        if sources.all(|source| PromptSet::is_embedded(source)) {
+        let stages = self.stage.iter().filter_map(|stage| stage.train.as_ref());
+        if stages.chain([&self.data.train, &self.data.eval]).all(|source| PromptSet::is_embedded(source)) {
             keys.push("data.format");
         }
         keys

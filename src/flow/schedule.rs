@@ -18,21 +18,23 @@ pub enum Solver {
 /// The timestep shift where neither the configuration nor the model says one: that of Stable Diffusion 3.5.
 pub const DEFAULT_SHIFT: f64 = 3.0;
 
-/// How images are sampled.
+/// `[sampler]`: how the images to train on are sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplerConfig {
-    /// The solver.
+    /// "dpm2": DPM-Solver++ of second order (2211.01095); "euler": first order; "sde": stochastic.
     pub solver: Solver,
-    /// Solver steps T.
+    /// Solver steps (T), one model evaluation each.
     pub steps: usize,
-    /// Timestep shift of the grid (3 for SD3.5 at 512 px, 1 for none); nothing: the model's own.
+    /// Timestep shift of the grid, 1 for none; left out: the model's own, of
+    /// scheduler/scheduler_config.json in its folder, or 3 where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shift: Option<f64>,
-    /// Classifier-free guidance: `v = v_negative + guidance (v_prompt - v_negative)`; 1 for none.
+    /// Classifier-free guidance of the rollouts, `v_negative + guidance (v_prompt - v_negative)`;
+    /// 1: none. Rollout steps are trained with it too.
     pub guidance: f64,
-    /// Whether the model is told whole thousandths of the time while sampling, rounded down, as diffusers' pipelines do
-    /// in DiffusionNFT's program; training tells it the exact time either way.
+    /// Tells the model whole thousandths of the time while sampling, rounded down, as
+    /// DiffusionNFT's program; training tells it the exact time.
     pub truncate_time: bool,
     /// The stochastic solver's own keys.
     pub sde: SdeConfig,

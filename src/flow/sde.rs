@@ -20,20 +20,20 @@ pub enum SdeKind {
     Dance,
 }
 
-/// `[sampler.sde]`.
+/// `[sampler.sde]`: counts if a solver is "sde".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SdeConfig {
-    /// The noise rate.
+    /// Noise rate: "flow": noise_level sqrt(t / (1 - t)) (Flow-GRPO); "dance": noise_level.
     pub kind: SdeKind,
-    /// Its level a.
+    /// Its level (Flow-GRPO: 0.7; DanceGRPO: 0.3).
     pub noise_level: f64,
-    /// Steps that are stochastic, and so can be trained; the others are Euler's. Nothing: all.
+    /// Steps that are stochastic and can be trained, the others are Euler's; left out: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
-    /// The first stochastic step.
+    /// The first stochastic step, counted from 0.
     pub first: usize,
-    /// Iterations after which the window moves on by one step (MixGRPO, arXiv 2507.21802); 0: it stays.
+    /// Iterations after which the window moves on by a step (MixGRPO, 2507.21802: 25); 0: it stays.
     pub move_every: u64,
 }
 

@@ -12,14 +12,15 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvantageFlowConfig {
-    /// Rollout regularisation: `"1-A"` or a number.
+    /// Weight of the distance from the old policy: "1-A" or a number, such as the published 1.1.
     pub gamma: Gamma,
     /// Weight of the distance from the base model.
     pub kl_coef: f64,
-    /// What that is measured in, where it counts; nothing: `velocity`.
+    /// What that is measured in, where it counts: "velocity", or "estimate" of x0
+    /// (docs/METHODS.md).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_space: Option<KlSpace>,
-    /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
+    /// Divides the loss by the mean distance of the x0 estimate from x0.
     pub adaptive_scale: bool,
 }
 

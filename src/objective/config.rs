@@ -50,7 +50,7 @@ variants! {
     "advantage-flow" => AdvantageFlow(AdvantageFlowConfig),
     /// DiffusionNFT (arXiv 2509.16117).
     "diffusion-nft" => DiffusionNft(DiffusionNftConfig),
-    /// Flow-GRPO (arXiv 2505.05470).
+    /// Flow-GRPO (arXiv 2505.05470); takes `sampler.solver = "sde"`.
     "flow-grpo" => FlowGrpo(FlowGrpoConfig),
     /// Advantage weighted matching (arXiv 2509.25050).
     "awm" => Awm(AwmConfig),
@@ -74,26 +74,28 @@ impl Serialize for MethodConfig {
     }
 }
 
-/// `[advantage]`: what differs from the method's own map.
+/// `[advantage]`: rewards to advantages; left out, the keys are the method's own (flow-awr's are
+/// shown).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdvantageConfig {
-    /// How several rewards become one.
+    /// Several rewards: "sum" of the weighted scores, or of the "normalised" ones (MixGRPO).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aggregate: Option<Aggregate>,
-    /// The scale of a reward.
+    /// Scale: "global-std" and "group-std" (+ 1e-4), or "pooled-rms" (advantage-flow's).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normaliser: Option<Normaliser>,
-    /// Bound of the normalised reward; inf: none.
+    /// Bound of the normalised reward, inf for none; advantage-flow: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<f64>,
-    /// The map.
+    /// "linear" (all but flow-awr), "softmax" (model rewards), "gated-softmax" (rules: ocr),
+    /// "tempered-softmax" (flow-awr's robust variant).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub map: Option<Map>,
     /// Temperature of the softmax maps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub temperature: Option<f64>,
-    /// Bound of a softmax map's advantage; inf: none.
+    /// Bound of a softmax map's advantage, inf for none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub map_clip: Option<f64>,
 }

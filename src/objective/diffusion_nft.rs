@@ -14,11 +14,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DiffusionNftConfig {
-    /// The paper's beta: how far its two velocities lie from the old one, in units of the policy's distance.
+    /// The paper's beta: how far its two velocities lie from the old one, in units of the policy's
+    /// distance.
     pub nft_beta: f64,
     /// Weight of the distance from the base model.
     pub kl_coef: f64,
-    /// Whether the loss is divided by the mean distance of the x0 estimate from x0.
+    /// Divides the loss by the mean distance of the x0 estimate from x0.
     pub adaptive_scale: bool,
 }
 

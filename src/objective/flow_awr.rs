@@ -13,15 +13,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FlowAwrConfig {
-    /// Which FlowAWR.
+    /// "released", "paper", "exact" or "robust" (docs/METHODS.md).
     pub variant: Variant,
     /// Weight of the distance from the base model.
     pub kl_coef: f64,
-    /// The robust variant's rollout regularisation: `"1-A"` or a number; nothing: 1.1.
+    /// Of the robust variant: weight of the distance from the old policy, "1-A" or a number; left
+    /// out: 1.1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<Gamma>,
-    /// Whether the loss is divided by the mean distance of the x0 estimate from x0; nothing: yes, but for the variant
-    /// `paper`.
+    /// Divides the loss by the mean distance of the x0 estimate from x0; left out: unless the
+    /// variant is "paper".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adaptive_scale: Option<bool>,
 }

@@ -2,21 +2,22 @@
 
 use serde::{Deserialize, Serialize};
 
-/// AdamW and clipping (the defaults are DiffusionNFT's and FlowAWR's).
+/// `[optim]`: AdamW, in f32 (defaults of DiffusionNFT and FlowAWR).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimConfig {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the first and second moment.
+    /// Decay of the first and second moment, each in 0 to 1, without 1.
     pub betas: (f64, f64),
     /// Added to the root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest global norm of the gradient.
+    /// Largest global norm of the gradient; it is scaled down to this.
     pub clip: f64,
-    /// What happens when a reward, a sample, an advantage or a gradient is not finite.
+    /// A reward, sample, advantage or gradient that is not finite ends the run ("stop"), or is left
+    /// out and counted ("skip"); the weights are left alone either way.
     pub not_finite: NotFinite,
 }
 

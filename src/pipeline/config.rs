@@ -22,32 +22,37 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Which base model.
+    /// Base model: "glyphs", the embedded task's transformer in pixel space; "sd35-medium": Stable
+    /// Diffusion 3.5 Medium, or a smaller model of its architecture.
     pub kind: Kind,
-    /// Its files; nothing: the weights that are part of the program (glyphs only).
+    /// glyphs: weights (safetensors) instead of those that are part of the program. sd35: the
+    /// folder as diffusers writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35-medium).
+    /// sd35: another transformer than that folder's: a folder or file of diffusers, or the authors'
+    /// single file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transformer: Option<PathBuf>,
-    /// Side of a picture in pixels (sd35-medium; a glyphs picture has its own).
+    /// sd35: side of a picture, pixels.
     pub resolution: usize,
-    /// Tokens of a prompt that T5 reads (sd35-medium); CLIP reads 77.
+    /// sd35: tokens of a prompt that T5 reads (DiffusionNFT: 128; diffusers: 256); CLIP reads 77.
     pub t5_tokens: usize,
-    /// The folder of encoded prompts (sd35-medium), which runs may share.
+    /// sd35: folder of encoded prompts; runs and ranks share it.
     pub prompt_cache: PathBuf,
-    /// What it computes in.
+    /// What weights and activations are: "f32" or "bf16"; adapters, master weights and the
+    /// optimizer are f32 in either.
     pub dtype: Precision,
-    /// What pictures are decoded in (sd35-medium); nothing: as `dtype` on a GPU, f32 on a CPU.
+    /// sd35: what pictures are decoded in, "f32" or "bf16"; left out: as dtype on a GPU, f32 on a
+    /// CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae_dtype: Option<Precision>,
-    /// What is trained.
+    /// "full": every weight of the base model; "lora": adapters beside it.
     pub trainable: Trainable,
     /// The adapters, if they are what is trained.
     pub lora: LoraSection,
 }
 
-/// `[model.lora]`.
+/// `[model.lora]`: counts if `trainable = "lora"` (arXiv 2106.09685).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraSection {
@@ -55,10 +60,13 @@ pub struct LoraSection {
     pub rank: usize,
     /// Scale: the update is multiplied by alpha / rank.
     pub alpha: f64,
-    /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the model's usual ones.
+    /// Layers that get an adapter, by the end of their name; left out: glyphs: attn.to_q, to_k,
+    /// to_v, to_out.0, ff.net.0.proj, ff.net.2; sd35: DiffusionNFT's, all of attn.*, none of
+    /// attn2.*.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
-    /// A LoRA to start from, as PEFT or diffusers write it; nothing: random ones (sd35-medium).
+    /// sd35: a LoRA to start from, of PEFT, diffusers or kohya, or with ComfyUI's names; left out:
+    /// random A, zero B.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }

@@ -30,6 +30,11 @@ pub trait RewardSpec {
         Ok(())
     }
 
+    /// The keys that name files to be read: in a configuration file, from that file's folder.
+    fn files(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Whether it applies to a prompt, as far as that can be said before there is a picture; needs none of its files.
     fn fit(&self, _prompt: &Prompt) -> Fit {
         Fit::Yes
@@ -40,8 +45,10 @@ pub trait RewardSpec {
         name
     }
 
-    /// Forgets where a server is and how it is asked: the same reward somewhere else gives the same scores.
-    fn forget_server(&mut self) {}
+    /// The keys that change no score: where a server is and how it is asked.
+    fn not_deciding(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// The reward, of a configuration that is checked.
     ///
@@ -56,23 +63,23 @@ variants! {
     /// A reward with its own keys.
     variants RewardSettings of dyn RewardSpec;
     remedy |_owner: &str| "remove it here".to_owned();
-    /// Does the picture read as the text in the prompt's double quotes? [`Ocr`](super::Ocr), 0 to 1.
+    /// Is the text in the prompt's double quotes read? 0 to 1.
     "ocr" => Ocr(OcrConfig),
-    /// Has the picture the glyph prompt's ink and ground? [`ColourMatch`](super::ColourMatch), 0, 0.5 or 1.
+    /// Are ink and ground of a glyph prompt right? 0, 0.5 or 1.
     "colour" => Colour(ColourConfig),
-    /// Minus the size of the picture as a JPEG file in kB: [`Jpeg`](super::Jpeg).
+    /// Minus the kB of the picture as a JPEG file (DDPO).
     "jpeg-compressibility" => JpegCompressibility(CompressibilityConfig),
-    /// The size of the picture as a JPEG file in kB: [`Jpeg`](super::Jpeg).
+    /// The kB of the picture as a JPEG file (DDPO).
     "jpeg-incompressibility" => JpegIncompressibility(IncompressibilityConfig),
-    /// [`Alignment::ClipScore`](super::Alignment::ClipScore).
+    /// How well picture and prompt agree, by a model of the CLIP family.
     "clip-score" => ClipScore(ClipScoreConfig),
-    /// [`Alignment::PickScore`](super::Alignment::PickScore).
+    /// PickScore / 26.
     "pick-score" => PickScore(PickScoreConfig),
-    /// [`Alignment::Hps`](super::Alignment::Hps).
+    /// HPS v2.1.
     "hps" => Hps(HpsConfig),
-    /// [`Aesthetic`](super::Aesthetic).
+    /// LAION's aesthetic predictor, roughly 1 to 10.
     "aesthetic" => Aesthetic(AestheticConfig),
-    /// What a server says: [`Remote`](super::Remote).
+    /// What a server says.
     "remote" => Remote(RemoteConfig),
 }
 

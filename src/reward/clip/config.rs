@@ -10,9 +10,10 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClipFiles {
-    /// The model's folder or file.
+    /// Folder of transformers' (openai/clip-vit-large-patch14, yuvalkirstain/PickScore_v1), or
+    /// open_clip's weights (HPS_v2.1_compressed.pt, or safetensors).
     pub path: PathBuf,
-    /// A folder with CLIP's tokenizer, if the model's has none.
+    /// A folder with CLIP's tokenizer, where the model's has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
 }
@@ -49,6 +50,10 @@ macro_rules! aligned {
                 self.0.check_files()
             }
 
+            fn files(&self) -> &'static [&'static str] {
+                &["path", "tokenizer"]
+            }
+
             fn build(&self, loader: &Loader) -> crate::Result<Box<dyn Reward>> {
                 Ok(Box::new(ClipReward { alignment: Alignment::$alignment, backbone: loader.backbone(&self.0)? }))
             }
@@ -69,12 +74,12 @@ aligned! {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AestheticConfig {
-    /// The model's folder or file.
+    /// As clip-score's.
     pub path: PathBuf,
-    /// A folder with CLIP's tokenizer, if the model's has none.
+    /// As clip-score's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
-    /// The predictor's file.
+    /// LAION's layers on CLIP ViT-L/14, sac+logos+ava1-l14-linearMSE.pth.
     pub predictor: PathBuf,
 }
 
@@ -96,6 +101,10 @@ impl RewardSpec for AestheticConfig {
     fn check_files(&self) -> Result<(), String> {
         self.clip().check_files()?;
         is_there("predictor", &self.predictor, "give sac+logos+ava1-l14-linearMSE.pth of LAION")
+    }
+
+    fn files(&self) -> &'static [&'static str] {
+        &["path", "tokenizer", "predictor"]
     }
 
     fn build(&self, loader: &Loader) -> crate::Result<Box<dyn Reward>> {

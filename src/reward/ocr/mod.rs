@@ -50,7 +50,7 @@ const LEAST_CONFIDENCE: f32 = 0.5;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OcrConfig {
-    /// The model that finds text in large pictures; nothing: the whole picture is one line.
+    /// Finds text in large pictures (launch/fetch-ocr.sh); left out: the whole picture is one line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detector: Option<PathBuf>,
 }
@@ -59,6 +59,10 @@ impl RewardSpec for OcrConfig {
     fn check_files(&self) -> std::result::Result<(), String> {
         let there = |detector| is_there("detector", detector, "launch/fetch-ocr.sh fetches it");
         self.detector.as_deref().map_or(Ok(()), there)
+    }
+
+    fn files(&self) -> &'static [&'static str] {
+        &["detector"]
     }
 
     fn fit(&self, prompt: &Prompt) -> Fit {

@@ -11,24 +11,24 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RemoteConfig {
-    /// Where the server listens, such as `http://node7:8000`.
+    /// The server, such as `http://node7:8000`.
     pub url: String,
-    /// The server's name for the reward; also its name in the metrics.
+    /// Its name for the reward ("name/part" for a part of UniRL's); also that in the metrics.
     pub reward: String,
-    /// The server's language.
+    /// "flowrl" (flowrl-dist serve-reward), "flow-factory" (/compute), "unirl" (/score).
     pub format: WireFormat,
     /// Seconds that a request may take.
     pub timeout_s: u64,
-    /// Attempts after the first one.
+    /// Attempts after the first; pauses of 0.5 s to 8 s between them.
     pub retries: u32,
     /// Images of a request.
     pub batch: usize,
     /// Requests of a rank at a time.
     pub connections: usize,
-    /// The environment variable that holds the server's token; nothing: no token.
+    /// The environment variable with the server's token; left out: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_env: Option<String>,
-    /// What becomes of the run when a score cannot be had.
+    /// "stop": a checkpoint, then the end; "drop": groups without all scores are left out.
     pub on_failure: OnFailure,
 }
 
@@ -95,9 +95,8 @@ impl RewardSpec for RemoteConfig {
         if self.reward.is_empty() { name } else { &self.reward }
     }
 
-    fn forget_server(&mut self) {
-        let Self { reward, format, on_failure, .. } = std::mem::take(self);
-        *self = Self { reward, format, on_failure, ..Self::default() };
+    fn not_deciding(&self) -> &'static [&'static str] {
+        &["url", "timeout_s", "retries", "batch", "connections", "token_env"]
     }
 
     fn build(&self, _loader: &Loader) -> crate::Result<Box<dyn Reward>> {

@@ -112,6 +112,13 @@ fn another_model_is_refused_and_another_config_only_warned_about() {
     let changes = ["optim.lr 0.1 -> 0.2", "batch.prompts 1 -> 2"].map(String::from);
     let warnings = reader.check_identity(&other, &changes).unwrap();
     assert!(warnings[0].ends_with("changed since: optim.lr 0.1 -> 0.2, batch.prompts 1 -> 2"), "{warnings:?}");
+
+    // A digest of another form says nothing; what has changed key by key does.
+    let mut other = ours.clone();
+    other.config_digest = format!("{}:effective", digest::of(b"config"));
+    assert!(reader.check_identity(&other, &[]).unwrap().is_empty());
+    let warnings = reader.check_identity(&other, &changes).unwrap();
+    assert!(warnings[0].ends_with("changed since: optim.lr 0.1 -> 0.2, batch.prompts 1 -> 2"), "{warnings:?}");
 }
 
 #[test]
