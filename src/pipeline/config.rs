@@ -1,22 +1,12 @@
 //! `[model]`: which base model, where its files are, and what of it is trained.
 
-use super::{glyphs, sd35};
+use super::{BaseFiles, BaseModel, Kind};
 use crate::error::{Error, Result};
-use crate::model::{Model, mmdit};
-use crate::params::{self, LoraConfig, Precision, Trainable};
+use crate::model::Model;
+use crate::params::{LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-
-/// A base model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    /// The embedded task's model, in pixel space.
-    #[serde(rename = "glyphs")]
-    Glyphs,
-    /// Stable Diffusion 3.5 Medium, or a smaller model of its architecture.
-    #[serde(rename = "sd35-medium")]
-    Sd35Medium,
-}
+use toml::{Table, Value};
 
 /// `[model]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,18 +17,18 @@ pub struct ModelConfig {
     /// Its files; nothing: the weights that are part of the program (glyphs only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35-medium).
+    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transformer: Option<PathBuf>,
-    /// Side of a picture in pixels (sd35-medium; a glyphs picture has its own).
+    /// Side of a picture in pixels (sd35; a glyphs picture has its own).
     pub resolution: usize,
-    /// Tokens of a prompt that T5 reads (sd35-medium); CLIP reads 77.
+    /// Tokens of a prompt that T5 reads (sd35); CLIP reads 77.
     pub t5_tokens: usize,
-    /// The folder of encoded prompts (sd35-medium), which runs may share.
+    /// The folder of encoded prompts (sd35), which runs may share.
     pub prompt_cache: PathBuf,
     /// What it computes in.
     pub dtype: Precision,
-    /// What pictures are decoded in (sd35-medium); nothing: as `dtype` on a GPU, f32 on a CPU.
+    /// What pictures are decoded in (sd35); nothing: as `dtype` on a GPU, f32 on a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae_dtype: Option<Precision>,
     /// What is trained.
@@ -58,7 +48,7 @@ pub struct LoraSection {
     /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the model's usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
-    /// A LoRA to start from, as PEFT or diffusers write it; nothing: random ones (sd35-medium).
+    /// A LoRA to start from, as PEFT or diffusers write it; nothing: random ones (sd35).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
 }
@@ -72,7 +62,7 @@ impl Default for LoraSection {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
-            kind: Kind::Glyphs,
+            kind: Kind::default(),
             path: None,
             transformer: None,
             resolution: 512,
@@ -82,16 +72,6 @@ impl Default for ModelConfig {
             vae_dtype: None,
             trainable: Trainable::Full,
             lora: LoraSection::default(),
-        }
-    }
-}
-
-impl Kind {
-    /// The linear layers that can have an adapter, and have one where the configuration names none.
-    pub fn lora_targets(self) -> &'static [&'static str] {
-        match self {
-            Kind::Glyphs => &params::LORA_TARGETS,
-            Kind::Sd35Medium => &mmdit::LORA_TARGETS,
         }
     }
 }
@@ -110,49 +90,76 @@ impl ModelConfig {
         self.transformer.as_deref().or(self.path.as_deref())
     }
 
-    /// Refuses files that are not there or not whole, before any time is spent.
+    /// Refuses values that cannot be meant: those of its base model's keys, and any of a key without a default that only
+    /// other ones have.
     ///
     /// # Errors
-    /// [`crate::Error::File`]: everything that is absent or cannot be read.
+    /// One line: key, value, remedy.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let [given, usual] = [self, &Self::default()].map(Table::try_from);
+        let (given, usual) = (given.map_err(|e| e.to_string())?, usual.map_err(|e| e.to_string())?);
+        for key in Kind::all().flat_map(|kind| kind.keys()).filter(|key| !self.kind.keys().contains(key)) {
+            if let (Some(value), None) = (lookup(&given, key), lookup(&usual, key)) {
+                let owners = Kind::all().filter(|kind| kind.keys().contains(key));
+                let owners: Vec<_> = owners.map(|kind| kind.name()).collect();
+                return Err(format!(
+                    "model.{key} = {value}: belongs to {}; remove it or set model.kind = {:?}",
+                    owners.join(", "),
+                    owners[0]
+                ));
+            }
+        }
+        self.kind.check(self)
+    }
+
+    /// The base model, whose own the files are if they can be read.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: they are those of another one.
+    pub(super) fn base(&self) -> Result<&dyn BaseModel> {
+        let Some(path) = self.transformer() else { return Ok(&*self.kind) };
+        match Kind::of_files(path).filter(|kind| *kind != self.kind) {
+            None => Ok(&*self.kind),
+            Some(other) => Err(Error::Usage(format!(
+                "model.kind = {:?}: the weights in {} are of {other:?}; set model.kind = {:?}, or name other files",
+                self.kind.name(),
+                path.display(),
+                other.name()
+            ))),
+        }
+    }
+
+    /// [`BaseModel::check_files`].
     pub fn check_files(&self) -> Result<()> {
-        match self.kind {
-            Kind::Glyphs => glyphs::check(self),
-            Kind::Sd35Medium => sd35::check(self),
-        }
+        self.base()?.check_files(self)
     }
 
-    /// The velocity model, without weights.
-    ///
-    /// # Errors
-    /// [`crate::Error::Usage`] if the pictures do not fit the model, or what is wrong with the files that give its sizes.
+    /// [`BaseModel::build`].
     pub fn build(&self) -> Result<Model> {
-        let adapters = self.adapters();
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::model(adapters.as_ref())),
-            Kind::Sd35Medium => sd35::model(self, adapters.as_ref()),
-        }
+        self.base()?.build(self)
     }
 
-    /// Floating-point operations of the velocity model's forward pass for one sample.
-    ///
-    /// # Errors
-    /// What is wrong with the files that give the model's sizes.
+    /// [`BaseModel::flops`].
     pub fn flops(&self) -> Result<f64> {
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::sizes().flops()),
-            Kind::Sd35Medium => sd35::flops(self),
-        }
+        self.base()?.flops(self)
     }
 
-    /// Tokens of a picture, each of which goes through most of the linear layers.
-    ///
-    /// # Errors
-    /// What is wrong with the files that give the model's sizes.
+    /// [`BaseModel::image_tokens`].
     pub fn tokens(&self) -> Result<usize> {
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::sizes().image_tokens()),
-            Kind::Sd35Medium => sd35::tokens(self),
-        }
+        self.base()?.image_tokens(self)
+    }
+
+    /// [`BaseModel::open`].
+    pub fn open(&self) -> Result<BaseFiles> {
+        self.base()?.open(self)
+    }
+}
+
+/// The value of a key, which may lie in a section.
+fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    match key.split_once('.') {
+        Some((section, key)) => table.get(section)?.get(key),
+        None => table.get(key),
     }
 }
 

@@ -4,7 +4,7 @@ use super::folder::open_part;
 use super::{Format, Weights};
 use crate::error::{Error, Result};
 use crate::model::mmdit::{self, Config};
-use crate::model::{BaseModel, Model};
+use crate::model::{Model, StartingParams};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
 use candle_core::{DType, Device};
 use std::path::Path;
@@ -23,7 +23,7 @@ pub struct Loaded {
     /// Its stages.
     pub model: Model,
     /// The base weights, and fresh adapters if adapters are wanted.
-    pub base: BaseModel,
+    pub base: StartingParams,
     /// [`Weights::digest`] of the base weights.
     pub digest: String,
 }
@@ -82,7 +82,7 @@ impl Transformer {
         device: &Device,
     ) -> Result<Loaded> {
         let model = mmdit::model(&self.config, latent, lora)?;
-        let base = BaseModel::new(&model, self.weights.clone(), dtype, seed, device);
+        let base = StartingParams::new(&model, self.weights.clone(), dtype, seed, device);
         Ok(Loaded { model, base, digest: self.weights.digest() })
     }
 

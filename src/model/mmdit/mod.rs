@@ -10,8 +10,10 @@ mod attention;
 mod block;
 mod config;
 mod embed;
+mod releases;
 
 pub use config::Config;
+pub use releases::{MEDIUM, RELEASES, Release};
 
 use super::{Linear, Model, Stage};
 use crate::error::{Error, Result};

@@ -1,0 +1,33 @@
+//! The published models of this architecture.
+
+use super::Config;
+
+/// A published model. Others of its layout count as small ones of it.
+#[derive(Debug)]
+pub struct Release {
+    /// What configurations call it.
+    pub kind: &'static str,
+    /// What its authors call it.
+    pub name: &'static str,
+    /// Its sizes.
+    pub sizes: fn() -> Config,
+}
+
+/// Stable Diffusion 3.5 Medium: 2,243,171,520 parameters.
+pub static MEDIUM: Release =
+    Release { kind: "sd35-medium", name: "Stable Diffusion 3.5 Medium", sizes: Config::sd35_medium };
+
+/// All of them.
+pub static RELEASES: [&Release; 1] = [&MEDIUM];
+
+impl Config {
+    /// The published model of this layout, if it is that of any.
+    pub fn release(&self) -> Option<&'static Release> {
+        RELEASES.into_iter().find(|release| (release.sizes)().layout() == self.layout())
+    }
+
+    /// What makes a model another one than its sizes: whether blocks have a second attention.
+    fn layout(&self) -> bool {
+        !self.dual_attention_layers.is_empty()
+    }
+}
