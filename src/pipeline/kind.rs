@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 /// Every base model, the one that a configuration means if it names none first. Another one is added here.
-static MODELS: [&dyn BaseModel; 2] = [&Glyphs, &Sd35(&mmdit::MEDIUM)];
+static MODELS: [&dyn BaseModel; 3] = [&Glyphs, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE)];
 
 /// `model.kind`: one of the base models.
 #[derive(Clone, Copy)]

@@ -36,7 +36,7 @@ impl Format {
         let first = weights.names().next().unwrap_or("no tensor").to_owned();
         Err(weights.error(format!(
             "is of no layout that is known here (it begins with {first}); give a diffusers folder of Stable Diffusion \
-             3.5 Medium, its sd3.5_medium.safetensors, or a LoRA"
+             3.5, its authors' single file, such as sd3.5_medium.safetensors, or a LoRA"
         )))
     }
 }

@@ -40,7 +40,7 @@ impl Transformer {
     /// authors' single file.
     ///
     /// # Errors
-    /// Nothing of this kind is there; a shard is missing; the model is another one than Stable Diffusion 3.5 Medium,
+    /// Nothing of this kind is there; a shard is missing; the model is another one than Stable Diffusion 3.5,
     /// in which case everything that differs is listed.
     pub fn open(path: &Path) -> Result<Self> {
         let format = Format::of(path)?;
@@ -50,8 +50,8 @@ impl Transformer {
             Format::SingleFile => None,
             other => {
                 let message = format!(
-                    "is a {}, not a transformer; give the diffusers folder of Stable Diffusion 3.5 Medium or its \
-                     sd3.5_medium.safetensors",
+                    "is a {}, not a transformer; give the diffusers folder of Stable Diffusion 3.5 or its \
+                     authors' single file, such as sd3.5_medium.safetensors",
                     other.describe()
                 );
                 return Err(Error::File { path: path.to_path_buf(), message });
@@ -95,15 +95,15 @@ impl Transformer {
 }
 
 /// The sizes of a transformer from the shapes of its tensors. Of the unit of position, which no shape tells, it takes
-/// that of Stable Diffusion 3.5 Medium; the file holds the table of positions itself.
+/// that of the published models; the file holds the table of positions itself.
 fn infer(weights: &Weights) -> Result<Config> {
     let shape = |name: &str| match weights.shape(name) {
         Some(shape) => Ok(shape),
-        None => Err(weights.error(format!("lacks {name}; give the files of Stable Diffusion 3.5 Medium"))),
+        None => Err(weights.error(format!("lacks {name}; give the files of Stable Diffusion 3.5"))),
     };
     let dim = |name: &str, axis: usize| -> Result<usize> {
         let shape = shape(name)?;
-        let problem = || weights.error(format!("{name} is {shape:?}; give the files of Stable Diffusion 3.5 Medium"));
+        let problem = || weights.error(format!("{name} is {shape:?}; give the files of Stable Diffusion 3.5"));
         shape.get(axis).copied().filter(|&d| d > 0).ok_or_else(problem)
     };
     let patch = "pos_embed.proj.weight";

@@ -53,6 +53,18 @@ impl Config {
         }
     }
 
+    /// Stable Diffusion 3.5 Large: 8,056,627,520 parameters; no block has a second attention.
+    pub fn sd35_large() -> Self {
+        Self {
+            num_layers: 38,
+            num_attention_heads: 38,
+            caption_projection_dim: 2432,
+            pos_embed_max_size: 192,
+            dual_attention_layers: Vec::new(),
+            ..Self::sd35_medium()
+        }
+    }
+
     /// The config.json of a diffusers transformer.
     ///
     /// # Errors
@@ -71,7 +83,7 @@ impl Config {
         let expect = |key: &str, wanted: &[Value]| match json.get(key).unwrap_or(&Value::Null) {
             value if wanted.contains(value) => Ok(()),
             value => Err(format!(
-                "has {key} = {value}, not {}; give the transformer/config.json of Stable Diffusion 3.5 Medium",
+                "has {key} = {value}, not {}; give the transformer/config.json of Stable Diffusion 3.5",
                 wanted[0]
             )),
         };
@@ -175,10 +187,12 @@ mod tests {
         refused("num_layers", u64::MAX.into());
     }
 
-    /// torch's own counter on diffusers' model: 2224 GFLOP for Stable Diffusion 3.5 Medium at 512 px with 205 text tokens.
+    /// torch's own counter on diffusers' models at 512 px with 205 text tokens, in GFLOP.
     #[test]
     fn flops_are_those_that_torch_counts() {
-        let flops = Config::sd35_medium().flops((64, 64), 205) / 1e9;
-        assert!((flops / 2224.0 - 1.0).abs() < 0.01, "{flops} GFLOP");
+        for (config, counted) in [(Config::sd35_medium(), 2224.0), (Config::sd35_large(), 7176.05)] {
+            let flops = config.flops((64, 64), 205) / 1e9;
+            assert!((flops / counted - 1.0).abs() < 0.01, "{flops} GFLOP");
+        }
     }
 }

@@ -17,8 +17,12 @@ pub struct Release {
 pub static MEDIUM: Release =
     Release { kind: "sd35-medium", name: "Stable Diffusion 3.5 Medium", sizes: Config::sd35_medium };
 
+/// Stable Diffusion 3.5 Large.
+pub static LARGE: Release =
+    Release { kind: "sd35-large", name: "Stable Diffusion 3.5 Large", sizes: Config::sd35_large };
+
 /// All of them.
-pub static RELEASES: [&Release; 1] = [&MEDIUM];
+pub static RELEASES: [&Release; 2] = [&MEDIUM, &LARGE];
 
 impl Config {
     /// The published model of this layout, if it is that of any.
