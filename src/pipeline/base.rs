@@ -1,4 +1,5 @@
-//! What differs from one base model to another. Whoever needs to know asks here and matches on no name.
+//! What differs from one base model to another. Whoever needs to know asks here and matches on no
+//! name.
 
 use super::{ModelConfig, Pipeline};
 use crate::comm::Communicator;
@@ -10,13 +11,14 @@ use crate::reward::RewardKind;
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 
-/// A base model: what its configuration means, and what a pipeline of it is made of. A further one implements this in a
-/// file of its own and has its line in [`super::kind`].
+/// A base model: what its configuration means, and what a pipeline of it is made of. A further one
+/// implements this in a file of its own and has its line in [`super::kind`].
 pub trait BaseModel: Sync {
     /// `model.kind`.
     fn name(&self) -> &'static str;
 
-    /// The keys of `[model]` that it reads beside those that every model has; `lora.path` is that of `[model.lora]`.
+    /// The keys of `[model]` that it reads beside those that every model has; `lora.path` is that
+    /// of `[model.lora]`.
     fn keys(&self) -> &'static [&'static str] {
         &[]
     }
@@ -62,7 +64,8 @@ pub trait BaseModel: Sync {
     /// The velocity model, without weights.
     ///
     /// # Errors
-    /// [`crate::Error::Usage`] if the pictures do not fit the model, or what is wrong with the files that give its sizes.
+    /// [`crate::Error::Usage`] if the pictures do not fit the model, or what is wrong with the
+    /// files that give its sizes.
     fn build(&self, config: &ModelConfig) -> Result<Model>;
 
     /// Floating-point operations of the velocity model's forward pass for one sample.
@@ -126,7 +129,8 @@ pub trait Codec: Send + Sync {
     /// A prompt cannot be read, or was not prepared.
     fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>>;
 
-    /// What guidance leads away from: each prompt's negative one, or what the model usually does; as [`Codec::encode`].
+    /// What guidance leads away from: each prompt's negative one, or what the model usually does;
+    /// as [`Codec::encode`].
     ///
     /// # Errors
     /// As [`Codec::encode`].

@@ -17,7 +17,8 @@ pub struct ModelConfig {
     /// Its files; nothing: the weights that are part of the program (glyphs only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Another transformer than the one in `path`: its folder or file, or the authors' single file (sd35).
+    /// Another transformer than the one in `path`: its folder or file, or the authors' single file
+    /// (sd35).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transformer: Option<PathBuf>,
     /// Side of a picture in pixels (sd35; a glyphs picture has its own).
@@ -45,7 +46,8 @@ pub struct LoraSection {
     pub rank: usize,
     /// Scale: the update is multiplied by alpha / rank.
     pub alpha: f64,
-    /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the model's usual ones.
+    /// The linear layers that get an adapter, by the end of their name (`attn.to_q`); nothing: the
+    /// model's usual ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
     /// A LoRA to start from, as PEFT or diffusers write it; nothing: random ones (sd35).
@@ -90,8 +92,8 @@ impl ModelConfig {
         self.transformer.as_deref().or(self.path.as_deref())
     }
 
-    /// Refuses values that cannot be meant: those of its base model's keys, and any of a key without a default that only
-    /// other ones have.
+    /// Refuses values that cannot be meant: those of its base model's keys, and any of a key
+    /// without a default that only other ones have.
     ///
     /// # Errors
     /// One line: key, value, remedy.

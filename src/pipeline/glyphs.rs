@@ -11,7 +11,8 @@ use crate::reward::RewardKind;
 use candle_core::{Device, Tensor};
 use std::path::Path;
 
-/// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were made.
+/// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were
+/// made.
 static BASE: &[u8] = include_bytes!("../../assets/glyphs/base.safetensors");
 
 /// Padding, ten digits and 26 letters.

@@ -11,7 +11,8 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::LazyLock;
 
-/// Every base model, the one that a configuration means if it names none first. Another one is added here.
+/// Every base model, the one that a configuration means if it names none first. Another one is
+/// added here.
 static MODELS: [&dyn BaseModel; 3] = [&Glyphs, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE)];
 
 /// `model.kind`: one of the base models.

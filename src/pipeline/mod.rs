@@ -1,4 +1,5 @@
-//! What lies between a prompt and a picture: conditioning, velocity model, decoder; and the base model's weights.
+//! What lies between a prompt and a picture: conditioning, velocity model, decoder; and the base
+//! model's weights.
 
 mod base;
 mod config;
@@ -52,12 +53,14 @@ impl Pipeline {
         ParamSet::read(&self.model.specs(), &*self.base)
     }
 
-    /// Hands over the base weights and adapters; the pipeline keeps none. Their files are closed when the value is dropped.
+    /// Hands over the base weights and adapters; the pipeline keeps none. Their files are closed
+    /// when the value is dropped.
     pub fn take_base(&mut self) -> Box<dyn Values> {
         std::mem::replace(&mut self.base, Box::new(ParamSet::default()))
     }
 
-    /// Prepares texts for [`Pipeline::encode`] and [`Pipeline::negative`]. Every rank calls it once, with all of the run.
+    /// Prepares texts for [`Pipeline::encode`] and [`Pipeline::negative`]. Every rank calls it
+    /// once, with all of the run.
     pub fn prepare(config: &ModelConfig, texts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
         config.kind.prepare(config, texts, device, comm)
     }

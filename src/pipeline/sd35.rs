@@ -86,8 +86,8 @@ impl BaseModel for Sd35 {
         Some(&config.prompt_cache)
     }
 
-    /// Sees to it that the cache holds the encodings of `texts` and of what guidance leads away from; every rank does its
-    /// share, and all return when all is there.
+    /// Sees to it that the cache holds the encodings of `texts` and of what guidance leads away
+    /// from; every rank does its share, and all return when all is there.
     fn prepare(&self, config: &ModelConfig, texts: &[&str], on: &Device, comm: &dyn Communicator) -> Result<()> {
         let all: Vec<&str> = texts.iter().copied().chain([NEGATIVE]).collect();
         let Filled { found, encoded } = cache(config, folder(self.0, config)?)?.fill(&all, comm, on)?;
@@ -232,7 +232,8 @@ struct LatentCodec {
 }
 
 impl Codec for LatentCodec {
-    /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts in the cache.
+    /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts
+    /// in the cache.
     fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         self.of(&texts)
@@ -264,7 +265,8 @@ impl LatentCodec {
 mod tests {
     use super::*;
 
-    /// The position table has 384 patches, each of 2 x 2 pixels of a latent, and those 8 x 8 of a picture.
+    /// The position table has 384 patches, each of 2 x 2 pixels of a latent, and those 8 x 8 of a
+    /// picture.
     #[test]
     fn a_resolution_that_does_not_fit_is_told_in_pixels() {
         let side = |resolution| {
