@@ -13,7 +13,7 @@ use std::sync::LazyLock;
 
 /// Every base model, the one that a configuration means if it names none first. Another one is
 /// added here.
-static MODELS: [&dyn BaseModel; 3] = [&Glyphs, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE)];
+static MODELS: [&dyn BaseModel; 4] = [&Glyphs, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE), &Sd35(&mmdit::SD3_MEDIUM)];
 
 /// `model.kind`: one of the base models.
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! Stable Diffusion 3.5: prompts through three text encoders, pictures through the decoder.
+//! Stable Diffusion 3.5, and 3: prompts through three text encoders, pictures through the decoder.
 
 use super::prompt_cache::{Filled, PromptCache};
 use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there};

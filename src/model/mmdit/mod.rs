@@ -1,4 +1,4 @@
-//! The transformer of Stable Diffusion 3.5, MMDiT (Large) and MMDiT-X (Medium; Esser et al., arXiv 2403.03206; diffusers
+//! The transformer of Stable Diffusion 3 and 3.5, MMDiT (3 and 3.5 Large) and MMDiT-X (Medium; Esser et al., arXiv 2403.03206; diffusers
 //! `SD3Transformer2DModel`, models/transformers/transformer_sd3.py of v0.33.1), as stages.
 //!
 //! Two streams of tokens, the latent's patches and the text, each with weights of its own, meet in the attention of every
@@ -12,8 +12,8 @@ mod config;
 mod embed;
 mod releases;
 
-pub use config::Config;
-pub use releases::{LARGE, MEDIUM, RELEASES, Release};
+pub use config::{Config, QkNorm};
+pub use releases::{LARGE, MEDIUM, RELEASES, Release, SD3_MEDIUM};
 
 use super::{Linear, Model, Stage};
 use crate::error::{Error, Result};

@@ -10,6 +10,15 @@ fn lora() -> LoraConfig {
     LoraConfig { targets: LORA_TARGETS.map(String::from).to_vec(), ..LoraConfig::default() }
 }
 
+#[test]
+fn the_first_medium_model_has_its_parameters_and_adapters() -> Result<()> {
+    let model = model(&Config::sd3_medium(), (64, 64), Some(&lora()))?;
+    let specs = model.specs();
+    assert_eq!(Layout::new(&specs, Trainable::Full).total, 2_028_328_000);
+    assert_eq!(Layout::new(&specs, Trainable::Lora).entries.len(), 2 * 191);
+    Ok(())
+}
+
 /// transformer/config.json of stabilityai/stable-diffusion-3.5-large.
 const LARGE_JSON: &str = r#"{"_class_name": "SD3Transformer2DModel", "attention_head_dim": 64,
     "caption_projection_dim": 2432, "in_channels": 16, "joint_attention_dim": 4096, "num_attention_heads": 38,
@@ -66,11 +75,11 @@ fn a_model_is_told_by_its_layout() {
 fn a_diffusers_config_is_read() {
     assert_eq!(Config::parse(MEDIUM_JSON), Ok(Config::sd35_medium()));
     assert_eq!(Config::parse(LARGE_JSON), Ok(Config::sd35_large()));
-    for config in [Config::sd35_medium(), Config::sd35_large()] {
+    for config in [Config::sd35_medium(), Config::sd35_large(), Config::sd3_medium()] {
         assert_eq!(Config::parse(&config.to_json().to_string()), Ok(config));
     }
     let error = |from: &str, to: &str| Config::parse(&MEDIUM_JSON.replace(from, to)).expect_err("a wrong config");
-    assert!(error("\"rms_norm\"", "null").starts_with("has qk_norm = null, not \"rms_norm\""));
+    assert!(error("\"rms_norm\"", "\"layer_norm\"").starts_with("has qk_norm = \"layer_norm\", not \"rms_norm\""));
     assert!(error("SD3Tr", "FluxTr").contains("_class_name"));
     assert!(error("\"num_layers\": 24,", "").contains("num_layers"));
     assert!(error("\"caption_projection_dim\": 1536", "\"caption_projection_dim\": 1152").contains("not 1536"));

@@ -12,8 +12,8 @@ use flowrl_dist::Result;
 use flowrl_dist::model::mmdit::{self, Config};
 use flowrl_dist::params::{ParamSet, Role};
 
-/// Of the layouts of Medium, twice, and of Large.
-const CASES: [&str; 3] = ["sd3_micro", "sd3_tiny", "sd3_large_micro"];
+/// Of the layouts of Stable Diffusion 3.5 Medium, twice, 3.5 Large and 3 Medium.
+const CASES: [&str; 4] = ["sd3_micro", "sd3_tiny", "sd3_large_micro", "sd3_medium_micro"];
 
 #[test]
 fn parity_of_hashed_weights() -> Result<()> {
@@ -36,7 +36,7 @@ fn parity_of_hashed_weights() -> Result<()> {
 
 #[test]
 fn parity_of_the_table_of_positions_with_diffusers() -> Result<()> {
-    for name in ["sd3_micro", "sd3_large_micro"] {
+    for name in ["sd3_micro", "sd3_large_micro", "sd3_medium_micro"] {
         let config = Config::read(&fixture(&format!("{name}/config.json")))?;
         let model = mmdit::model(&config, (8, 8), None)?;
         let spec = model.stages[0].specs().iter().find(|s| s.role == Role::Buffer).expect("the table");
