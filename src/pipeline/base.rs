@@ -4,7 +4,7 @@
 use super::{ModelConfig, Pipeline};
 use crate::comm::Communicator;
 use crate::data::Prompt;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::files::Weights;
 use crate::model::{Model, mmdit};
 use crate::reward::RewardKind;
@@ -109,6 +109,15 @@ pub trait BaseModel: Sync {
     /// # Errors
     /// As [`BaseModel::open`].
     fn load(&self, config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline>;
+
+    /// The pipeline with random weights, to be pretrained.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for a model whose weights are only read.
+    fn random(&self, _seed: u64, _device: &Device) -> Result<Pipeline> {
+        let name = self.name();
+        Err(Error::Usage(format!("{name} is not pretrained here: its weights are read from files")))
+    }
 }
 
 /// A base model's weights, opened and not read, and its stages for their names and shapes.

@@ -4,9 +4,9 @@ use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there, pixels
 use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::Result;
-use crate::model::files::Format;
+use crate::model::files::{self, Format};
 use crate::model::{Model, glyphs};
-use crate::params::{self, LoraConfig, ParamSet};
+use crate::params::{self, LoraConfig};
 use crate::reward::RewardKind;
 use candle_core::{Device, Tensor};
 use std::path::Path;
@@ -34,7 +34,7 @@ impl BaseModel for Glyphs {
     }
 
     fn owns(&self, path: &Path) -> bool {
-        Format::of(path).is_ok_and(|format| format == Format::Glyphs)
+        Format::of(path).is_ok_and(|format| format == Format::Embedded(files::GLYPHS))
     }
 
     fn check_files(&self, config: &ModelConfig) -> Result<()> {
@@ -73,6 +73,10 @@ impl BaseModel for Glyphs {
     fn load(&self, config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
         Ok(pixels::pipeline(self.open(config)?, codec(device), config, seed, device))
     }
+
+    fn random(&self, seed: u64, device: &Device) -> Result<Pipeline> {
+        pixels::random(model(None), codec(device), seed, device)
+    }
 }
 
 /// Sizes of the velocity model.
@@ -83,16 +87,6 @@ fn sizes() -> glyphs::Config {
 /// The velocity model.
 fn model(lora: Option<&LoraConfig>) -> Model {
     glyphs::model(&sizes(), lora)
-}
-
-/// The embedded task's model with random weights, to be pretrained.
-///
-/// # Errors
-/// The device has no room for them.
-pub fn random(seed: u64, device: &Device) -> Result<Pipeline> {
-    let model = model(None);
-    let base = Box::new(ParamSet::init(&model.specs(), seed, device)?);
-    Ok(Pipeline { model, base, base_digest: String::new(), device: device.clone(), codec: codec(device) })
 }
 
 fn codec(device: &Device) -> Box<dyn Codec> {

@@ -13,7 +13,6 @@ mod sd35;
 pub use base::{BaseFiles, BaseModel, Codec};
 pub(crate) use config::is_there;
 pub use config::{LoraSection, ModelConfig};
-pub use glyphs::random;
 pub use kind::Kind;
 pub use pixels::encode_pictures;
 pub use prompt_cache::{Filled, PromptCache};
@@ -46,6 +45,14 @@ impl Pipeline {
     /// Files are absent, cannot be read, or are of another model.
     pub fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
         config.base()?.load(config, seed, device)
+    }
+
+    /// The model of this kind with random weights, to be pretrained.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for a model whose weights are only read.
+    pub fn random(kind: Kind, seed: u64, device: &Device) -> Result<Self> {
+        kind.random(seed, device)
     }
 
     /// The base weights and adapters, read whole.

@@ -4,7 +4,7 @@ use super::{BaseFiles, Codec, ModelConfig, Pipeline};
 use crate::error::Result;
 use crate::model::files::Weights;
 use crate::model::{Model, StartingParams};
-use crate::params::{Role, Spec};
+use crate::params::{ParamSet, Role, Spec};
 use candle_core::{Device, Tensor};
 use std::path::Path;
 
@@ -35,6 +35,12 @@ pub(super) fn pipeline(
     let base_digest = weights.digest();
     let base = Box::new(StartingParams::new(&model, weights, config.dtype.dtype(), seed, device));
     Pipeline { model, base, base_digest, device: device.clone(), codec }
+}
+
+/// The pipeline of a model with random weights.
+pub(super) fn random(model: Model, codec: Box<dyn Codec>, seed: u64, device: &Device) -> Result<Pipeline> {
+    let base = Box::new(ParamSet::init(&model.specs(), seed, device)?);
+    Ok(Pipeline { model, base, base_digest: String::new(), device: device.clone(), codec })
 }
 
 /// Samples x0, pixel values in [-1, 1], to pictures in [0, 1].

@@ -79,7 +79,7 @@ pub fn describe(path: &Path, values: bool) -> Result<Description> {
     let mut parts: Vec<_> = parts.iter().map(|p| part(&p.name, p.weights.as_ref(), problem(p))).collect();
     let (mut transformer, mut base_digest, mut adapter) = (None, None, None);
     match format {
-        Format::Glyphs => base_digest = Some(Weights::open(path)?.digest()),
+        Format::Embedded(_) => base_digest = Some(Weights::open(path)?.digest()),
         Format::Pipeline | Format::Transformer | Format::SingleFile => match Transformer::open(path) {
             Ok(found) => {
                 base_digest = Some(found.weights.digest());
