@@ -17,8 +17,7 @@ pub trait BaseModel: Sync {
     /// `model.kind`.
     fn name(&self) -> &'static str;
 
-    /// The keys of `[model]` that it reads beside those that every model has; `lora.path` is that
-    /// of `[model.lora]`.
+    /// The keys that it reads beside those of `[model]` that every model has, such as `model.resolution`.
     fn keys(&self) -> &'static [&'static str] {
         &[]
     }

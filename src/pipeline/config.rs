@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::params::{LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -92,6 +93,13 @@ impl ModelConfig {
         self.transformer.as_deref().or(self.path.as_deref())
     }
 
+    /// The keys that only other base models read, each once.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let own = self.kind.keys();
+        let others: BTreeSet<&str> = Kind::all().flat_map(|kind| kind.keys()).copied().collect();
+        others.into_iter().filter(|key| !own.contains(key)).collect()
+    }
+
     /// Refuses values that cannot be meant: those of its base model's keys, and any of a key
     /// without a default that only other ones have.
     ///
@@ -100,12 +108,12 @@ impl ModelConfig {
     pub fn check(&self) -> std::result::Result<(), String> {
         let [given, usual] = [self, &Self::default()].map(Table::try_from);
         let (given, usual) = (given.map_err(|e| e.to_string())?, usual.map_err(|e| e.to_string())?);
-        for key in Kind::all().flat_map(|kind| kind.keys()).filter(|key| !self.kind.keys().contains(key)) {
+        for key in self.without_effect() {
             if let (Some(value), None) = (lookup(&given, key), lookup(&usual, key)) {
-                let owners = Kind::all().filter(|kind| kind.keys().contains(key));
+                let owners = Kind::all().filter(|kind| kind.keys().contains(&key));
                 let owners: Vec<_> = owners.map(|kind| kind.name()).collect();
                 return Err(format!(
-                    "model.{key} = {value}: belongs to {}; remove it or set model.kind = {:?}",
+                    "{key} = {value}: belongs to {}; remove it or set model.kind = {:?}",
                     owners.join(", "),
                     owners[0]
                 ));
@@ -157,12 +165,11 @@ impl ModelConfig {
     }
 }
 
-/// The value of a key, which may lie in a section.
+/// The value of a key `model.KEY` or `model.SECTION.KEY` in the table of `[model]`.
 fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
-    match key.split_once('.') {
-        Some((section, key)) => table.get(section)?.get(key),
-        None => table.get(key),
-    }
+    let mut parts = key.split('.').skip(1);
+    let first = table.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.get(part))
 }
 
 /// Refuses the path that `key` names where there is nothing.

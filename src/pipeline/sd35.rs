@@ -29,7 +29,14 @@ impl BaseModel for Sd35 {
     }
 
     fn keys(&self) -> &'static [&'static str] {
-        &["transformer", "resolution", "t5_tokens", "prompt_cache", "vae_dtype", "lora.path"]
+        &[
+            "model.transformer",
+            "model.resolution",
+            "model.t5_tokens",
+            "model.prompt_cache",
+            "model.vae_dtype",
+            "model.lora.path",
+        ]
     }
 
     fn check(&self, config: &ModelConfig) -> std::result::Result<(), String> {
