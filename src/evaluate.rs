@@ -7,23 +7,18 @@ use crate::data::Prompt;
 use crate::error::Result;
 use crate::flow::SamplerConfig;
 use crate::observe::Metrics;
-use crate::pipeline::{Kind, Pipeline};
-use crate::reward::{Attempt, Overlap, Reward, RewardConfig, RewardKind, Rewards, Scoring};
+use crate::pipeline::Pipeline;
+use crate::reward::{Attempt, Overlap, Reward, RewardConfig, Rewards, Scoring};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling};
 use crate::shard::Weights;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
-/// What an evaluation reports: the rewards of the run, and for the embedded task OCR and colours even if they are not among
-/// them.
+/// What an evaluation reports: the rewards of the run, and those that its base model is always judged by.
 pub fn evaluated(config: &RunConfig) -> Vec<RewardConfig> {
     let mut all = config.reward.clone();
-    let checks: &[RewardKind] = match config.model.kind {
-        Kind::Glyphs => &[RewardKind::Ocr, RewardKind::Colour],
-        Kind::Sd35Medium => &[],
-    };
-    for &name in checks {
+    for &name in config.model.kind.eval_rewards() {
         if all.iter().all(|reward| reward.kind() != name) {
             all.push(RewardConfig::new(name));
         }
@@ -219,7 +214,7 @@ fn mean(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reward::build;
+    use crate::reward::{RewardKind, build};
 
     /// Two ranks with two images each, of which the server could not score some.
     #[test]

@@ -112,7 +112,7 @@ pub fn pretrain(config: &PretrainConfig, world: &World, rewards: &Rewards, progr
     let model = ModelConfig { trainable: Trainable::Full, path: config.init.clone(), ..ModelConfig::default() };
     let pipeline = match &config.init {
         Some(_) => Pipeline::load(&model, config.seed, &Device::Cpu)?,
-        None => pipeline::random(config.seed, &Device::Cpu)?,
+        None => Pipeline::random(model.kind, config.seed, &Device::Cpu)?,
     };
     let mut training = Regression::new(&pipeline, Sharding::Optimizer, &*world.device)?;
     let prompts = PromptSet::train(&config.data)?.prompts;

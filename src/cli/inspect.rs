@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  flowrl-dist inspect runs/glyphs/checkpoints/update_00000050\n  \
     flowrl-dist inspect models/stable-diffusion-3.5-medium\n  \
-    flowrl-dist inspect sd3.5_medium.safetensors --json")]
+    flowrl-dist inspect sd3.5_large.safetensors --json")]
 pub struct Arguments {
     /// A checkpoint's folder, or a run's, of which the newest is taken; or a model: a diffusers folder, a safetensors file, a
     /// LoRA of PEFT, diffusers, kohya or ComfyUI

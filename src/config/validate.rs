@@ -2,12 +2,11 @@
 
 use super::{RunConfig, Use};
 use crate::checks::{Check, LARGEST_COUNT, count, fraction, not_negative, positive, text, within};
-use crate::data::glyphs::GlyphPrompt;
 use crate::data::{PromptSet, Split};
 use crate::error::Error;
 use crate::flow::Solver;
 use crate::params::Trainable;
-use crate::pipeline::{Kind, ModelConfig};
+use crate::pipeline::ModelConfig;
 use crate::reward::{OcrConfig, RewardConfig, RewardSettings};
 use std::path::Path;
 use tracing_subscriber::EnvFilter;
@@ -216,40 +215,15 @@ fn optim(config: &RunConfig) -> Check {
 
 fn model(config: &RunConfig) -> Check {
     let m = &config.model;
-    for (key, value) in [("model.transformer", &m.transformer), ("model.lora.path", &m.lora.path)] {
-        if let (Kind::Glyphs, Some(value)) = (m.kind, value) {
-            return Err(format!(
-                "{key} = {value:?}: belongs to sd35-medium; remove it or set model.kind = \"sd35-medium\""
-            ));
-        }
-    }
-    if let (Kind::Glyphs, Some(dtype)) = (m.kind, m.vae_dtype) {
-        let dtype = text(dtype)?;
+    m.check()?;
+    let without_detector = RewardSettings::Ocr(OcrConfig { detector: None });
+    if !m.kind.draws_one_line()
+        && let Some(i) = config.reward.iter().position(|r| r.settings == without_detector)
+    {
         return Err(format!(
-            "model.vae_dtype = {dtype}: belongs to sd35-medium, glyphs have no decoder; remove it or set model.kind = \
-             \"sd35-medium\""
+            "reward[{i}].name = \"ocr\": reads a whole picture as one line; add detector, which launch/fetch-ocr.sh \
+             fetches"
         ));
-    }
-    match (m.kind, &m.path) {
-        // Whether it is there and whole is asked where it is needed: a plan needs no weights.
-        (Kind::Sd35Medium, path) => {
-            if path.is_none() {
-                return Err("model.kind = \"sd35-medium\": needs model.path; name the folder with the model".into());
-            }
-            within("model.t5_tokens", m.t5_tokens as u64, 1, 512)?;
-            if m.resolution == 0 || !m.resolution.is_multiple_of(16) {
-                return Err(format!("model.resolution = {}: use a multiple of 16, such as 512", m.resolution));
-            }
-            if let Some(i) =
-                config.reward.iter().position(|r| r.settings == RewardSettings::Ocr(OcrConfig { detector: None }))
-            {
-                return Err(format!(
-                    "reward[{i}].name = \"ocr\": reads a whole picture as one line; add detector, which launch/fetch-ocr.sh \
-                     fetches"
-                ));
-            }
-        }
-        (Kind::Glyphs, _) => {}
     }
     match m.trainable {
         Trainable::Lora => adapters(m),
@@ -300,10 +274,10 @@ fn prompts(config: &RunConfig, key: &str, source: &str, split: Split) -> Result<
     }
     let named = |e: Error| format!("{key} = {source:?}: {e}");
     let set = PromptSet::load(source, split, config.data.format).map_err(named)?;
-    if config.model.kind == Kind::Glyphs && !embedded {
-        let mut texts = set.prompts.iter().flat_map(|prompt| prompt.texts(true));
-        texts.try_for_each(|text| GlyphPrompt::parse(text).map(drop)).map_err(named)?;
-    }
+    // The prompts of an embedded set are of one task.
+    let looked_at = if embedded { &set.prompts[..1] } else { &set.prompts };
+    let mut texts = looked_at.iter().flat_map(|prompt| prompt.texts(true));
+    texts.try_for_each(|text| config.model.kind.check_prompt(text)).map_err(named)?;
     Ok(set.len())
 }
 

@@ -2,11 +2,11 @@
 
 use super::Options;
 use super::parts::Parts;
-use crate::error::{Error, Result};
-use crate::model::files::{Transformer, Weights};
+use crate::error::Result;
+use crate::model::files::Weights;
 use crate::model::{Model, mmdit};
 use crate::params::LoraConfig;
-use crate::pipeline::{self, Kind, ModelConfig};
+use crate::pipeline::{BaseFiles, ModelConfig};
 use std::path::Path;
 
 /// A base model with its weights, which are read tensor by tensor.
@@ -29,21 +29,8 @@ impl Base {
     /// # Errors
     /// Its files are absent, cannot be read or are of another model.
     pub fn of(config: &ModelConfig) -> Result<Self> {
-        match (config.kind, config.transformer()) {
-            (Kind::Glyphs, _) => {
-                config.check_files()?;
-                let model = config.build()?;
-                let weights = pipeline::glyphs_weights(config, &model.specs())?;
-                Ok(Self { digest: weights.digest(), model, weights, transformer: None, pipeline: None })
-            }
-            (Kind::Sd35Medium, Some(path)) => {
-                let key = if config.transformer.is_some() { "model.transformer" } else { "model.path" };
-                pipeline::is_there(key, path, "give the folder or file of the base model")?;
-                let pipeline = config.path.as_deref().map(Parts::of).transpose()?.flatten();
-                Ok(Self { pipeline, ..Self::transformer(path, config.adapters().as_ref())? })
-            }
-            (Kind::Sd35Medium, None) => Err(Error::Usage("model.path is missing: name the folder of the model".into())),
-        }
+        let pipeline = config.path.as_deref().map(Parts::of).transpose()?.flatten();
+        Ok(Self { pipeline, ..Self::new(config.open()?) })
     }
 
     /// Refuses a pipeline of which a part is absent, before a long checkpoint is read.
@@ -77,11 +64,13 @@ impl Base {
     /// A transformer of Stable Diffusion 3.5 in any layout, with the adapters `lora` beside it.
     ///
     /// # Errors
-    /// As [`Transformer::open`].
+    /// As [`BaseFiles::transformer`].
     pub fn transformer(path: &Path, lora: Option<&LoraConfig>) -> Result<Self> {
-        let Transformer { config, weights } = Transformer::open(path)?;
-        // Names and shapes are those of every size of latent.
-        let model = mmdit::model(&config, (config.patch_size, config.patch_size), lora)?;
-        Ok(Self { digest: weights.digest(), model, weights, transformer: Some(config), pipeline: None })
+        BaseFiles::transformer(path, lora).map(Self::new)
+    }
+
+    fn new(files: BaseFiles) -> Self {
+        let BaseFiles { model, weights, transformer } = files;
+        Self { digest: weights.digest(), model, weights, transformer, pipeline: None }
     }
 }

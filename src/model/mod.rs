@@ -3,7 +3,6 @@
 //! A stage is a pure function of its parameters and inputs, so that the engine can run it again when gradients are
 //! wanted, with its parameters gathered for just that long.
 
-mod base;
 mod bounds;
 pub mod clip;
 pub mod files;
@@ -13,12 +12,13 @@ mod linear;
 pub mod mmdit;
 mod patch;
 pub mod random;
+mod starting;
 pub mod text;
 mod time;
 pub mod vae;
 
-pub use base::BaseModel;
 pub use linear::Linear;
+pub use starting::StartingParams;
 pub use time::TimeEmbedding;
 
 use crate::error::Result;

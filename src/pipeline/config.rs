@@ -1,29 +1,21 @@
 //! `[model]`: which base model, where its files are, and what of it is trained.
 
-use super::{glyphs, sd35};
+use super::{BaseFiles, BaseModel, Kind};
 use crate::error::{Error, Result};
-use crate::model::{Model, mmdit};
-use crate::params::{self, LoraConfig, Precision, Trainable};
+use crate::model::Model;
+use crate::params::{LoraConfig, Precision, Trainable};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// A base model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kind {
-    /// The embedded task's model, in pixel space.
-    #[serde(rename = "glyphs")]
-    Glyphs,
-    /// Stable Diffusion 3.5 Medium, or a smaller model of its architecture.
-    #[serde(rename = "sd35-medium")]
-    Sd35Medium,
-}
+use toml::{Table, Value};
 
 /// `[model]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Base model: "glyphs", the embedded task's transformer in pixel space; "sd35-medium": Stable
-    /// Diffusion 3.5 Medium, or a smaller model of its architecture.
+    /// Base model: "glyphs", the embedded task's transformer in pixel space; "sd35-medium",
+    /// "sd35-large", "sd3-medium": Stable Diffusion 3.5 Medium and Large and 3 Medium, or smaller
+    /// models of their architectures.
     pub kind: Kind,
     /// glyphs: weights (safetensors) instead of those that are part of the program. sd35: the
     /// folder as diffusers writes it.
@@ -80,7 +72,7 @@ impl Default for LoraSection {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
-            kind: Kind::Glyphs,
+            kind: Kind::default(),
             path: None,
             transformer: None,
             resolution: 512,
@@ -90,16 +82,6 @@ impl Default for ModelConfig {
             vae_dtype: None,
             trainable: Trainable::Full,
             lora: LoraSection::default(),
-        }
-    }
-}
-
-impl Kind {
-    /// The linear layers that can have an adapter, and have one where the configuration names none.
-    pub fn lora_targets(self) -> &'static [&'static str] {
-        match self {
-            Kind::Glyphs => &params::LORA_TARGETS,
-            Kind::Sd35Medium => &mmdit::LORA_TARGETS,
         }
     }
 }
@@ -118,50 +100,83 @@ impl ModelConfig {
         self.transformer.as_deref().or(self.path.as_deref())
     }
 
-    /// Refuses files that are not there or not whole, before any time is spent.
+    /// The keys that only other base models read, each once.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let own = self.kind.keys();
+        let others: BTreeSet<&str> = Kind::all().flat_map(|kind| kind.keys()).copied().collect();
+        others.into_iter().filter(|key| !own.contains(key)).collect()
+    }
+
+    /// Refuses values that cannot be meant: those of its base model's keys, and any of a key
+    /// without a default that only other ones have.
     ///
     /// # Errors
-    /// [`crate::Error::File`]: everything that is absent or cannot be read.
+    /// One line: key, value, remedy.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let [given, usual] = [self, &Self::default()].map(Table::try_from);
+        let (given, usual) = (given.map_err(|e| e.to_string())?, usual.map_err(|e| e.to_string())?);
+        for key in self.without_effect() {
+            if let (Some(value), None) = (lookup(&given, key), lookup(&usual, key)) {
+                let owners = Kind::all().filter(|kind| kind.keys().contains(&key));
+                let owners: Vec<_> = owners.map(|kind| kind.name()).collect();
+                return Err(format!(
+                    "{key} = {value}: belongs to {}; remove it or set model.kind = {:?}",
+                    owners.join(", "),
+                    owners[0]
+                ));
+            }
+        }
+        self.kind.check(self)
+    }
+
+    /// The base model, whose own the files are if they can be read.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: they are those of another one.
+    pub(super) fn base(&self) -> Result<&dyn BaseModel> {
+        let Some(path) = self.transformer() else { return Ok(&*self.kind) };
+        match Kind::of_files(path).filter(|kind| *kind != self.kind) {
+            None => Ok(&*self.kind),
+            Some(other) => Err(Error::Usage(format!(
+                "model.kind = {:?}: the weights in {} are of {other:?}; set model.kind = {:?}, or name other files",
+                self.kind.name(),
+                path.display(),
+                other.name()
+            ))),
+        }
+    }
+
+    /// [`BaseModel::check_files`].
     pub fn check_files(&self) -> Result<()> {
-        match self.kind {
-            Kind::Glyphs => glyphs::check(self),
-            Kind::Sd35Medium => sd35::check(self),
-        }
+        self.base()?.check_files(self)
     }
 
-    /// The velocity model, without weights.
-    ///
-    /// # Errors
-    /// [`crate::Error::Usage`] if the pictures do not fit the model, or what is wrong with the files that give its sizes.
+    /// [`BaseModel::build`].
     pub fn build(&self) -> Result<Model> {
-        let adapters = self.adapters();
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::model(adapters.as_ref())),
-            Kind::Sd35Medium => sd35::model(self, adapters.as_ref()),
-        }
+        self.base()?.build(self)
     }
 
-    /// Floating-point operations of the velocity model's forward pass for one sample.
-    ///
-    /// # Errors
-    /// What is wrong with the files that give the model's sizes.
+    /// [`BaseModel::flops`].
     pub fn flops(&self) -> Result<f64> {
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::sizes().flops()),
-            Kind::Sd35Medium => sd35::flops(self),
-        }
+        self.base()?.flops(self)
     }
 
-    /// Tokens of a picture, each of which goes through most of the linear layers.
-    ///
-    /// # Errors
-    /// What is wrong with the files that give the model's sizes.
+    /// [`BaseModel::image_tokens`].
     pub fn tokens(&self) -> Result<usize> {
-        match self.kind {
-            Kind::Glyphs => Ok(glyphs::sizes().image_tokens()),
-            Kind::Sd35Medium => sd35::tokens(self),
-        }
+        self.base()?.image_tokens(self)
     }
+
+    /// [`BaseModel::open`].
+    pub fn open(&self) -> Result<BaseFiles> {
+        self.base()?.open(self)
+    }
+}
+
+/// The value of a key `model.KEY` or `model.SECTION.KEY` in the table of `[model]`.
+fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
+    let mut parts = key.split('.').skip(1);
+    let first = table.get(parts.next()?)?;
+    parts.try_fold(first, |value, part| value.get(part))
 }
 
 /// Refuses the path that `key` names where there is nothing.

@@ -1,16 +1,18 @@
 //! The embedded task: prompts as characters and colours, pictures as they are.
 
-use super::{ModelConfig, Pipeline, Task, is_there};
+use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there, pixels};
 use crate::data::Prompt;
 use crate::data::glyphs::{Colour, GlyphPrompt, MAX_TEXT};
 use crate::error::Result;
-use crate::model::files::Weights;
-use crate::model::{BaseModel, Model, glyphs};
-use crate::params::{LoraConfig, ParamSet, Role, Spec};
+use crate::model::files::{self, Format};
+use crate::model::{Model, glyphs};
+use crate::params::{self, LoraConfig};
+use crate::reward::RewardKind;
 use candle_core::{Device, Tensor};
 use std::path::Path;
 
-/// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were made.
+/// The weights of the base model; `configs/glyphs/pretrain.toml` and docs/LOG.md say how they were
+/// made.
 static BASE: &[u8] = include_bytes!("../../assets/glyphs/base.safetensors");
 
 /// Padding, ten digits and 26 letters.
@@ -19,64 +21,101 @@ const ALPHABET: usize = 37;
 /// Different colours.
 const COLOURS: usize = Colour::Sky as usize + 1;
 
+/// The embedded task's model, in pixel space.
+pub(super) struct Glyphs;
+
+impl BaseModel for Glyphs {
+    fn name(&self) -> &'static str {
+        "glyphs"
+    }
+
+    fn check_prompt(&self, text: &str) -> Result<()> {
+        GlyphPrompt::parse(text).map(drop)
+    }
+
+    fn owns(&self, path: &Path) -> bool {
+        Format::of(path).is_ok_and(|format| format == Format::Embedded(files::GLYPHS))
+    }
+
+    fn check_files(&self, config: &ModelConfig) -> Result<()> {
+        config.path.as_deref().map_or(Ok(()), |path| is_there("model.path", path, "give a safetensors file"))
+    }
+
+    fn lora_targets(&self) -> &'static [&'static str] {
+        &params::LORA_TARGETS
+    }
+
+    fn eval_rewards(&self) -> &'static [RewardKind] {
+        &[RewardKind::Ocr, RewardKind::Colour]
+    }
+
+    fn draws_one_line(&self) -> bool {
+        true
+    }
+
+    fn build(&self, config: &ModelConfig) -> Result<Model> {
+        Ok(model(config.adapters().as_ref()))
+    }
+
+    fn flops(&self, _config: &ModelConfig) -> Result<f64> {
+        Ok(sizes().flops())
+    }
+
+    fn image_tokens(&self, _config: &ModelConfig) -> Result<usize> {
+        Ok(sizes().image_tokens())
+    }
+
+    fn open(&self, config: &ModelConfig) -> Result<BaseFiles> {
+        self.check_files(config)?;
+        pixels::open(config, self.build(config)?, BASE)
+    }
+
+    fn load(&self, config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
+        Ok(pixels::pipeline(self.open(config)?, codec(device), config, seed, device))
+    }
+
+    fn random(&self, seed: u64, device: &Device) -> Result<Pipeline> {
+        pixels::random(model(None), codec(device), seed, device)
+    }
+}
+
 /// Sizes of the velocity model.
-pub(super) fn sizes() -> glyphs::Config {
+fn sizes() -> glyphs::Config {
     glyphs::Config::base(MAX_TEXT, ALPHABET, COLOURS)
 }
 
 /// The velocity model.
-pub(super) fn model(lora: Option<&LoraConfig>) -> Model {
+fn model(lora: Option<&LoraConfig>) -> Model {
     glyphs::model(&sizes(), lora)
 }
 
-/// Refuses weights that are not there.
-pub(super) fn check(config: &ModelConfig) -> Result<()> {
-    config.path.as_deref().map_or(Ok(()), |path| is_there("model.path", path, "give a safetensors file"))
+fn codec(device: &Device) -> Box<dyn Codec> {
+    Box::new(GlyphCodec { device: device.clone() })
 }
 
-/// The weights of `config.path`, or the embedded ones, of a model that declares `specs`.
-///
-/// # Errors
-/// The file cannot be read, or does not fit the model.
-pub fn weights(config: &ModelConfig, specs: &[&[Spec]]) -> Result<Weights> {
-    let weights = match &config.path {
-        Some(path) => Weights::open(path)?,
-        None => Weights::embedded(Path::new("the embedded base model"), BASE)?,
-    };
-    let base = specs.iter().flat_map(|specs| specs.iter()).filter(|spec| spec.role != Role::Adapter);
-    weights.check(base.map(|spec| (spec.name.as_str(), spec.shape.as_slice())), |_| false)?;
-    Ok(weights)
+/// Prompts as characters `[n, MAX_TEXT]` and colours `[n, 2]`.
+struct GlyphCodec {
+    device: Device,
 }
 
-/// The model with its weights.
-pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
-    let model = model(config.adapters().as_ref());
-    let weights = weights(config, &model.specs())?;
-    let base_digest = weights.digest();
-    let base = Box::new(BaseModel::new(&model, weights, config.dtype.dtype(), seed, device));
-    Ok(Pipeline { model, base, base_digest, device: device.clone(), task: Task::Glyphs })
-}
+impl Codec for GlyphCodec {
+    fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        let glyphs = prompts.iter().map(|prompt| GlyphPrompt::parse(&prompt.text)).collect::<Result<Vec<_>>>()?;
+        tensors(&glyphs, &self.device)
+    }
 
-/// The embedded task's model with random weights, to be pretrained.
-pub fn random(seed: u64, device: &Device) -> Result<Pipeline> {
-    let model = model(None);
-    let base = Box::new(ParamSet::init(&model.specs(), seed, device)?);
-    Ok(Pipeline { model, base, base_digest: String::new(), device: device.clone(), task: Task::Glyphs })
-}
+    /// The prompts' negative ones, or the prompts' colours without a text.
+    fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        let glyph = |prompt: &Prompt| match &prompt.negative {
+            Some(negative) => GlyphPrompt::parse(negative),
+            None => Ok(GlyphPrompt { text: String::new(), ..GlyphPrompt::parse(&prompt.text)? }),
+        };
+        tensors(&prompts.iter().map(glyph).collect::<Result<Vec<_>>>()?, &self.device)
+    }
 
-/// Characters `[n, MAX_TEXT]` and colours `[n, 2]` of the prompts.
-pub(super) fn encode(prompts: &[Prompt], device: &Device) -> Result<Vec<Tensor>> {
-    let glyphs = prompts.iter().map(|prompt| GlyphPrompt::parse(&prompt.text)).collect::<Result<Vec<_>>>()?;
-    tensors(&glyphs, device)
-}
-
-/// The prompts' negative ones, or the prompts' colours without a text.
-pub(super) fn negative(prompts: &[Prompt], device: &Device) -> Result<Vec<Tensor>> {
-    let glyph = |prompt: &Prompt| match &prompt.negative {
-        Some(negative) => GlyphPrompt::parse(negative),
-        None => Ok(GlyphPrompt { text: String::new(), ..GlyphPrompt::parse(&prompt.text)? }),
-    };
-    tensors(&prompts.iter().map(glyph).collect::<Result<Vec<_>>>()?, device)
+    fn decode(&self, x0: &Tensor) -> Result<Tensor> {
+        pixels::decode(x0)
+    }
 }
 
 fn tensors(glyphs: &[GlyphPrompt], device: &Device) -> Result<Vec<Tensor>> {
@@ -86,16 +125,6 @@ fn tensors(glyphs: &[GlyphPrompt], device: &Device) -> Result<Vec<Tensor>> {
         Tensor::from_vec(characters, (glyphs.len(), MAX_TEXT), device)?,
         Tensor::from_vec(colours, (glyphs.len(), 2), device)?,
     ])
-}
-
-/// Pixel values in [-1, 1] to [0, 1].
-pub(super) fn decode(x0: &Tensor) -> Result<Tensor> {
-    Ok(x0.affine(0.5, 0.5)?.clamp(0f32, 1f32)?)
-}
-
-/// Samples x0 of the embedded task from its pictures in [0, 1]: the inverse of [`Pipeline::decode`].
-pub fn encode_pictures(pictures: &Tensor) -> Result<Tensor> {
-    Ok(pictures.affine(2.0, -1.0)?)
 }
 
 fn character_ids(text: &str) -> [u32; MAX_TEXT] {

@@ -1,20 +1,26 @@
-//! What lies between a prompt and a picture: conditioning, velocity model, decoder; and the base model's weights.
+//! What lies between a prompt and a picture: conditioning, velocity model, decoder; and the base
+//! model's weights.
 
+mod base;
 mod config;
 mod glyphs;
+mod kind;
+mod pixels;
+mod prompt_cache;
 mod scheduler;
 mod sd35;
 
+pub use base::{BaseFiles, BaseModel, Codec};
 pub(crate) use config::is_there;
-pub use config::{Kind, LoraSection, ModelConfig};
-pub use glyphs::{encode_pictures, random, weights as glyphs_weights};
-pub use sd35::Parts as Sd35Parts;
+pub use config::{LoraSection, ModelConfig};
+pub use kind::Kind;
+pub use pixels::encode_pictures;
+pub use prompt_cache::{Filled, PromptCache};
 
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::Result;
 use crate::model::Model;
-use crate::model::text::Filled;
 use crate::params::{ParamSet, Values};
 use candle_core::{Device, Tensor};
 
@@ -29,24 +35,24 @@ pub struct Pipeline {
     /// Where the tensors lie.
     pub device: Device,
     /// How prompts become conditioning and samples pictures.
-    pub task: Task,
-}
-
-/// What differs between the base models beside the velocity model.
-pub enum Task {
-    /// Prompts as characters and colours, pictures as they are.
-    Glyphs,
-    /// Prompts through text encoders, pictures through a decoder.
-    Sd35(Box<Sd35Parts>),
+    pub codec: Box<dyn Codec>,
 }
 
 impl Pipeline {
     /// The model of the configuration with its weights; `seed` draws the adapters.
+    ///
+    /// # Errors
+    /// Files are absent, cannot be read, or are of another model.
     pub fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
-        match config.kind {
-            Kind::Glyphs => glyphs::load(config, seed, device),
-            Kind::Sd35Medium => sd35::load(config, seed, device),
-        }
+        config.base()?.load(config, seed, device)
+    }
+
+    /// The model of this kind with random weights, to be pretrained.
+    ///
+    /// # Errors
+    /// [`crate::Error::Usage`] for a model whose weights are only read.
+    pub fn random(kind: Kind, seed: u64, device: &Device) -> Result<Self> {
+        kind.random(seed, device)
     }
 
     /// The base weights and adapters, read whole.
@@ -54,53 +60,36 @@ impl Pipeline {
         ParamSet::read(&self.model.specs(), &*self.base)
     }
 
-    /// Hands over the base weights and adapters; the pipeline keeps none. Their files are closed when the value is dropped.
+    /// Hands over the base weights and adapters; the pipeline keeps none. Their files are closed
+    /// when the value is dropped.
     pub fn take_base(&mut self) -> Box<dyn Values> {
         std::mem::replace(&mut self.base, Box::new(ParamSet::default()))
     }
 
-    /// Prepares texts for [`Pipeline::encode`] and [`Pipeline::negative`]. Every rank calls it once, with all of the run.
+    /// Prepares texts for [`Pipeline::encode`] and [`Pipeline::negative`]. Every rank calls it
+    /// once, with all of the run.
     pub fn prepare(config: &ModelConfig, texts: &[&str], device: &Device, comm: &dyn Communicator) -> Result<()> {
-        match config.kind {
-            Kind::Glyphs => Ok(()),
-            Kind::Sd35Medium => {
-                let Filled { found, encoded } = sd35::encode_prompts(config, texts, device, comm)?;
-                tracing::info!("rank {}: {encoded} prompts encoded, {found} were in the cache", comm.rank());
-                Ok(())
-            }
-        }
+        config.kind.prepare(config, texts, device, comm)
     }
 
-    /// Conditioning of the prompts, tensors with a row a prompt.
+    /// [`Codec::encode`].
     pub fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
-        match &self.task {
-            Task::Glyphs => glyphs::encode(prompts, &self.device),
-            Task::Sd35(parts) => parts.encode(prompts),
-        }
+        self.codec.encode(prompts)
     }
 
-    /// What guidance leads away from: each prompt's negative one, or what the model usually does; as [`Self::encode`].
+    /// [`Codec::negative`].
     pub fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
-        match &self.task {
-            Task::Glyphs => glyphs::negative(prompts, &self.device),
-            Task::Sd35(parts) => parts.negative(prompts),
-        }
+        self.codec.negative(prompts)
     }
 
-    /// Pictures `[B, 3, H, W]` in [0, 1] of samples x0 `[B, C, H, W]`.
+    /// [`Codec::decode`].
     pub fn decode(&self, x0: &Tensor) -> Result<Tensor> {
-        match &self.task {
-            Task::Glyphs => glyphs::decode(x0),
-            Task::Sd35(parts) => parts.decode(x0),
-        }
+        self.codec.decode(x0)
     }
 
     /// Height and width of a picture.
     pub fn picture(&self) -> (usize, usize) {
-        let (_, height, width) = self.model.latent;
-        match &self.task {
-            Task::Glyphs => (height, width),
-            Task::Sd35(parts) => (height * parts.scale(), width * parts.scale()),
-        }
+        let ((_, height, width), scale) = (self.model.latent, self.codec.scale());
+        (height * scale, width * scale)
     }
 }

@@ -1,6 +1,6 @@
 //! What a model's scheduler says of the times that pictures are sampled at.
 
-use super::{Kind, ModelConfig};
+use super::ModelConfig;
 use crate::error::{Error, Result};
 use crate::fs;
 use serde_json::{Map, Value};
@@ -17,8 +17,7 @@ const WITHOUT_EFFECT: [&str; 6] =
 impl ModelConfig {
     /// The file of the model's scheduler, if there is one.
     pub fn scheduler(&self) -> Option<PathBuf> {
-        let path = self.path.as_ref().filter(|_| self.kind == Kind::Sd35Medium)?;
-        Some(path.join("scheduler/scheduler_config.json")).filter(|file| file.is_file())
+        self.kind.scheduler(self).filter(|file| file.is_file())
     }
 
     /// The timestep shift that the model is meant to be sampled with, by its scheduler; nothing where it says none.

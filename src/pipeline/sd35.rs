@@ -1,16 +1,18 @@
-//! Stable Diffusion 3.5: prompts through three text encoders, pictures through the decoder.
+//! Stable Diffusion 3.5, and 3: prompts through three text encoders, pictures through the decoder.
 
-use super::{ModelConfig, Pipeline, Task, is_there};
+use super::prompt_cache::{Filled, PromptCache};
+use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there};
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
+use crate::model::Model;
 use crate::model::files::{self, Adapter, Format, Loaded, Transformer};
-use crate::model::text::{Encoding, Filled, PromptCache};
+use crate::model::mmdit::{self, Release};
+use crate::model::text::{Encoding, MOST_T5_TOKENS};
 use crate::model::vae::{self, Vae};
-use crate::model::{Model, mmdit};
 use crate::params::{Layout, LoraConfig, Precision};
 use candle_core::{DType, Device, Tensor};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Tokens of a prompt that the CLIP encoders read.
 const CLIP_TOKENS: usize = 77;
@@ -18,28 +20,120 @@ const CLIP_TOKENS: usize = 77;
 /// What guidance leads away from where a prompt says nothing else.
 const NEGATIVE: &str = "";
 
-/// The velocity model, of the sizes that the files say; of Stable Diffusion 3.5 Medium's where there are none yet.
-pub(super) fn model(config: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Model> {
-    let sizes = sizes(config)?;
-    mmdit::model(&sizes, latent(config, &sizes)?, lora)
+/// A published model of the architecture, or a smaller one of its layout.
+pub(super) struct Sd35(pub &'static Release);
+
+impl BaseModel for Sd35 {
+    fn name(&self) -> &'static str {
+        self.0.kind
+    }
+
+    fn keys(&self) -> &'static [&'static str] {
+        &[
+            "model.transformer",
+            "model.resolution",
+            "model.t5_tokens",
+            "model.prompt_cache",
+            "model.vae_dtype",
+            "model.lora.path",
+        ]
+    }
+
+    fn check(&self, config: &ModelConfig) -> std::result::Result<(), String> {
+        let kind = self.name();
+        if config.path.is_none() {
+            return Err(format!("model.kind = {kind:?}: needs model.path; name the folder with the model"));
+        }
+        match config.t5_tokens {
+            1..=MOST_T5_TOKENS => {}
+            0 => return Err("model.t5_tokens = 0: must be at least 1".into()),
+            many => return Err(format!("model.t5_tokens = {many}: must be at most {MOST_T5_TOKENS}")),
+        }
+        match config.resolution {
+            pixels if pixels == 0 || !pixels.is_multiple_of(16) => {
+                Err(format!("model.resolution = {pixels}: use a multiple of 16, such as 512"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn owns(&self, path: &Path) -> bool {
+        let release = Transformer::open(path).ok().and_then(|transformer| transformer.config.release());
+        release.is_some_and(|release| release.kind == self.0.kind)
+    }
+
+    fn check_files(&self, config: &ModelConfig) -> Result<()> {
+        check_files(self.0, config)
+    }
+
+    fn lora_targets(&self) -> &'static [&'static str] {
+        &mmdit::LORA_TARGETS
+    }
+
+    fn build(&self, config: &ModelConfig) -> Result<Model> {
+        let sizes = self.sizes(config)?;
+        mmdit::model(&sizes, latent(config, &sizes)?, config.adapters().as_ref())
+    }
+
+    fn flops(&self, config: &ModelConfig) -> Result<f64> {
+        let sizes = self.sizes(config)?;
+        Ok(sizes.flops(latent(config, &sizes)?, CLIP_TOKENS + config.t5_tokens))
+    }
+
+    fn image_tokens(&self, config: &ModelConfig) -> Result<usize> {
+        let sizes = self.sizes(config)?;
+        Ok(sizes.image_tokens(latent(config, &sizes)?))
+    }
+
+    fn scheduler(&self, config: &ModelConfig) -> Option<PathBuf> {
+        Some(config.path.as_ref()?.join("scheduler/scheduler_config.json"))
+    }
+
+    fn prompt_cache<'a>(&self, config: &'a ModelConfig) -> Option<&'a Path> {
+        Some(&config.prompt_cache)
+    }
+
+    /// Sees to it that the cache holds the encodings of `texts` and of what guidance leads away
+    /// from; every rank does its share, and all return when all is there.
+    fn prepare(&self, config: &ModelConfig, texts: &[&str], on: &Device, comm: &dyn Communicator) -> Result<()> {
+        let all: Vec<&str> = texts.iter().copied().chain([NEGATIVE]).collect();
+        let Filled { found, encoded } = cache(config, folder(self.0, config)?)?.fill(&all, comm, on)?;
+        tracing::info!("rank {}: {encoded} prompts encoded, {found} were in the cache", comm.rank());
+        Ok(())
+    }
+
+    fn open(&self, config: &ModelConfig) -> Result<BaseFiles> {
+        let path = config.transformer().ok_or_else(|| no_folder(self.0))?;
+        let key = if config.transformer.is_some() { "model.transformer" } else { "model.path" };
+        is_there(key, path, "give the folder or file of the base model")?;
+        BaseFiles::transformer(path, config.adapters().as_ref())
+    }
+
+    fn load(&self, config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
+        load(config, folder(self.0, config)?, seed, device)
+    }
 }
 
-/// Floating-point operations of a forward pass for one sample.
-pub(super) fn flops(config: &ModelConfig) -> Result<f64> {
-    let sizes = sizes(config)?;
-    Ok(sizes.flops(latent(config, &sizes)?, CLIP_TOKENS + config.t5_tokens))
+impl Sd35 {
+    /// Those that the files say; those of the published model where there are none yet.
+    fn sizes(&self, config: &ModelConfig) -> Result<mmdit::Config> {
+        match config.transformer() {
+            Some(path) if path.exists() => Ok(Transformer::open(path)?.config),
+            _ => Ok((self.0.sizes)()),
+        }
+    }
 }
 
-/// Patches of a picture.
-pub(super) fn tokens(config: &ModelConfig) -> Result<usize> {
-    let sizes = sizes(config)?;
-    Ok(sizes.image_tokens(latent(config, &sizes)?))
-}
-
-fn sizes(config: &ModelConfig) -> Result<mmdit::Config> {
-    match config.transformer() {
-        Some(path) if path.exists() => Ok(Transformer::open(path)?.config),
-        _ => Ok(mmdit::Config::sd35_medium()),
+impl BaseFiles {
+    /// A transformer of Stable Diffusion 3.5 in any layout, with the adapters `lora` beside it.
+    ///
+    /// # Errors
+    /// As [`Transformer::open`].
+    pub fn transformer(path: &Path, lora: Option<&LoraConfig>) -> Result<Self> {
+        let Transformer { config, weights } = Transformer::open(path)?;
+        // Names and shapes are those of every size of latent.
+        let model = mmdit::model(&config, (config.patch_size, config.patch_size), lora)?;
+        Ok(Self { model, weights, transformer: Some(config) })
     }
 }
 
@@ -64,12 +158,9 @@ fn latent(config: &ModelConfig, sizes: &mmdit::Config) -> Result<(usize, usize)>
     Ok((pixels / vae.scale(), pixels / vae.scale()))
 }
 
-/// Refuses a folder that lacks a part, before any time is spent.
-///
-/// # Errors
-/// [`Error::File`]: everything that is absent or cannot be read.
-pub(super) fn check(config: &ModelConfig) -> Result<()> {
-    let path = folder(config)?;
+/// Refuses a folder that lacks a part.
+fn check_files(release: &Release, config: &ModelConfig) -> Result<()> {
+    let path = folder(release, config)?;
     let download = "download the model (README.md, \"Download the weights\")";
     is_there("model.path", path, download)?;
     let others = [("model.transformer", &config.transformer), ("model.lora.path", &config.lora.path)];
@@ -100,32 +191,22 @@ pub(super) fn check(config: &ModelConfig) -> Result<()> {
     Transformer::open(path).map(drop)
 }
 
-/// Sees to it that the cache holds the encodings of `prompts` and of what guidance leads away from; every rank does its
-/// share, and all return when all is there.
-pub(super) fn encode_prompts(
-    config: &ModelConfig,
-    prompts: &[&str],
-    device: &Device,
-    comm: &dyn Communicator,
-) -> Result<Filled> {
-    let all: Vec<&str> = prompts.iter().copied().chain([NEGATIVE]).collect();
-    cache(config)?.fill(&all, comm, device)
-}
-
-fn cache(config: &ModelConfig) -> Result<PromptCache> {
-    let folder = folder(config)?.to_path_buf();
-    let encoding = Encoding { folder, t5_tokens: config.t5_tokens, dtype: config.dtype.dtype() };
+/// The cache of prompts encoded by the encoders in `folder`.
+fn cache(config: &ModelConfig, folder: &Path) -> Result<PromptCache> {
+    let encoding = Encoding { folder: folder.to_path_buf(), t5_tokens: config.t5_tokens, dtype: config.dtype.dtype() };
     PromptCache::open(&config.prompt_cache, encoding)
 }
 
-fn folder(config: &ModelConfig) -> Result<&Path> {
-    let missing = || Error::Usage("model.path is missing: name the folder of Stable Diffusion 3.5 Medium".into());
-    config.path.as_deref().ok_or_else(missing)
+fn folder<'a>(release: &Release, config: &'a ModelConfig) -> Result<&'a Path> {
+    config.path.as_deref().ok_or_else(|| no_folder(release))
+}
+
+fn no_folder(release: &Release) -> Error {
+    Error::Usage(format!("model.path is missing: name the folder of {}", release.name))
 }
 
 /// The transformer, the decoder, and the cache of encoded prompts.
-pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<Pipeline> {
-    let path = folder(config)?;
+fn load(config: &ModelConfig, path: &Path, seed: u64, device: &Device) -> Result<Pipeline> {
     let transformer = Transformer::open(config.transformer().unwrap_or(path))?;
     let vae = Vae::load(&path.join("vae"), pixels(config, device), device)?;
     if let Some((part, misfit)) = files::misfits(path, &transformer.config).into_iter().next() {
@@ -139,14 +220,8 @@ pub(super) fn load(config: &ModelConfig, seed: u64, device: &Device) -> Result<P
         let flat = Adapter::open(path)?.flat(&layout, &lora, device)?;
         base = base.with_adapters(layout, flat);
     }
-    let parts = Parts { prompts: cache(config)?, vae, device: device.clone() };
-    Ok(Pipeline {
-        model,
-        base: Box::new(base),
-        base_digest: digest,
-        device: device.clone(),
-        task: Task::Sd35(Box::new(parts)),
-    })
+    let codec = Box::new(LatentCodec { prompts: cache(config, path)?, vae, device: device.clone() });
+    Ok(Pipeline { model, base: Box::new(base), base_digest: digest, device: device.clone(), codec })
 }
 
 /// What pictures are decoded in.
@@ -156,39 +231,40 @@ fn pixels(config: &ModelConfig, device: &Device) -> DType {
     config.vae_dtype.map_or_else(usual, Precision::dtype)
 }
 
-/// What stands before and behind the transformer.
-pub struct Parts {
+/// Prompts by the cache, pictures by the decoder.
+struct LatentCodec {
     prompts: PromptCache,
     vae: Vae,
     device: Device,
 }
 
-impl Parts {
-    /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts in the cache.
-    pub(super) fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+impl Codec for LatentCodec {
+    /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts
+    /// in the cache.
+    fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         self.of(&texts)
     }
 
     /// The prompts' negative ones, or the empty one.
-    pub(super) fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+    fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.negative.as_deref().unwrap_or(NEGATIVE)).collect();
         self.of(&texts)
     }
 
-    fn of(&self, texts: &[&str]) -> Result<Vec<Tensor>> {
-        let embeddings = self.prompts.get(texts, &self.device)?;
-        Ok(vec![embeddings.context, embeddings.pooled])
-    }
-
-    /// Pictures of samples.
-    pub(super) fn decode(&self, x0: &Tensor) -> Result<Tensor> {
+    fn decode(&self, x0: &Tensor) -> Result<Tensor> {
         self.vae.decode(x0)
     }
 
-    /// Pixels of a picture on a side of a latent's pixel.
-    pub(super) fn scale(&self) -> usize {
+    fn scale(&self) -> usize {
         self.vae.config.scale()
+    }
+}
+
+impl LatentCodec {
+    fn of(&self, texts: &[&str]) -> Result<Vec<Tensor>> {
+        let embeddings = self.prompts.get(texts, &self.device)?;
+        Ok(vec![embeddings.context, embeddings.pooled])
     }
 }
 
@@ -196,11 +272,14 @@ impl Parts {
 mod tests {
     use super::*;
 
-    /// The position table has 384 patches, each of 2 x 2 pixels of a latent, and those 8 x 8 of a picture.
+    /// The position table has 384 patches, each of 2 x 2 pixels of a latent, and those 8 x 8 of a
+    /// picture.
     #[test]
     fn a_resolution_that_does_not_fit_is_told_in_pixels() {
-        let side =
-            |resolution| model(&ModelConfig { resolution, ..ModelConfig::default() }, None).map(|model| model.latent);
+        let side = |resolution| {
+            let config = ModelConfig { resolution, ..ModelConfig::default() };
+            Sd35(&mmdit::MEDIUM).build(&config).map(|model| model.latent)
+        };
         assert_eq!(side(6144).unwrap(), (16, 768, 768));
         for resolution in [0, 520, 6160] {
             let message = side(resolution).err().unwrap().to_string();

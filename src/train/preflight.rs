@@ -6,7 +6,6 @@ use crate::config::RunConfig;
 use crate::digest;
 use crate::error::{Error, Result};
 use crate::optim::VECTORS;
-use crate::pipeline::Kind;
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -103,15 +102,12 @@ struct Shared<'a> {
 /// The run's folder, and where prompts are encoded the folder of them: each rank encodes its share for all.
 fn shared(config: &RunConfig) -> Vec<Shared<'_>> {
     let run = Shared { path: &config.run.out, what: "run folder", remedy: "pass --out with a folder" };
-    let prompts = Shared {
-        path: &config.model.prompt_cache,
+    let prompts = config.model.kind.prompt_cache(&config.model).map(|path| Shared {
+        path,
         what: "model.prompt_cache",
         remedy: "set model.prompt_cache to a folder",
-    };
-    match config.model.kind {
-        Kind::Glyphs => vec![run],
-        Kind::Sd35Medium => vec![run, prompts],
-    }
+    });
+    [run].into_iter().chain(prompts).collect()
 }
 
 impl Shared<'_> {
@@ -172,6 +168,7 @@ fn low(out: &Path, free: u64, needed: u64) -> String {
 mod tests {
     use super::*;
     use crate::comm::ThreadGroup;
+    use crate::pipeline::Kind;
 
     fn info() -> RankInfo {
         RankInfo { host: "n1".into(), program: "p".repeat(64), config: "c".repeat(64), clock: 1e9 }
@@ -224,7 +221,7 @@ mod tests {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let looks = |world: World| {
             let mut config = RunConfig::load(None, &[])?;
-            config.model.kind = Kind::Sd35Medium;
+            config.model.kind = Kind::named("sd35-medium").unwrap();
             config.run.out = folders[0].path().into();
             config.model.prompt_cache = folders[world.rank()].path().into();
             shared(&config).into_iter().try_for_each(|folder| folder.is_seen(Duration::from_secs(1), &world))

@@ -12,7 +12,7 @@ use flowrl_dist::comm::{Solo, ThreadGroup, World};
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::evaluate::Evaluation;
 use flowrl_dist::flow::{SamplerConfig, Solver};
-use flowrl_dist::model::BaseModel;
+use flowrl_dist::model::StartingParams;
 use flowrl_dist::model::files::Weights as Files;
 use flowrl_dist::model::random::{Size as ModelSize, write};
 use flowrl_dist::optim::Sharded;
@@ -167,7 +167,7 @@ fn parts_are_read_without_the_whole() -> Result<()> {
                     world.host.barrier()?;
                     continue;
                 }
-                let base = BaseModel::new(&model, Files::open(&path)?, DType::F32, 1, &Device::Cpu);
+                let base = StartingParams::new(&model, Files::open(&path)?, DType::F32, 1, &Device::Cpu);
                 let before = counting::now();
                 let mut held = 0.0;
                 let peak = peak(|| {
@@ -198,7 +198,7 @@ fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
     let folder = tempfile::tempdir().expect("a folder");
     write(ModelSize::Tiny, 1, &folder.path().join("model"), &|_| {})?;
     let config = ModelConfig {
-        kind: Kind::Sd35Medium,
+        kind: Kind::named("sd35-medium").unwrap(),
         path: Some(folder.path().join("model")),
         prompt_cache: folder.path().join("cache"),
         resolution: 64,

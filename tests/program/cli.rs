@@ -176,12 +176,14 @@ fn every_configuration_of_the_project_has_a_plan() {
     done(&["plan", "--config", "configs/reference.toml", "--ranks", "8"]);
 }
 
-/// Six tasks by four methods, and the small one: memory and time on 8, 16 and 64 GPUs, without the model's files.
+/// Six tasks by four methods and the small one, and of Large two tasks by two methods: memory and time on 8, 16 and 64
+/// GPUs, without the model's files.
 #[test]
 fn every_preset_of_stable_diffusion_has_a_forecast() {
-    let files = fs::read_dir("configs/sd35").unwrap().map(|entry| entry.unwrap().path());
+    let folders = ["configs/sd35", "configs/sd35-large"].map(|folder| fs::read_dir(folder).unwrap());
+    let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     let files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|end| end == "toml")).collect();
-    assert_eq!(files.len(), 6 * 4 + 1);
+    assert_eq!(files.len(), 6 * 4 + 1 + 2 * 2);
     for file in &files {
         let machine = "configs/machines/h100x8.toml";
         let plan = |ranks: &str| -> Value {

@@ -32,8 +32,12 @@ struct Folder(tempfile::TempDir);
 impl Folder {
     /// A folder with a model.
     fn new() -> Self {
+        Self::of_size("tiny")
+    }
+
+    fn of_size(size: &str) -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
-        folder.done(&["random-model", "--out", &folder.name("model")]);
+        folder.done(&["random-model", "--size", size, "--out", &folder.name("model")]);
         folder
     }
 
@@ -89,6 +93,26 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let difference: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(a - b))).sum();
     (difference / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+}
+
+/// A model of Large's layout trains and is exported; under another kind it is refused with the kind that it is of.
+#[test]
+fn a_small_model_of_larges_layout_trains() {
+    let folder = Folder::of_size("large-tiny");
+    let refused = folder.train(1, "medium", &[]);
+    let (code, stderr) = (refused.code(), refused.stderr);
+    assert_eq!(code, 2, "{stderr}");
+    let line = "model.kind = \"sd35-medium\": the weights in ";
+    assert!(stderr.contains(line) && stderr.contains("set model.kind = \"sd35-large\""), "{stderr}");
+    let shown = folder.done(&["inspect", &folder.name("model")]);
+    assert!(shown.contains("model.kind   sd35-large"), "{shown}");
+    folder.train(1, "large", &["model.kind=sd35-large", "run.updates=1", "run.eval_every=0"]).success();
+    let losses = folder.metrics("large").iter().filter(|line| line["loss"].is_number()).count();
+    assert_eq!(losses, 1);
+    let (checkpoint, out) = (folder.name("large"), folder.name("merged"));
+    folder.done(&["export", "--checkpoint", &checkpoint, "--format", "merged", "--out", &out]);
+    let shown = folder.done(&["inspect", &out]);
+    assert!(shown.contains("3 blocks (0 with a second attention)"), "{shown}");
 }
 
 #[test]

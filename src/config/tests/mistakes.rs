@@ -56,8 +56,14 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["old_policy.schedule=-1"], &["old_policy.schedule = -1: must be 0"]),
     (&["parallel.shard=params"], &["parallel.shard = \"params\": must be one of \"none\", \"optimizer\", \"full\""]),
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
-    (&["model.kind=sd4"], &["model.kind = \"sd4\": must be \"glyphs\" or \"sd35-medium\""]),
-    (&["model.lora.path=lora"], &["model.lora.path = \"lora\": belongs to sd35-medium; remove it"]),
+    (
+        &["model.kind=sd4"],
+        &["model.kind = \"sd4\": must be one of \"glyphs\", \"sd35-medium\", \"sd35-large\", \"sd3-medium\""],
+    ),
+    (
+        &["model.lora.path=lora"],
+        &["model.lora.path = \"lora\": belongs to sd35-medium, sd35-large, sd3-medium; remove it"],
+    ),
     (&["model.vae_dtype=f32"], &["model.vae_dtype = \"f32\": belongs to sd35-medium", "remove it"]),
     (&["model.vae_dtype=f16"], &["model.vae_dtype = \"f16\": must be \"f32\" or \"bf16\""]),
     (&["model.kind=sd35-medium"], &["needs model.path; name the folder"]),

@@ -20,6 +20,9 @@ pub struct Description {
     /// Sizes of the transformer, where there is one that fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transformer: Option<Config>,
+    /// `model.kind` of a transformer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<&'static str>,
     /// Digest of the transformer's weights, as checkpoints name their base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_digest: Option<String>,
@@ -76,7 +79,7 @@ pub fn describe(path: &Path, values: bool) -> Result<Description> {
     let mut parts: Vec<_> = parts.iter().map(|p| part(&p.name, p.weights.as_ref(), problem(p))).collect();
     let (mut transformer, mut base_digest, mut adapter) = (None, None, None);
     match format {
-        Format::Glyphs => base_digest = Some(Weights::open(path)?.digest()),
+        Format::Embedded(_) => base_digest = Some(Weights::open(path)?.digest()),
         Format::Pipeline | Format::Transformer | Format::SingleFile => match Transformer::open(path) {
             Ok(found) => {
                 base_digest = Some(found.weights.digest());
@@ -90,7 +93,9 @@ pub fn describe(path: &Path, values: bool) -> Result<Description> {
         },
         _ => adapter = Some(described(&Adapter::open(path)?)),
     }
-    Ok(Description { path: path.to_path_buf(), format: format.describe(), parts, transformer, base_digest, adapter })
+    let kind = transformer.as_ref().and_then(Config::release).map(|release| release.kind);
+    let (path, format) = (path.to_path_buf(), format.describe());
+    Ok(Description { path, format, parts, transformer, kind, base_digest, adapter })
 }
 
 fn part(name: &str, weights: Option<&Weights>, problem: Option<String>) -> PartDescription {
@@ -132,6 +137,9 @@ impl fmt::Display for Description {
             let (layers, heads, dim) = (config.num_layers, config.num_attention_heads, config.attention_head_dim);
             let dual = config.dual_attention_layers.len();
             writeln!(f, "transformer  {layers} blocks ({dual} with a second attention), {heads} heads of {dim}")?;
+        }
+        if let Some(kind) = self.kind {
+            writeln!(f, "model.kind   {kind}")?;
         }
         if let Some(adapter) = &self.adapter {
             let AdapterDescription { rank, scale, modules, targets } = adapter;

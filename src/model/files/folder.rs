@@ -1,5 +1,6 @@
 //! What lies at a path: a pipeline of diffusers, a transformer alone, the authors' single file, an adapter.
 
+use super::format::EMBEDDED;
 use super::{Format, Weights, find, lora_names, sai};
 use crate::error::{Error, Result};
 use std::path::Path;
@@ -24,8 +25,8 @@ impl Format {
         if lora_names::is_adapter(&weights) {
             return Ok(lora_names::format(&weights));
         }
-        if has("context_embedder.characters") {
-            return Ok(Self::Glyphs);
+        if let Some((_, model)) = EMBEDDED.into_iter().find(|(own, _)| has(own)) {
+            return Ok(Self::Embedded(model));
         }
         if sai::transformer(&weights)?.is_some() {
             return Ok(Self::SingleFile);
@@ -36,7 +37,7 @@ impl Format {
         let first = weights.names().next().unwrap_or("no tensor").to_owned();
         Err(weights.error(format!(
             "is of no layout that is known here (it begins with {first}); give a diffusers folder of Stable Diffusion \
-             3.5 Medium, its sd3.5_medium.safetensors, or a LoRA"
+             3.5, its authors' single file, such as sd3.5_medium.safetensors, or a LoRA"
         )))
     }
 }

@@ -1,5 +1,11 @@
 //! The layouts that files of a model come in.
 
+/// The models that are part of the program: a tensor that no other has, and what they are called.
+pub(super) const EMBEDDED: [(&str, &str); 1] = [("context_embedder.characters", GLYPHS)];
+
+/// The model of the task of glyphs.
+pub const GLYPHS: &str = "glyphs base model";
+
 /// The layouts that files of a model come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -9,8 +15,8 @@ pub enum Format {
     Transformer,
     /// The authors' single file, with or without the VAE.
     SingleFile,
-    /// Weights of the embedded task's model.
-    Glyphs,
+    /// Weights of a model that is part of the program, by its name in [`EMBEDDED`].
+    Embedded(&'static str),
     /// An adapter of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
     PeftAdapter,
     /// An adapter of diffusers: `pytorch_lora_weights.safetensors`.
@@ -28,7 +34,7 @@ impl Format {
             Self::Pipeline => "diffusers pipeline",
             Self::Transformer => "diffusers transformer",
             Self::SingleFile => "single file by its authors' names",
-            Self::Glyphs => "glyphs base model",
+            Self::Embedded(model) => model,
             Self::PeftAdapter => "PEFT adapter",
             Self::DiffusersAdapter => "diffusers LoRA",
             Self::KohyaAdapter => "kohya LoRA",

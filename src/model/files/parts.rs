@@ -15,7 +15,7 @@ pub fn parts(path: &Path) -> Result<(Format, Vec<Part>)> {
     let whole = |name: &str, weights: Weights| Part { name: name.into(), weights: Some(weights), problem: None };
     let parts = match format {
         Format::Pipeline => pipeline::parts(path)?,
-        Format::Transformer | Format::Glyphs => vec![whole("transformer", Weights::open(path)?)],
+        Format::Transformer | Format::Embedded(_) => vec![whole("transformer", Weights::open(path)?)],
         Format::SingleFile => {
             let weights = Weights::open(path)?;
             let of = [("transformer", sai::transformer(&weights)?), ("vae", sai::vae(&weights)?)];

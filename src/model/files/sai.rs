@@ -1,4 +1,4 @@
-//! Names of the model's authors (`sd3.5_medium.safetensors`), and the names of diffusers, which are ours.
+//! Names of the model's authors (`sd3.5_medium.safetensors`, `sd3.5_large.safetensors`), and the names of diffusers, which are ours.
 //!
 //! The source of the tables is diffusers: scripts/convert_sd3_to_diffusers.py at 3ab805a for the transformer,
 //! `convert_ldm_vae_checkpoint` (loaders/single_file_utils.py of v0.33.1) for the VAE.

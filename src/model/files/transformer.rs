@@ -3,8 +3,8 @@
 use super::folder::open_part;
 use super::{Format, Weights};
 use crate::error::{Error, Result};
-use crate::model::mmdit::{self, Config};
-use crate::model::{BaseModel, Model};
+use crate::model::mmdit::{self, Config, QkNorm};
+use crate::model::{Model, StartingParams};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
 use candle_core::{DType, Device};
 use std::path::Path;
@@ -23,7 +23,7 @@ pub struct Loaded {
     /// Its stages.
     pub model: Model,
     /// The base weights, and fresh adapters if adapters are wanted.
-    pub base: BaseModel,
+    pub base: StartingParams,
     /// [`Weights::digest`] of the base weights.
     pub digest: String,
 }
@@ -40,7 +40,7 @@ impl Transformer {
     /// authors' single file.
     ///
     /// # Errors
-    /// Nothing of this kind is there; a shard is missing; the model is another one than Stable Diffusion 3.5 Medium,
+    /// Nothing of this kind is there; a shard is missing; the model is another one than Stable Diffusion 3.5,
     /// in which case everything that differs is listed.
     pub fn open(path: &Path) -> Result<Self> {
         let format = Format::of(path)?;
@@ -50,8 +50,8 @@ impl Transformer {
             Format::SingleFile => None,
             other => {
                 let message = format!(
-                    "is a {}, not a transformer; give the diffusers folder of Stable Diffusion 3.5 Medium or its \
-                     sd3.5_medium.safetensors",
+                    "is a {}, not a transformer; give the diffusers folder of Stable Diffusion 3.5 or its \
+                     authors' single file, such as sd3.5_medium.safetensors",
                     other.describe()
                 );
                 return Err(Error::File { path: path.to_path_buf(), message });
@@ -82,7 +82,7 @@ impl Transformer {
         device: &Device,
     ) -> Result<Loaded> {
         let model = mmdit::model(&self.config, latent, lora)?;
-        let base = BaseModel::new(&model, self.weights.clone(), dtype, seed, device);
+        let base = StartingParams::new(&model, self.weights.clone(), dtype, seed, device);
         Ok(Loaded { model, base, digest: self.weights.digest() })
     }
 
@@ -94,20 +94,26 @@ impl Transformer {
     }
 }
 
-/// The sizes of a transformer from the shapes of its tensors. Of the unit of position, which no shape tells, it takes
-/// that of Stable Diffusion 3.5 Medium; the file holds the table of positions itself.
+/// The sizes of a transformer from the shapes of its tensors. Of the unit of position, which no shape tells, and of the
+/// heads where q and k have no norm, it takes those of the published models; the file holds the table of positions itself.
 fn infer(weights: &Weights) -> Result<Config> {
     let shape = |name: &str| match weights.shape(name) {
         Some(shape) => Ok(shape),
-        None => Err(weights.error(format!("lacks {name}; give the files of Stable Diffusion 3.5 Medium"))),
+        None => Err(weights.error(format!("lacks {name}; give the files of Stable Diffusion 3.5"))),
     };
     let dim = |name: &str, axis: usize| -> Result<usize> {
         let shape = shape(name)?;
-        let problem = || weights.error(format!("{name} is {shape:?}; give the files of Stable Diffusion 3.5 Medium"));
+        let problem = || weights.error(format!("{name} is {shape:?}; give the files of Stable Diffusion 3.5"));
         shape.get(axis).copied().filter(|&d| d > 0).ok_or_else(problem)
     };
     let patch = "pos_embed.proj.weight";
-    let (width, head) = (dim(patch, 0)?, dim("transformer_blocks.0.attn.norm_q.weight", 0)?);
+    let norms = ["norm_q", "norm_k"].map(|norm| format!("transformer_blocks.0.attn.{norm}.weight"));
+    let is_normed = norms.iter().any(|name| weights.contains(name));
+    let usual = Config::sd35_medium();
+    let (width, head) = (dim(patch, 0)?, if is_normed { dim(&norms[0], 0)? } else { usual.attention_head_dim });
+    if !width.is_multiple_of(head) {
+        return Err(weights.error(format!("is {width} wide, which makes no heads of {head} features")));
+    }
     let number = |name: &str| name.strip_prefix("transformer_blocks.")?.split('.').next()?.parse::<usize>().ok();
     let depth = weights.names().filter_map(number).max().map_or(0, |last| last + 1);
     let is_dual = |index: &usize| weights.contains(&format!("transformer_blocks.{index}.attn2.to_q.weight"));
@@ -120,8 +126,9 @@ fn infer(weights: &Weights) -> Result<Config> {
         joint_attention_dim: dim("context_embedder.weight", 1)?,
         caption_projection_dim: width,
         pooled_projection_dim: dim("time_text_embed.text_embedder.linear_1.weight", 1)?,
-        sample_size: Config::sd35_medium().sample_size,
+        sample_size: usual.sample_size,
         pos_embed_max_size: dim("pos_embed.pos_embed", 1)?.isqrt(),
         dual_attention_layers: (0..depth).filter(is_dual).collect(),
+        qk_norm: is_normed.then_some(QkNorm::RmsNorm),
     })
 }

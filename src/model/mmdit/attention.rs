@@ -1,7 +1,7 @@
 //! Attention of both streams together, and of the image stream alone (diffusers `JointAttnProcessor2_0`,
 //! models/attention_processor.py of v0.33.1).
 
-use super::EPS;
+use super::{EPS, QkNorm};
 use crate::error::Result;
 use crate::model::Linear;
 use crate::ops;
@@ -14,25 +14,26 @@ struct Projections {
     query: Linear,
     key: Linear,
     value: Linear,
-    query_norm: Slot,
-    key_norm: Slot,
+    /// Weights of the norms of q and k, where they have one.
+    norms: Option<[Slot; 2]>,
 }
 
 impl Projections {
-    /// Declares `[to_q, to_k, to_v, norm_q, norm_k]` by the names given.
-    fn new(specs: &mut SpecList, names: [&str; 5], heads: usize, width: usize) -> Self {
+    /// Declares `[to_q, to_k, to_v, norm_q, norm_k]` by the names given, for heads and the width of all of them.
+    fn new(specs: &mut SpecList, names: [&str; 5], (heads, width): (usize, usize), qk_norm: Option<QkNorm>) -> Self {
         let [query, key, value, query_norm, key_norm] = names;
         Self {
             heads,
             query: Linear::scaled(specs, query, width, width),
             key: Linear::scaled(specs, key, width, width),
             value: Linear::scaled(specs, value, width, width),
-            query_norm: specs.base(&format!("{query_norm}.weight"), &[width / heads], Init::Ones),
-            key_norm: specs.base(&format!("{key_norm}.weight"), &[width / heads], Init::Ones),
+            norms: qk_norm.map(|QkNorm::RmsNorm| {
+                [query_norm, key_norm].map(|name| specs.base(&format!("{name}.weight"), &[width / heads], Init::Ones))
+            }),
         }
     }
 
-    /// x `[B, T, D]` to q, k, v `[B, T, H, d]`; q and k are to be normalised over d.
+    /// x `[B, T, D]` to q, k, v `[B, T, H, d]`; q and k are to be normalised over d where there are [`Self::norms`].
     fn forward(&self, params: &StageParams, x: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, tokens, width) = x.dims3()?;
         let heads = |linear: Linear| -> Result<Tensor> {
@@ -42,8 +43,9 @@ impl Projections {
     }
 
     /// The weights of the norms of q and k.
-    fn norms<'a>(&self, params: &'a StageParams) -> Result<[&'a Tensor; 2]> {
-        Ok([params.get(self.query_norm)?, params.get(self.key_norm)?])
+    fn norms<'a>(&self, params: &'a StageParams) -> Result<Option<[&'a Tensor; 2]>> {
+        let Some([query, key]) = self.norms else { return Ok(None) };
+        Ok(Some([params.get(query)?, params.get(key)?]))
     }
 }
 
@@ -64,12 +66,13 @@ pub(super) struct JointAttention {
 impl JointAttention {
     /// Declares `attn.*`; without the text stream's output where that stream ends. Its queries are declared all the same,
     /// as in the checkpoints, and have a gradient, which is zero.
-    pub fn new(specs: &mut SpecList, heads: usize, width: usize, text_ends: bool) -> Self {
+    pub fn new(specs: &mut SpecList, size: (usize, usize), qk_norm: Option<QkNorm>, text_ends: bool) -> Self {
+        let width = size.1;
         let image = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.norm_q", "attn.norm_k"];
         let text = ["attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.norm_added_q", "attn.norm_added_k"];
         Self {
-            image: Projections::new(specs, image, heads, width),
-            text: Projections::new(specs, text, heads, width),
+            image: Projections::new(specs, image, size, qk_norm),
+            text: Projections::new(specs, text, size, qk_norm),
             image_out: Linear::scaled(specs, "attn.to_out.0", width, width),
             text_out: (!text_ends).then(|| Linear::scaled(specs, "attn.to_add_out", width, width)),
         }
@@ -80,9 +83,13 @@ impl JointAttention {
         let tokens = image.dim(1)?;
         let ([q, k, v], [text_q, text_k, text_v]) =
             (self.image.forward(params, image)?, self.text.forward(params, text)?);
-        let ([q_norm, k_norm], text_norms) = (self.image.norms(params)?, self.text.norms(params)?);
-        let q = ops::rms_norm_joined([(&q, q_norm), (&text_q, text_norms[0])], EPS)?; // [B, T + L, H, d]
-        let k = ops::rms_norm_joined([(&k, k_norm), (&text_k, text_norms[1])], EPS)?;
+        let (q, k) = match (self.image.norms(params)?, self.text.norms(params)?) {
+            (Some(image), Some(text)) => (
+                ops::rms_norm_joined([(&q, image[0]), (&text_q, text[0])], EPS)?, // [B, T + L, H, d]
+                ops::rms_norm_joined([(&k, image[1]), (&text_k, text[1])], EPS)?,
+            ),
+            _ => (ops::join(&q, &text_q)?, ops::join(&k, &text_k)?),
+        };
         let v = ops::join(&v, &text_v)?;
         let h = merge_heads(&ops::attention(&q, &k, &v)?)?; // [B, T + L, D]
         let (image, text) = ops::split(&h, tokens)?;
@@ -100,18 +107,22 @@ pub(super) struct SelfAttention {
 
 impl SelfAttention {
     /// Declares `attn2.*`.
-    pub fn new(specs: &mut SpecList, heads: usize, width: usize) -> Self {
+    pub fn new(specs: &mut SpecList, size: (usize, usize), qk_norm: Option<QkNorm>) -> Self {
+        let width = size.1;
         let names = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.norm_q", "attn2.norm_k"];
         Self {
-            projections: Projections::new(specs, names, heads, width),
+            projections: Projections::new(specs, names, size, qk_norm),
             out: Linear::scaled(specs, "attn2.to_out.0", width, width),
         }
     }
 
     /// x `[B, T, D]` to what is added to it.
     pub fn forward(&self, params: &StageParams, x: &Tensor) -> Result<Tensor> {
-        let ([q, k, v], [q_norm, k_norm]) = (self.projections.forward(params, x)?, self.projections.norms(params)?);
-        let (q, k) = (ops::rms_norm(&q, q_norm, EPS)?, ops::rms_norm(&k, k_norm, EPS)?);
+        let [q, k, v] = self.projections.forward(params, x)?;
+        let (q, k) = match self.projections.norms(params)? {
+            Some(norms) => (ops::rms_norm(&q, norms[0], EPS)?, ops::rms_norm(&k, norms[1], EPS)?),
+            None => (q, k),
+        };
         self.out.forward(params, &merge_heads(&ops::attention(&q, &k, &v)?)?)
     }
 }

@@ -32,8 +32,8 @@ impl Block {
         Self {
             image_modulation: modulation(s, "norm1.linear", width, if dual { 9 } else { 6 }),
             text_modulation: modulation(s, "norm1_context.linear", width, if text_ends { 2 } else { 6 }),
-            attention: JointAttention::new(s, heads, width, text_ends),
-            second_attention: dual.then(|| SelfAttention::new(s, heads, width)),
+            attention: JointAttention::new(s, (heads, width), config.qk_norm, text_ends),
+            second_attention: dual.then(|| SelfAttention::new(s, (heads, width), config.qk_norm)),
             image_feed_forward: Mlp::new(s, ["ff.net.0.proj", "ff.net.2"], feed_forward),
             text_feed_forward: (!text_ends)
                 .then(|| Mlp::new(s, ["ff_context.net.0.proj", "ff_context.net.2"], feed_forward)),

@@ -7,6 +7,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 
+/// What queries and keys are normalised by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// A root-mean-square norm of each head, with weights.
+    RmsNorm,
+}
+
 /// Sizes of the model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
@@ -33,6 +41,9 @@ pub struct Config {
     /// The blocks whose image stream has a second attention, on itself alone.
     #[serde(default)]
     pub dual_attention_layers: Vec<usize>,
+    /// What queries and keys are normalised by; nothing: they are not, as in Stable Diffusion 3.
+    #[serde(default)]
+    pub qk_norm: Option<QkNorm>,
 }
 
 impl Config {
@@ -50,6 +61,24 @@ impl Config {
             sample_size: 128,
             pos_embed_max_size: 384,
             dual_attention_layers: (0..13).collect(),
+            qk_norm: Some(QkNorm::RmsNorm),
+        }
+    }
+
+    /// Stable Diffusion 3 Medium: 2,028,328,000 parameters; no second attention, and no norm of queries and keys.
+    pub fn sd3_medium() -> Self {
+        Self { pos_embed_max_size: 192, dual_attention_layers: Vec::new(), qk_norm: None, ..Self::sd35_medium() }
+    }
+
+    /// Stable Diffusion 3.5 Large: 8,056,627,520 parameters; no block has a second attention.
+    pub fn sd35_large() -> Self {
+        Self {
+            num_layers: 38,
+            num_attention_heads: 38,
+            caption_projection_dim: 2432,
+            pos_embed_max_size: 192,
+            dual_attention_layers: Vec::new(),
+            ..Self::sd35_medium()
         }
     }
 
@@ -71,12 +100,12 @@ impl Config {
         let expect = |key: &str, wanted: &[Value]| match json.get(key).unwrap_or(&Value::Null) {
             value if wanted.contains(value) => Ok(()),
             value => Err(format!(
-                "has {key} = {value}, not {}; give the transformer/config.json of Stable Diffusion 3.5 Medium",
+                "has {key} = {value}, not {}; give the transformer/config.json of Stable Diffusion 3 or 3.5",
                 wanted[0]
             )),
         };
         expect("_class_name", &["SD3Transformer2DModel".into()])?;
-        expect("qk_norm", &["rms_norm".into()])?;
+        expect("qk_norm", &["rms_norm".into(), Value::Null])?;
         let config: Self = serde_json::from_value(json.clone()).map_err(|e| format!("cannot be used: {e}"))?;
         within(&[
             ("patch_size", config.patch_size, WIDTH),
@@ -108,7 +137,6 @@ impl Config {
             "_class_name": "SD3Transformer2DModel",
             "_diffusers_version": "0.33.1",
             "out_channels": self.in_channels,
-            "qk_norm": "rms_norm",
         });
         if let (Some(object), Ok(Value::Object(sizes))) = (json.as_object_mut(), serde_json::to_value(self)) {
             object.extend(sizes);
@@ -175,10 +203,14 @@ mod tests {
         refused("num_layers", u64::MAX.into());
     }
 
-    /// torch's own counter on diffusers' model: 2224 GFLOP for Stable Diffusion 3.5 Medium at 512 px with 205 text tokens.
+    /// torch's own counter on diffusers' models at 512 px with 205 text tokens, in GFLOP.
     #[test]
     fn flops_are_those_that_torch_counts() {
-        let flops = Config::sd35_medium().flops((64, 64), 205) / 1e9;
-        assert!((flops / 2224.0 - 1.0).abs() < 0.01, "{flops} GFLOP");
+        for (config, counted) in
+            [(Config::sd35_medium(), 2224.0), (Config::sd35_large(), 7176.05), (Config::sd3_medium(), 1888.52)]
+        {
+            let flops = config.flops((64, 64), 205) / 1e9;
+            assert!((flops / counted - 1.0).abs() < 0.01, "{flops} GFLOP");
+        }
     }
 }

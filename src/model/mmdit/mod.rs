@@ -1,4 +1,4 @@
-//! The transformer of Stable Diffusion 3.5 Medium, MMDiT-X (Esser et al., arXiv 2403.03206; diffusers
+//! The transformer of Stable Diffusion 3 and 3.5, MMDiT (3 and 3.5 Large) and MMDiT-X (Medium; Esser et al., arXiv 2403.03206; diffusers
 //! `SD3Transformer2DModel`, models/transformers/transformer_sd3.py of v0.33.1), as stages.
 //!
 //! Two streams of tokens, the latent's patches and the text, each with weights of its own, meet in the attention of every
@@ -10,8 +10,10 @@ mod attention;
 mod block;
 mod config;
 mod embed;
+mod releases;
 
-pub use config::Config;
+pub use config::{Config, QkNorm};
+pub use releases::{LARGE, MEDIUM, RELEASES, Release, SD3_MEDIUM};
 
 use super::{Linear, Model, Stage};
 use crate::error::{Error, Result};
@@ -22,7 +24,7 @@ use candle_core::Tensor;
 use embed::{Head, Stem};
 
 /// The linear layers that DiffusionNFT adapts, by the end of the name: the attention of both streams. The second
-/// attention of the image stream is called `attn2` and is none of them, so that the full model has 191 adapters.
+/// attention of the image stream is called `attn2` and is none of them, so that Medium has 191 adapters; Large has 303.
 pub const LORA_TARGETS: [&str; 8] = [
     "attn.to_q",
     "attn.to_k",

@@ -10,7 +10,22 @@ fn lora() -> LoraConfig {
     LoraConfig { targets: LORA_TARGETS.map(String::from).to_vec(), ..LoraConfig::default() }
 }
 
-const MEDIUM: &str = r#"{"_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.31.0", "attention_head_dim": 64,
+#[test]
+fn the_first_medium_model_has_its_parameters_and_adapters() -> Result<()> {
+    let model = model(&Config::sd3_medium(), (64, 64), Some(&lora()))?;
+    let specs = model.specs();
+    assert_eq!(Layout::new(&specs, Trainable::Full).total, 2_028_328_000);
+    assert_eq!(Layout::new(&specs, Trainable::Lora).entries.len(), 2 * 191);
+    Ok(())
+}
+
+/// transformer/config.json of stabilityai/stable-diffusion-3.5-large.
+const LARGE_JSON: &str = r#"{"_class_name": "SD3Transformer2DModel", "attention_head_dim": 64,
+    "caption_projection_dim": 2432, "in_channels": 16, "joint_attention_dim": 4096, "num_attention_heads": 38,
+    "num_layers": 38, "out_channels": 16, "patch_size": 2, "pooled_projection_dim": 2048, "pos_embed_max_size": 192,
+    "qk_norm": "rms_norm", "sample_size": 128}"#;
+
+const MEDIUM_JSON: &str = r#"{"_class_name": "SD3Transformer2DModel", "_diffusers_version": "0.31.0", "attention_head_dim": 64,
     "caption_projection_dim": 1536, "dual_attention_layers": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12],
     "in_channels": 16, "joint_attention_dim": 4096, "num_attention_heads": 24, "num_layers": 24, "out_channels": 16,
     "patch_size": 2, "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "qk_norm": "rms_norm",
@@ -35,12 +50,36 @@ fn the_medium_model_has_its_parameters_and_adapters() -> Result<()> {
     Ok(())
 }
 
+/// Parameters as torch counts them in diffusers' model of these sizes.
+#[test]
+fn the_large_model_has_its_parameters_and_adapters() -> Result<()> {
+    let model = model(&Config::sd35_large(), (64, 64), Some(&lora()))?;
+    let specs = model.specs();
+    assert_eq!(Layout::new(&specs, Trainable::Full).total, 8_056_627_520);
+    assert!(specs.iter().flat_map(|s| s.iter()).all(|spec| !spec.name.contains("attn2")));
+    // Each: 32 x (2432 + 2432); the last block has no output of the text.
+    let adapters = Layout::new(&specs, Trainable::Lora);
+    assert_eq!((adapters.entries.len(), adapters.total), (2 * 303, 303 * 32 * 4864));
+    Ok(())
+}
+
+#[test]
+fn a_model_is_told_by_its_layout() {
+    for release in RELEASES {
+        let found = Config { num_layers: 14, ..(release.sizes)() }.release().map(|release| release.kind);
+        assert_eq!(found, Some(release.kind));
+    }
+}
+
 #[test]
 fn a_diffusers_config_is_read() {
-    assert_eq!(Config::parse(MEDIUM), Ok(Config::sd35_medium()));
-    assert_eq!(Config::parse(&Config::sd35_medium().to_json().to_string()), Ok(Config::sd35_medium()));
-    let error = |from: &str, to: &str| Config::parse(&MEDIUM.replace(from, to)).expect_err("a wrong config");
-    assert!(error("\"rms_norm\"", "null").starts_with("has qk_norm = null, not \"rms_norm\""));
+    assert_eq!(Config::parse(MEDIUM_JSON), Ok(Config::sd35_medium()));
+    assert_eq!(Config::parse(LARGE_JSON), Ok(Config::sd35_large()));
+    for config in [Config::sd35_medium(), Config::sd35_large(), Config::sd3_medium()] {
+        assert_eq!(Config::parse(&config.to_json().to_string()), Ok(config));
+    }
+    let error = |from: &str, to: &str| Config::parse(&MEDIUM_JSON.replace(from, to)).expect_err("a wrong config");
+    assert!(error("\"rms_norm\"", "\"layer_norm\"").starts_with("has qk_norm = \"layer_norm\", not \"rms_norm\""));
     assert!(error("SD3Tr", "FluxTr").contains("_class_name"));
     assert!(error("\"num_layers\": 24,", "").contains("num_layers"));
     assert!(error("\"caption_projection_dim\": 1536", "\"caption_projection_dim\": 1152").contains("not 1536"));

@@ -1,15 +1,20 @@
 //! Which sizes there are, as the config.json files of diffusers and transformers.
 
+use crate::model::mmdit::Config;
 use candle_core::DType;
 use serde_json::{Value, json};
 
 /// A size of the whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Size {
-    /// 0.9 M parameters with all its parts, f32.
+    /// 0.9 M parameters with all its parts, f32; the layout of Stable Diffusion 3.5 Medium.
     Tiny,
     /// Stable Diffusion 3.5 Medium, bf16, 5 GB: its text encoders have the right widths, but one or two layers.
     Medium,
+    /// 0.9 M parameters with all its parts, f32; the layout of Stable Diffusion 3.5 Large.
+    LargeTiny,
+    /// Stable Diffusion 3.5 Large, bf16, 17 GB; text encoders as with medium.
+    Large,
 }
 
 /// A config.json for each part.
@@ -22,34 +27,38 @@ pub(super) struct Configs {
 }
 
 impl Size {
+    fn is_tiny(self) -> bool {
+        matches!(self, Size::Tiny | Size::LargeTiny)
+    }
+
     /// The type of the weights in the files.
     pub(super) fn dtype(self) -> DType {
-        match self {
-            Size::Tiny => DType::F32,
-            Size::Medium => DType::BF16,
-        }
+        if self.is_tiny() { DType::F32 } else { DType::BF16 }
     }
 
     /// Tokens of the CLIP encoders.
     pub(super) fn clip_vocabulary(self) -> u32 {
-        match self {
-            Size::Tiny => 514,
-            Size::Medium => 49408,
-        }
+        if self.is_tiny() { 514 } else { 49408 }
     }
 
     pub(super) fn configs(self) -> Configs {
         let vocabulary = self.clip_vocabulary();
-        match self {
-            Size::Tiny => Configs {
-                transformer: transformer(3, (2, 32), (64, 64), (16, 16), &[0]),
+        let transformer = match self {
+            Size::Tiny => tiny_transformer(16, &[0]),
+            Size::LargeTiny => tiny_transformer(24, &[]),
+            Size::Medium => Config::sd35_medium().to_json(),
+            Size::Large => Config::sd35_large().to_json(),
+        };
+        match self.is_tiny() {
+            true => Configs {
+                transformer,
                 vae: vae(&[16, 16, 32, 32], 1, 4),
                 clip_l: clip((32, 64), (2, 2), 32, "quick_gelu", vocabulary),
                 clip_g: clip((32, 64), (2, 2), 32, "gelu", vocabulary),
                 t5: t5(64, (4, 16), 128, 2),
             },
-            Size::Medium => Configs {
-                transformer: transformer(24, (24, 64), (4096, 2048), (128, 384), &(0..13).collect::<Vec<_>>()),
+            false => Configs {
+                transformer,
                 vae: vae(&[128, 256, 512, 512], 2, 32),
                 clip_l: clip((768, 3072), (12, 2), 768, "quick_gelu", vocabulary),
                 clip_g: clip((1280, 5120), (20, 2), 1280, "gelu", vocabulary),
@@ -59,21 +68,21 @@ impl Size {
     }
 }
 
-/// Layers, (heads, features of a head), (width of the text, of the pooled text), (sample size, largest position), and the
-/// layers with a second attention.
-fn transformer(
-    layers: usize,
-    (heads, head): (usize, usize),
-    (text, pooled): (usize, usize),
-    (sample, positions): (usize, usize),
-    dual: &[usize],
-) -> Value {
-    json!({
-        "_class_name": "SD3Transformer2DModel", "patch_size": 2, "in_channels": 16, "out_channels": 16,
-        "num_layers": layers, "num_attention_heads": heads, "attention_head_dim": head,
-        "joint_attention_dim": text, "pooled_projection_dim": pooled, "caption_projection_dim": heads * head,
-        "sample_size": sample, "pos_embed_max_size": positions, "dual_attention_layers": dual, "qk_norm": "rms_norm",
-    })
+/// Three blocks of two heads; the side of the table of positions, and the blocks with a second attention.
+fn tiny_transformer(positions: usize, dual: &[usize]) -> Value {
+    let sizes = Config {
+        num_layers: 3,
+        num_attention_heads: 2,
+        attention_head_dim: 32,
+        joint_attention_dim: 64,
+        caption_projection_dim: 64,
+        pooled_projection_dim: 64,
+        sample_size: 16,
+        pos_embed_max_size: positions,
+        dual_attention_layers: dual.to_vec(),
+        ..Config::sd35_medium()
+    };
+    sizes.to_json()
 }
 
 fn vae(channels: &[usize], layers: usize, groups: usize) -> Value {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Tokens of a text for CLIP.
 const CLIP_TOKENS: usize = 77;
 /// The most tokens of a text for T5 that Stable Diffusion 3.5 is used with.
-const MOST_T5_TOKENS: usize = 512;
+pub const MOST_T5_TOKENS: usize = 512;
 
 /// What the transformer is conditioned on.
 #[derive(Debug, Clone)]

@@ -2,7 +2,7 @@
 
 use super::common::*;
 use candle_core::{DType, Device};
-use flowrl_dist::model::files::{Format, Transformer, parts};
+use flowrl_dist::model::files::{self, Format, Transformer, parts};
 use std::fs;
 use std::path::Path;
 
@@ -75,7 +75,7 @@ fn another_model_is_refused_with_all_that_differs() {
 #[test]
 fn a_glyphs_file_is_no_transformer_of_stable_diffusion() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/glyphs/base.safetensors");
-    assert_eq!(Format::of(&path).unwrap(), Format::Glyphs);
+    assert_eq!(Format::of(&path).unwrap(), Format::Embedded(files::GLYPHS));
     let message = Transformer::open(&path).unwrap_err().to_string();
     assert!(message.contains("is a glyphs base model, not a transformer"), "{message}");
 }

@@ -75,8 +75,12 @@ fn exports_read_by_ourselves_give_the_same_velocity() {
 fn pipeline(out: &Path) {
     let model = out.join("pipeline_base");
     random::write(random::Size::Tiny, 1, &model, &|_| {}).unwrap();
-    let config =
-        ModelConfig { kind: Kind::Sd35Medium, path: Some(model), trainable: Trainable::Lora, ..ModelConfig::default() };
+    let config = ModelConfig {
+        kind: Kind::named("sd35-medium").unwrap(),
+        path: Some(model),
+        trainable: Trainable::Lora,
+        ..ModelConfig::default()
+    };
     let (base, lora) = (Base::of(&config).unwrap(), config.adapters());
     let layout = Layout::new(&base.model.specs(), Trainable::Lora);
     let adapted = Trained { lora: lora.clone(), flat: noise(&layout, 0.3), layout };

@@ -45,8 +45,13 @@ impl Inverse {
 
 /// sd3_micro as its authors would write it: three blocks, the first with a second attention.
 pub fn single_file() -> Tensors {
-    let mut inverse =
-        Inverse { from: tensors(&fixture("sd3_micro/diffusion_pytorch_model.safetensors")), to: Tensors::new() };
+    by_authors("sd3_micro")
+}
+
+/// A fixture of three blocks as its authors would write it.
+fn by_authors(name: &str) -> Tensors {
+    let from = tensors(&fixture(&format!("{name}/diffusion_pytorch_model.safetensors")));
+    let mut inverse = Inverse { from, to: Tensors::new() };
     let i = &mut inverse;
     let table = i.take("pos_embed.pos_embed");
     i.to.insert("model.diffusion_model.pos_embed".into(), table);
@@ -75,7 +80,7 @@ pub fn single_file() -> Tensors {
             i.linear(&format!("{ours}.ff_context.net.0.proj"), &format!("{theirs}.context_block.mlp.fc1"), false);
             i.linear(&format!("{ours}.ff_context.net.2"), &format!("{theirs}.context_block.mlp.fc2"), false);
         }
-        if block == 0 {
+        if i.from.contains_key(&format!("{ours}.attn2.to_q.weight")) {
             i.fused(block, ["attn2.to_q", "attn2.to_k", "attn2.to_v"], "x_block.attn2.qkv");
             i.norm(block, "attn2.norm_q", "x_block.attn2.ln_q");
             i.norm(block, "attn2.norm_k", "x_block.attn2.ln_k");
@@ -86,6 +91,25 @@ pub fn single_file() -> Tensors {
     i.linear("proj_out", "final_layer.linear", false);
     assert!(i.from.is_empty(), "{:?}", i.from.keys());
     inverse.to
+}
+
+/// Of Large's layout: no block has a second attention, and the table of positions has a side of its own.
+#[test]
+fn parity_of_the_single_file_of_large() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sd3.5_large.safetensors");
+    write(&path, &by_authors("sd3_large_micro"));
+    let [single, diffusers] =
+        [path.as_path(), &fixture("sd3_large_micro")].map(|path| Transformer::open(path).unwrap());
+    assert_eq!(single.config.release().map(|release| release.kind), Some("sd35-large"));
+    assert_eq!((single.config.pos_embed_max_size, diffusers.config.pos_embed_max_size), (7, 7));
+    let io = tensors(&fixture("sd3_large_micro/io.safetensors"));
+    let [a, b] = [single, diffusers].map(|transformer| {
+        let loaded = transformer.load(None, LATENT, DType::F32, 0, &Device::Cpu).unwrap();
+        velocity(&loaded.model, &loaded.params().unwrap(), &io)
+    });
+    assert_eq!(values(&a), values(&b), "not a bit differs");
+    assert!(max_error(&a, &io["out.v"]) <= 1e-5);
 }
 
 #[test]

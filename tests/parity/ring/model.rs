@@ -4,11 +4,12 @@ use super::law::{SEED, draw};
 use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::comm::Solo;
+use flowrl_dist::data::Prompt;
 use flowrl_dist::model::{Linear, Model, Stage, TimeEmbedding};
 use flowrl_dist::ops;
 use flowrl_dist::optim::OptimConfig;
 use flowrl_dist::params::{Init, Layout, ParamSet, Spec, SpecList, StageParams, Trainable};
-use flowrl_dist::pipeline::{Pipeline, Task};
+use flowrl_dist::pipeline::{Codec, Pipeline};
 use flowrl_dist::pretrain::{Examples, Regression};
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::shard::Sharding;
@@ -74,14 +75,36 @@ pub fn layout(pipeline: &Pipeline) -> Layout {
     Layout::new(&pipeline.model.specs(), Trainable::Full)
 }
 
+/// No conditioning, and samples as they are.
+struct Points;
+
+impl Codec for Points {
+    fn encode(&self, _prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        Ok(Vec::new())
+    }
+
+    fn negative(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
+        self.encode(prompts)
+    }
+
+    fn decode(&self, x0: &Tensor) -> Result<Tensor> {
+        Ok(x0.clone())
+    }
+}
+
 /// The base model, without conditioning.
 pub fn pretrained() -> Result<Pipeline> {
     const STEPS: u64 = 2000;
     const BATCH: usize = 256;
     let model = model();
     let base = ParamSet::init(&model.specs(), SEED, &Device::Cpu)?;
-    let mut pipeline =
-        Pipeline { model, base: Box::new(base), base_digest: "ring".into(), device: Device::Cpu, task: Task::Glyphs };
+    let mut pipeline = Pipeline {
+        model,
+        base: Box::new(base),
+        base_digest: "ring".into(),
+        device: Device::Cpu,
+        codec: Box::new(Points),
+    };
     let mut training = Regression::new(&pipeline, Sharding::None, &Solo)?;
     let config = OptimConfig { weight_decay: 0.0, ..OptimConfig::default() };
     for step in 0..STEPS {

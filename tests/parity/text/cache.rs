@@ -1,7 +1,8 @@
 use super::pipeline::Pipeline;
 use candle_core::{DType, Device};
 use flowrl_dist::comm::{Solo, ThreadGroup};
-use flowrl_dist::model::text::{Embeddings, Encoding, Filled, PromptCache, TextEncoders};
+use flowrl_dist::model::text::{Embeddings, Encoding, TextEncoders};
+use flowrl_dist::pipeline::{Filled, PromptCache};
 use flowrl_dist::{Error, Result};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -7,9 +7,9 @@
 //! Entries are mapped, and only for as long as they are looked at: of 25 000 prompts none stays in memory, and what the
 //! kernel keeps of the files all ranks of a host share.
 
-use super::encoders::{Embeddings, Encoding, TextEncoders};
 use crate::comm::{Communicator, exchange};
 use crate::error::{Error, Result};
+use crate::model::text::{Embeddings, Encoding, TextEncoders};
 use candle_core::safetensors::Load;
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;

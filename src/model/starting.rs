@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
 /// A base model's weights in files, and adapters beside them; nothing is read before it is asked for.
-pub struct BaseModel {
+pub struct StartingParams {
     specs: Vec<Vec<Spec>>,
     weights: Weights,
     adapters: Adapters,
@@ -24,7 +24,7 @@ enum Adapters {
     Given(Layout, Tensor),
 }
 
-impl BaseModel {
+impl StartingParams {
     /// The weights, which have been checked to be the model's, as `dtype` on `device`; adapters, f32, are drawn with `seed`.
     pub fn new(model: &Model, weights: Weights, dtype: DType, seed: u64, device: &Device) -> Self {
         let specs = model.specs().into_iter().map(<[Spec]>::to_vec).collect();
@@ -37,7 +37,7 @@ impl BaseModel {
     }
 }
 
-impl Values for BaseModel {
+impl Values for StartingParams {
     fn elements(&self, entry: &Entry, range: Range<usize>) -> Result<Tensor> {
         let spec = &self.specs[entry.stage][entry.slot];
         match (spec.role, &self.adapters) {
