@@ -1,6 +1,6 @@
 //! AdvantageFlow: signed regression to the sample, held by the old policy and the base model.
 
-use super::config::MethodSpec;
+use super::spec::MethodSpec;
 use super::{Deviation, Losses, Measured, Objective, Point, Requirements, TargetVelocities, adaptive_scale, measure};
 use crate::advantage::AdvantageMap;
 use crate::checks::{Check, not_negative, text};

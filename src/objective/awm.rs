@@ -1,7 +1,7 @@
 //! Advantage weighted matching: policy gradient with the flow-matching loss in place of the log-likelihood.
 
-use super::config::{Method, MethodSpec, bounded};
 use super::flow_grpo::surrogate;
+use super::spec::{MethodSpec, bounded};
 use super::{Losses, Objective, Point, Requirements, TargetVelocities, distance};
 use crate::advantage::AdvantageMap;
 use crate::checks::{Check, not_negative, positive};
@@ -33,7 +33,7 @@ impl MethodSpec for AwmConfig {
         not_negative("method.kl_coef", self.kl_coef)?;
         positive("method.ratio_clip", self.ratio_clip)?;
         not_negative("method.anchor", self.anchor)?;
-        bounded(Method::Awm, map)
+        bounded("awm", map)
     }
 
     fn map(&self) -> AdvantageMap {

@@ -1,6 +1,6 @@
 //! `[method]` and `[advantage]`: which methods there are, and what a configuration says of them.
 
-use super::Objective;
+use super::MethodSpec;
 use super::advantage_flow::AdvantageFlowConfig;
 use super::awm::AwmConfig;
 use super::diffusion_nft::DiffusionNftConfig;
@@ -8,35 +8,8 @@ use super::flow_awr::FlowAwrConfig;
 use super::flow_grpo::FlowGrpoConfig;
 use crate::advantage::{AdvantageMap, Aggregate, Map, Normaliser};
 use crate::checks::{Check, positive, positive_or_inf};
-use crate::optim::{OldPolicyDecay, OldPolicySchedule};
 use crate::variants::{self, NoCommon, variants};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// What the file of a method says of it. Its configuration implements this: a struct of its keys with their defaults.
-///
-/// A key that counts only beside certain values of the others is an `Option`: nothing where it is left out, refused by
-/// [`MethodSpec::check`] where it would count for nothing, and given its value by [`MethodSpec::resolve`] where it counts.
-pub trait MethodSpec {
-    /// Refuses values that cannot be, by themselves or with advantages of this map.
-    ///
-    /// # Errors
-    /// One line: key, value, remedy.
-    fn check(&self, map: &AdvantageMap) -> Result<(), String>;
-
-    /// Writes down the keys that were left out and count.
-    fn resolve(&mut self) {}
-
-    /// Its own map from rewards to advantages.
-    fn map(&self) -> AdvantageMap;
-
-    /// What a schedule of the old policy comes to.
-    fn old_policy(&self, schedule: OldPolicySchedule) -> OldPolicyDecay {
-        schedule.decay()
-    }
-
-    /// Its objective, for advantages of this map.
-    fn objective(&self, map: &AdvantageMap) -> Box<dyn Objective>;
-}
 
 variants! {
     /// The methods.
@@ -136,14 +109,5 @@ impl AdvantageConfig {
         bound("advantage.clip", self.clip)?;
         bound("advantage.map_clip", self.map_clip)?;
         self.temperature.map_or(Ok(()), |value| positive("advantage.temperature", value))
-    }
-}
-
-/// Refuses a map without a bound for a method that takes advantages in units of it.
-pub(super) fn bounded(method: Method, map: &AdvantageMap) -> Check {
-    let key = if map.map == Map::Linear { "clip" } else { "map_clip" };
-    match map.bound().is_finite() {
-        true => Ok(()),
-        false => Err(format!("advantage.{key} = inf: {} divides by it; use a finite number, such as 5", method.name())),
     }
 }

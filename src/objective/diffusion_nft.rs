@@ -2,7 +2,7 @@
 //! sample, weighted by the reward.
 
 use super::Factor::{Each, Number};
-use super::config::{Method, MethodSpec, bounded};
+use super::spec::{MethodSpec, bounded};
 use super::{Deviation, LEAST_SCALE, Losses, Objective, Point, Requirements, TargetVelocities, measure};
 use crate::advantage::AdvantageMap;
 use crate::checks::{Check, not_negative, positive};
@@ -33,7 +33,7 @@ impl MethodSpec for DiffusionNftConfig {
     fn check(&self, map: &AdvantageMap) -> Check {
         not_negative("method.kl_coef", self.kl_coef)?;
         positive("method.nft_beta", self.nft_beta)?;
-        bounded(Method::DiffusionNft, map)
+        bounded("diffusion-nft", map)
     }
 
     fn map(&self) -> AdvantageMap {

@@ -1,7 +1,7 @@
 //! FlowAWR: regression to the old policy's prediction, moved towards (or away from) the sample.
 
 use super::advantage_flow::{Gamma, anchored};
-use super::config::MethodSpec;
+use super::spec::MethodSpec;
 use super::{Deviation, Factor, Losses, Objective, Point, Requirements, TargetVelocities, adaptive_scale, measure};
 use crate::advantage::AdvantageMap;
 use crate::checks::{Check, not_negative, text};

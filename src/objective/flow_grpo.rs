@@ -1,6 +1,6 @@
 //! Flow-GRPO: policy gradient on the steps of stochastic rollouts.
 
-use super::config::MethodSpec;
+use super::spec::MethodSpec;
 use super::{Losses, Objective, Point, Requirements, Target, TargetVelocities};
 use crate::advantage::AdvantageMap;
 use crate::checks::{Check, not_negative, positive};

@@ -9,13 +9,15 @@ mod deviation;
 mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
+mod spec;
 
 pub use advantage_flow::{AdvantageFlowConfig, Gamma, KlSpace};
 pub use awm::AwmConfig;
-pub use config::{AdvantageConfig, Method, MethodConfig, MethodSpec};
+pub use config::{AdvantageConfig, Method, MethodConfig};
 pub use diffusion_nft::DiffusionNftConfig;
 pub use flow_awr::{FlowAwrConfig, Variant};
 pub use flow_grpo::FlowGrpoConfig;
+pub use spec::MethodSpec;
 
 use crate::error::{Error, Result};
 use candle_core::Tensor;

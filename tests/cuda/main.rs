@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test ends where something is wrong")]
 
 #[cfg(feature = "cuda")]
+#[allow(dead_code)] // not everything is used here
 #[path = "../parity/mmdit/case.rs"]
 mod case;
 #[cfg(feature = "cuda")]

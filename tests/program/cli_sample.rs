@@ -85,12 +85,12 @@ fn a_checkpoint_samples_and_is_scored() {
     fs::write(&data, format!("{PROMPT}\n")).unwrap();
     let text = done(&["eval", "--checkpoint", &out, "--data", &data]);
     assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 1.0000")), "{text}");
-    // As it stands, a line that looks like a comment is a prompt.
-    fs::write(&data, format!("# {PROMPT}\n{PROMPT}\n")).unwrap();
-    let arguments = ["eval", "--checkpoint", &out, "--data", &data, "--set", "eval.images_per_prompt=1"];
-    refused(&arguments, "line 1: looks like a comment");
-    let text = done(&[&arguments[..], &["--format", "text"]].concat());
-    assert!(text.lines().any(|line| line.starts_with("eval.images") && line.ends_with(" 2.0000")), "{text}");
+    // The same file by what it holds, as it stands, and as lines of JSON.
+    let arguments = |format| ["eval", "--checkpoint", &out, "--data", &data, "--format", format];
+    refused(&arguments("jsonl"), "line 1: trailing characters; write {\"prompt\": \"...\"}");
+    fs::write(&data, serde_json::json!({ "prompt": PROMPT }).to_string()).unwrap();
+    refused(&arguments("text"), "prompt \"{");
+    assert!(done(&arguments("jsonl")).contains("eval.exact"));
     refused(&["eval", "--checkpoint", &out, "--format", "text"], "--data");
 
     // Another configuration than the run's is told key by key.

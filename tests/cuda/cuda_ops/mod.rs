@@ -1,7 +1,6 @@
 //! Every operation and the transformer on a GPU, against the CPU and against composed operations of candle. Where there is
 //! no GPU each test says so and passes: launch/gpu-check.sh runs them where there is one.
 
-#[allow(dead_code)] // not everything is used here
 mod rewards;
 
 use crate::case::Case;
