@@ -106,10 +106,9 @@ impl RunConfig {
 
     /// Keys and sections that nothing reads beside the values of the others.
     fn without_effect(&self) -> Vec<&'static str> {
-        let mut keys = match self.model.kind {
-            Kind::Glyphs => vec!["model.resolution", "model.t5_tokens", "model.prompt_cache"],
-            Kind::Sd35Medium => Vec::new(),
-        };
+        let own = self.model.kind.keys();
+        let mut keys: Vec<&str> = Kind::all().flat_map(|kind| kind.keys()).copied().collect();
+        keys.retain(|key| !own.contains(key));
         if self.sampler.solver != Solver::Sde && self.eval.solver != Solver::Sde {
             keys.push("sampler.sde");
         }
