@@ -101,7 +101,7 @@ fn ends(ranks: usize, role: &str, limit: Duration, code: i32, words: &[&str]) {
 
 #[test]
 fn a_panic_ends_the_job() {
-    let words = ["rank 1 on ", "panicked at tests/mpi_failures.rs", "rank 1 has had enough", "in phase rollout"];
+    let words = ["rank 1 on ", "panicked at tests/ranks/mpi_failures.rs", "rank 1 has had enough", "in phase rollout"];
     ends(2, "panic", SOON, EXIT_PANIC, &words);
     let words = ["rank 1 on ", "a helper fell", SECOND];
     ends(3, "panic on a thread", SOON, EXIT_PANIC, &words);

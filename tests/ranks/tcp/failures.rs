@@ -121,7 +121,7 @@ fn since(actor: &Output, other: &Output) -> Duration {
 fn a_rank_that_fails_ends_all_with_its_exit_code() {
     ends("error", SOON, EXIT_FAILED, &["rank 2 on ", ": cannot go on", "ended the job with exit code 1"]);
     ends("error0", SOON, EXIT_FAILED, &["rank 0 on ", ": cannot go on"]);
-    ends("panic", SOON, 101, &["panicked at tests/tcp/failures.rs", "had enough", SECOND, "in phase rollout"]);
+    ends("panic", SOON, 101, &["panicked at tests/ranks/tcp/failures.rs", "had enough", SECOND, "in phase rollout"]);
 }
 
 /// Whatever code it gives, the job is not done.
