@@ -85,7 +85,7 @@ mod tests {
     fn a_default_that_is_another_today_is_a_change() {
         let now = RunConfig::load(None, &[]).unwrap();
         for (section, key, then, change) in [
-            ("optim", "eps", Value::Float(1e-7), "optim.eps 1e-7 -> 1e-8"),
+            ("optim", "weight_decay", Value::Float(0.01), "optim.weight_decay 0.01 -> 0.0001"),
             ("method", "kl_coef", Value::Float(0.01), "method.kl_coef 0.01 -> 0.0001"),
             ("method", "adaptive_scale", Value::Boolean(false), "method.adaptive_scale false -> true"),
             ("advantage", "temperature", Value::Float(2.0), "advantage.temperature 2.0 -> 1.0"),

@@ -11,7 +11,6 @@ use crate::fs;
 use crate::objective::AdvantageConfig;
 use crate::optim::OldPolicyDecay;
 use crate::params::Trainable;
-use crate::pipeline::Kind;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -106,9 +105,7 @@ impl RunConfig {
 
     /// Keys and sections that nothing reads beside the values of the others.
     fn without_effect(&self) -> Vec<&'static str> {
-        let own = self.model.kind.keys();
-        let mut keys: Vec<&str> = Kind::all().flat_map(|kind| kind.keys()).copied().collect();
-        keys.retain(|key| !own.contains(key));
+        let mut keys = self.model.without_effect();
         if self.sampler.solver != Solver::Sde && self.eval.solver != Solver::Sde {
             keys.push("sampler.sde");
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub struct OptimConfig {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the first and second moment, each in 0 to 1, without 1.
+    /// Decay of the first and second moment, each in [0, 1).
     pub betas: (f64, f64),
     /// Added to the root of the second moment.
     pub eps: f64,

@@ -63,7 +63,7 @@ fn reference() -> String {
     let run = defaults();
     let OldPolicyDecay { delay: _, rate, max } = run.old_policy_decay();
     let steps = run.sampler.steps;
-    let mut text = Reference { sources: sources(), text: HEAD.to_owned() };
+    let mut text = Reference { sources: sources(), told: Vec::new(), text: HEAD.to_owned() };
     text.section::<RunSection>("[run]", &run.run, "");
     let model = "path = \"base.safetensors\"\ntransformer = \"sd3.5_medium.safetensors\"\nvae_dtype = \"f32\"";
     text.section::<ModelConfig>("[model]", &run.model, model);
@@ -105,6 +105,8 @@ fn sources() -> Vec<String> {
 
 struct Reference {
     sources: Vec<String>,
+    /// The structs of variants whose keys are explained, and the first variant's name.
+    told: Vec<(&'static str, &'static str)>,
     text: String,
 }
 
@@ -152,10 +154,17 @@ impl Reference {
     fn variant<V: Variants>(&mut self, variant: &V, kind: &str) {
         let (struct_name, keys) = V::fields(variant.name());
         let line = format!("{:?} => {kind}(", variant.name());
-        self.text.push_str(&format!("# {:?}: {}\n", variant.name(), self.doc_above(&line)));
+        let doc = self.doc_above(&line);
+        let doc = doc.trim_end_matches('.');
+        if let Some(first) = self.told.iter().find(|(told, _)| *told == struct_name) {
+            self.text.push_str(&format!("# {:?}: {doc}; its keys are those of {:?}.\n", variant.name(), first.1));
+            return;
+        }
+        self.text.push_str(&format!("# {:?}: {doc}.\n", variant.name()));
         if keys.is_empty() {
             return;
         }
+        self.told.push((struct_name, V::NAMES.iter().find(|name| **name == variant.name()).unwrap()));
         let (_, docs) = self.docs(struct_name);
         assert_eq!(docs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), keys, "{kind}");
         let (values, examples) = (variant.table().unwrap(), EXAMPLES.parse::<Table>().unwrap());
