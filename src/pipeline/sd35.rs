@@ -199,7 +199,7 @@ fn folder<'a>(release: &Release, config: &'a ModelConfig) -> Result<&'a Path> {
 }
 
 fn no_folder(release: &Release) -> Error {
-    Error::Usage(format!("model.path is missing: name the folder of {}", release.name))
+    Error::Usage(format!("model.path is missing: name the folder of {}", release.title))
 }
 
 /// The transformer, the decoder, and the cache of encoded prompts.
