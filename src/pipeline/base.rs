@@ -2,6 +2,7 @@
 //! name.
 
 use super::{ModelConfig, Pipeline};
+use crate::checks::Check;
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
@@ -26,7 +27,7 @@ pub trait BaseModel: Sync {
     ///
     /// # Errors
     /// One line: key, value, remedy.
-    fn check(&self, _config: &ModelConfig) -> std::result::Result<(), String> {
+    fn check(&self, _config: &ModelConfig) -> Check {
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! `[model]`: which base model, where its files are, and what of it is trained.
 
 use super::{BaseFiles, BaseModel, Kind};
+use crate::checks::{Check, count, positive};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::params::{LoraConfig, Precision, Trainable};
@@ -69,6 +70,25 @@ impl Default for LoraSection {
     }
 }
 
+impl LoraSection {
+    /// Refuses adapters that cannot be; `known` layers can have one.
+    fn check(&self, known: &[&str]) -> Check {
+        count("model.lora.rank", self.rank)?;
+        positive("model.lora.alpha", self.alpha)?;
+        let Some(targets) = &self.targets else { return Ok(()) };
+        let known_names = known.join(", ");
+        if targets.is_empty() {
+            return Err(format!("model.lora.targets = []: nothing would be trained; choose from {known_names}"));
+        }
+        match targets.iter().find(|target| !known.contains(&target.as_str())) {
+            Some(odd) => {
+                Err(format!("model.lora.targets = [{odd:?}]: no layer is called that; choose from {known_names}"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
@@ -112,7 +132,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// One line: key, value, remedy.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    pub fn check(&self) -> Check {
         let [given, usual] = [self, &Self::default()].map(Table::try_from);
         let (given, usual) = (given.map_err(|e| e.to_string())?, usual.map_err(|e| e.to_string())?);
         for key in self.without_effect() {
@@ -126,7 +146,11 @@ impl ModelConfig {
                 ));
             }
         }
-        self.kind.check(self)
+        self.kind.check(self)?;
+        match self.trainable {
+            Trainable::Lora => self.lora.check(self.kind.lora_targets()),
+            Trainable::Full => Ok(()),
+        }
     }
 
     /// The base model, whose own the files are if they can be read.

@@ -2,6 +2,7 @@
 
 use super::prompt_cache::{Filled, PromptCache};
 use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there};
+use crate::checks::{Check, within};
 use crate::comm::Communicator;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
@@ -39,16 +40,12 @@ impl BaseModel for Sd35 {
         ]
     }
 
-    fn check(&self, config: &ModelConfig) -> std::result::Result<(), String> {
+    fn check(&self, config: &ModelConfig) -> Check {
         let kind = self.name();
         if config.path.is_none() {
             return Err(format!("model.kind = {kind:?}: needs model.path; name the folder with the model"));
         }
-        match config.t5_tokens {
-            1..=MOST_T5_TOKENS => {}
-            0 => return Err("model.t5_tokens = 0: must be at least 1".into()),
-            many => return Err(format!("model.t5_tokens = {many}: must be at most {MOST_T5_TOKENS}")),
-        }
+        within("model.t5_tokens", config.t5_tokens as u64, 1, MOST_T5_TOKENS as u64)?;
         match config.resolution {
             pixels if pixels == 0 || !pixels.is_multiple_of(16) => {
                 Err(format!("model.resolution = {pixels}: use a multiple of 16, such as 512"))
@@ -202,7 +199,7 @@ fn folder<'a>(release: &Release, config: &'a ModelConfig) -> Result<&'a Path> {
 }
 
 fn no_folder(release: &Release) -> Error {
-    Error::Usage(format!("model.path is missing: name the folder of {}", release.name))
+    Error::Usage(format!("model.path is missing: name the folder of {}", release.title))
 }
 
 /// The transformer, the decoder, and the cache of encoded prompts.

@@ -8,22 +8,22 @@ pub struct Release {
     /// What configurations call it.
     pub kind: &'static str,
     /// What its authors call it.
-    pub name: &'static str,
+    pub title: &'static str,
     /// Its sizes.
     pub sizes: fn() -> Config,
 }
 
 /// Stable Diffusion 3.5 Medium: 2,243,171,520 parameters.
 pub static MEDIUM: Release =
-    Release { kind: "sd35-medium", name: "Stable Diffusion 3.5 Medium", sizes: Config::sd35_medium };
+    Release { kind: "sd35-medium", title: "Stable Diffusion 3.5 Medium", sizes: Config::sd35_medium };
 
 /// Stable Diffusion 3.5 Large.
 pub static LARGE: Release =
-    Release { kind: "sd35-large", name: "Stable Diffusion 3.5 Large", sizes: Config::sd35_large };
+    Release { kind: "sd35-large", title: "Stable Diffusion 3.5 Large", sizes: Config::sd35_large };
 
 /// Stable Diffusion 3 Medium.
 pub static SD3_MEDIUM: Release =
-    Release { kind: "sd3-medium", name: "Stable Diffusion 3 Medium", sizes: Config::sd3_medium };
+    Release { kind: "sd3-medium", title: "Stable Diffusion 3 Medium", sizes: Config::sd3_medium };
 
 /// All of them.
 pub static RELEASES: [&Release; 3] = [&MEDIUM, &LARGE, &SD3_MEDIUM];
