@@ -1,5 +1,6 @@
 //! Scores of fixed prompts on fixed noise: what a run is judged by.
 
+use crate::advantage::Score;
 use crate::batching::{in_step, micro_batches, share};
 use crate::comm::{Communicator, ReduceOp, World, agreed, exchange};
 use crate::config::RunConfig;
@@ -8,7 +9,7 @@ use crate::error::Result;
 use crate::flow::SamplerConfig;
 use crate::observe::Metrics;
 use crate::pipeline::Pipeline;
-use crate::reward::{Attempt, Overlap, Reward, RewardConfig, Rewards, Scoring};
+use crate::reward::{Overlap, Reward, RewardConfig, Rewards, ScoreResult, Scoring, describe_scalings};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling};
 use crate::shard::Weights;
@@ -86,7 +87,7 @@ impl Evaluation<'_> {
             purpose: Purpose::Evaluation,
             iteration: 0,
         };
-        let mut scores: Result<Vec<Attempt>> = Ok(vec![Attempt::default(); rewards.len()]);
+        let mut scores: Result<Vec<ScoreResult>> = Ok(vec![ScoreResult::default(); rewards.len()]);
         let (height, width) = pipeline.picture();
         let shrink = height.max(width).div_ceil(SIDE);
         let size = (3, height / shrink, width / shrink);
@@ -123,8 +124,8 @@ impl Evaluation<'_> {
             };
             sampling.run_with(&requests, at_once.min(max_per_rank - index * at_once), on_samples)?;
             scores = scores.and_then(|mut scores| {
-                let (attempts, _) = scoring.finish()?;
-                attempts.into_iter().zip(&mut scores).for_each(|(attempt, all)| all.append(attempt));
+                let (results, _) = scoring.finish()?;
+                results.into_iter().zip(&mut scores).for_each(|(result, all)| all.append(result));
                 Ok(scores)
             });
         }
@@ -137,12 +138,11 @@ impl Evaluation<'_> {
         }
         describe_scalings(rewards, "eval.reward", &mut metrics);
         // The ranks' parts follow each other, so these are the images in their order.
-        let first: Vec<Option<f64>> =
-            all.iter().filter_map(|rank| rank.first()).flat_map(|a| a.scores.clone()).collect();
+        let first: Vec<Score> = all.iter().filter_map(|rank| rank.first()).flat_map(|a| a.scores.clone()).collect();
         let caption =
             |(place, prompt): (usize, &Prompt)| match (rewards.first(), first.get(place * self.images_per_prompt)) {
-                (Some(reward), Some(Some(score))) => format!("{} {score:.2}: {}", reward.name(), prompt.text),
-                _ => prompt.text.clone(),
+                (Some(reward), Some(Score::Value(score))) => format!("{} {score:.2}: {}", reward.name(), prompt.text),
+                _ => prompt.text.to_string(),
             };
         let captions = self.prompts[..shown].iter().enumerate().map(caption).collect();
         Ok((metrics, Gallery { images: joined(gallery, size, &*world.host)?, captions }))
@@ -150,12 +150,13 @@ impl Evaluation<'_> {
 }
 
 /// What an evaluation of `count` images reports; `all`: rank, reward.
-fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<Attempt>], count: usize) -> Metrics {
+fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<ScoreResult>], count: usize) -> Metrics {
     let mut metrics = Metrics::default();
     let mut all_failed = 0;
     for (index, reward) in rewards.iter().enumerate() {
-        let scores: Vec<f64> = all.iter().flat_map(|rank| rank[index].scores.iter().flatten().copied()).collect();
-        let failed: usize = all.iter().map(|rank| rank[index].failed.len()).sum();
+        let of_reward = || all.iter().flat_map(|rank| &rank[index].scores);
+        let scores: Vec<f64> = of_reward().filter_map(|score| score.value()).collect();
+        let failed = of_reward().filter(|&&score| score == Score::Failed).count();
         if failed > 0 {
             metrics.set(&format!("eval.reward.{}.scored", reward.name()), scores.len() as f64);
             all_failed += failed;
@@ -176,25 +177,12 @@ fn summary(rewards: &[Box<dyn Reward>], all: &[Vec<Attempt>], count: usize) -> M
     metrics
 }
 
-/// The number that evaluations are compared by: the mean of the run's first reward. None if a score could not be computed,
+/// The number that evaluations are compared by: the mean of the run's `first` reward. None if a score could not be computed,
 /// because the mean would be over fewer images than in other evaluations.
-pub fn main_reward(config: &RunConfig, metrics: &Metrics) -> Option<f64> {
-    let first = config.reward.first()?;
+pub fn main_reward(first: &str, metrics: &Metrics) -> Option<f64> {
     match metrics.get("eval.failed") {
         Some(_) => None,
-        None => metrics.get(&format!("eval.reward.{}.mean", first.label())),
-    }
-}
-
-/// Adds the rewards' means in the other units in which they are quoted: `PREFIX.NAME.UNIT.mean` beside `PREFIX.NAME.mean`.
-pub fn describe_scalings(rewards: &[Box<dyn Reward>], prefix: &str, metrics: &mut Metrics) {
-    for reward in rewards {
-        let name = reward.name();
-        for (unit, factor) in reward.scalings() {
-            if let Some(mean) = metrics.get(&format!("{prefix}.{name}.mean")) {
-                metrics.set(&format!("{prefix}.{name}.{unit}.mean"), factor * mean);
-            }
-        }
+        None => metrics.get(&format!("eval.reward.{first}.mean")),
     }
 }
 
@@ -223,28 +211,28 @@ mod tests {
         let mut config = RunConfig::load(None, &[])?;
         config.reward = kinds.map(RewardConfig::new).to_vec();
         let rewards = build(&config.reward, 1)?;
-        let whole = |scores: [f64; 2]| Attempt { scores: scores.map(Some).to_vec(), ..Attempt::default() };
+        let whole = |scores: [f64; 2]| ScoreResult { scores: scores.map(Score::Value).to_vec(), unavailable: false };
         let colours = [whole([0.0, 1.0]), whole([1.0, 1.0])];
-        let of = |first: [Attempt; 2]| {
-            let all: Vec<Vec<Attempt>> = first.into_iter().zip(colours.clone()).map(|(a, b)| vec![a, b]).collect();
+        let of = |first: [ScoreResult; 2]| {
+            let all: Vec<Vec<ScoreResult>> = first.into_iter().zip(colours.clone()).map(|(a, b)| vec![a, b]).collect();
             summary(&rewards, &all, 4)
         };
         let metrics = of([whole([1.0, 2.0]), whole([3.0, 4.0])]);
-        assert_eq!(main_reward(&config, &metrics), Some(2.5));
+        assert_eq!(main_reward("jpeg-compressibility", &metrics), Some(2.5));
         let expected =
             [("eval.reward.jpeg-compressibility.mean", 2.5), ("eval.reward.colour.mean", 0.75), ("eval.images", 4.0)];
         assert_eq!(metrics.iter().collect::<Vec<_>>(), expected);
 
-        let half = Attempt { scores: vec![Some(9.0), None], failed: vec![1], broken: false };
+        let half = ScoreResult { scores: vec![Score::Value(9.0), Score::Failed], unavailable: false };
         let metrics = of([half, whole([3.0, 4.0])]);
-        assert_eq!(main_reward(&config, &metrics), None);
+        assert_eq!(main_reward("jpeg-compressibility", &metrics), None);
         let names = ["eval.reward.jpeg-compressibility.scored", "eval.failed", "eval.images"];
         assert_eq!(names.map(|name| metrics.get(name)), [Some(3.0), Some(1.0), Some(4.0)]);
 
         // Not even where another reward was scored in full.
-        let none = || Attempt { scores: vec![None; 2], failed: vec![0, 1], broken: true };
+        let none = || ScoreResult { scores: vec![Score::Failed; 2], unavailable: true };
         let metrics = of([none(), none()]);
-        assert_eq!(main_reward(&config, &metrics), None);
+        assert_eq!(main_reward("jpeg-compressibility", &metrics), None);
         assert_eq!(names.map(|name| metrics.get(name)), [Some(0.0), Some(4.0), Some(4.0)]);
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Every rank samples its share of the prompt groups with the *old* policy, scores the images, all ranks gather the
 //! rewards and compute the same group-relative advantages, then they reduce the gradient of an advantage-weighted
 //! rectification loss over a sharded optimizer. One iteration, top to bottom, is [`train::Trainer::iteration`].
+//! A reward or a method of your own goes in by [`train::Own`]: `examples/own_reward.rs`, `examples/own_method.rs`.
 //!
 //! # Data flow
 //! ```text

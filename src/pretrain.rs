@@ -20,6 +20,7 @@ use crate::pipeline::{self, ModelConfig, Pipeline};
 use crate::reward::{Overlap, Rewards};
 use crate::rng::{Purpose, Stream};
 use crate::shard::{Gradients, Reduction, Sharding};
+use crate::train::step;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -236,19 +237,21 @@ impl<'a> Regression<'a> {
         lr: f64,
         comm: &dyn Communicator,
     ) -> Result<(f64, StepReport)> {
-        let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &self.params.device())?;
+        let partition = self.state.partition();
+        let gradients = Gradients::zeros(&self.layout, partition, &self.params.device())?;
+        let mut reduction = Reduction::new(gradients, partition, comm);
         let mut loss = 0.0;
         for examples in batches {
-            loss += self.accumulate(&examples?, global, &mut gradients)?;
+            loss += self.accumulate(&examples?, global, &mut reduction)?;
         }
-        let gradient = Reduction::new(gradients, self.state.partition(), comm).finish()?; // [S]
+        let gradient = reduction.finish()?; // [S]; collective
         let report = self.state.step(&gradient, config, lr, comm)?;
         self.params = self.params.with_flat(&self.layout, &self.state.gather_policy(comm)?)?;
         Ok((loss, report))
     }
 
     /// Adds the gradient of the mean loss over `global` examples; returns the sum of these examples' losses.
-    fn accumulate(&self, examples: &Examples, global: usize, gradients: &mut Gradients) -> Result<f64> {
+    fn accumulate(&self, examples: &Examples, global: usize, reduction: &mut Reduction) -> Result<f64> {
         let Examples { x0, eps, t, conditioning, count } = examples;
         let x_t = interpolate(x0, eps, t)?;
         let (v, tape) = engine::forward(self.model, &self.params, &x_t, t, conditioning, Checkpointing(0))?;
@@ -260,7 +263,8 @@ impl<'a> Regression<'a> {
         let difference = difference.broadcast_mul(&weights)?;
         let dims = (x0.elem_count() / size) as f64;
         let dv = (&difference * (2.0 / (dims * global as f64)))?;
-        engine::backward(self.model, &self.params, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
+        let last = false; // of how many there are nobody says: the sum goes over the ranks when all are done
+        step::accumulate(self.model, &self.params, tape, &dv, reduction, last)?;
         Ok(f64::from(difference.sqr()?.sum_all()?.to_scalar::<f32>()?) / dims)
     }
 }

@@ -10,11 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Circles that may stay, by one of their files, with the reason of each.
-const EXCEPTIONS: [(&str, &str); 4] = [
+const EXCEPTIONS: [(&str, &str); 3] = [
     ("pipeline::config", "[model] asks the base model that it names, and a base model is made of [model]"),
     ("reward::config", "the list of rewards names their files, and stands beside the trait that they implement"),
     ("reward::loader", "a reward is built with what the loader shares, and the loader builds those of a list"),
-    ("train::saving", "saving reads and writes the run that calls it"),
 ];
 
 /// A module by its names: `comm::tcp::control`.

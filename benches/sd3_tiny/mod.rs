@@ -3,19 +3,20 @@
 #![allow(dead_code)] // not every program uses all of this
 
 use candle_core::{Device, Tensor, Var};
+use flowrl_dist::Result;
 use flowrl_dist::comm::World;
-use flowrl_dist::engine::{self, Checkpointing, Pass, Tape};
+use flowrl_dist::engine::{Checkpointing, Tape};
 use flowrl_dist::flow::interpolate;
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
-use flowrl_dist::objective::{DiffusionNftConfig, MethodSpec, Objective, Point, Target, TargetVelocities};
+use flowrl_dist::objective::{DiffusionNftConfig, MethodSpec, Objective, Point, Requirements, Target};
 use flowrl_dist::ops;
 use flowrl_dist::optim::{OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Trainable};
 use flowrl_dist::policy::Policies;
 use flowrl_dist::rng::{Purpose, Stream};
-use flowrl_dist::shard::{Gradients, Reduction, Sharding, Weights};
-use flowrl_dist::{Error, Result};
+use flowrl_dist::shard::{Gradients, Reduction, Sharding};
+use flowrl_dist::train::step::{self, Conditioning, Velocities};
 use std::path::Path;
 
 pub const BATCH: usize = 8;
@@ -62,37 +63,21 @@ impl Training {
         Ok(Self { world, model, layout, state, policies, point, conditioning })
     }
 
-    fn pass<'a>(&self, weights: &'a dyn Weights) -> Pass<'a> {
-        Pass::new(weights, &self.point.x_t, &self.point.t, &self.conditioning)
-    }
-
     /// The velocities `[B, C, H, W]` of policy and old policy, and of the base model where it is asked for.
-    pub fn forward(&self, reference: bool, checkpointing: Checkpointing) -> Result<(Tensor, TargetVelocities, Tape)> {
-        let mut others = vec![self.pass(&*self.policies.old)];
-        others.extend(reference.then(|| self.pass(&*self.policies.reference)));
-        let own = self.pass(&*self.policies.policy);
-        let (v, others, tape) = engine::forward_beside(&self.model, own, others, checkpointing)?;
-        let mut others = others.into_iter();
-        Ok((v, TargetVelocities { old: others.next(), reference: others.next() }, tape))
+    pub fn forward(&self, reference: bool, checkpointing: Checkpointing) -> Result<(Velocities, Tape)> {
+        let required = Requirements { old: true, reference, ..Requirements::default() };
+        let conditioning = Conditioning { prompts: &self.conditioning, guidance: None };
+        step::velocities(&self.model, &self.policies, required, &self.point, conditioning, checkpointing)
     }
 
     /// DiffusionNFT's loss, and the gradient `[S]` of its mean.
-    pub fn backward(
-        &self,
-        objective: &dyn Objective,
-        (v, frozen, tape): (Tensor, TargetVelocities, Tape),
-    ) -> Result<Tensor> {
-        let v = Var::from_tensor(&v)?;
-        let loss = objective.losses(&self.point, v.as_tensor(), &frozen)?.loss.mean_all()?;
-        let dv = loss.backward()?.remove(v.as_tensor());
-        let dv = dv.ok_or_else(|| Error::Failed("the loss does not depend on the velocity".into()))?;
+    pub fn backward(&self, objective: &dyn Objective, (velocities, tape): (Velocities, Tape)) -> Result<Tensor> {
+        let mean = Tensor::full(1.0 / BATCH as f32, BATCH, &Device::Cpu)?;
+        let (_, dv) = step::differentiate(objective, &self.point, &velocities, &mean)?;
         let partition = self.state.partition();
         let gradients = Gradients::zeros(&self.layout, partition, &Device::Cpu)?;
         let mut reduction = Reduction::new(gradients, partition, &*self.world.device);
-        engine::backward(&self.model, &*self.policies.policy, tape, &dv, |stage, gradients| {
-            reduction.add(stage, gradients)?;
-            reduction.begin(stage)
-        })?;
+        step::accumulate(&self.model, &*self.policies.policy, tape, &dv, &mut reduction, true)?;
         reduction.finish()
     }
 

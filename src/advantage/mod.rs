@@ -1,28 +1,21 @@
 //! Rewards to group-relative advantages: pure, in f64, the same on every rank because every rank holds all rewards.
 
 mod map;
+mod score;
 
 pub use map::{AdvantageMap, Aggregate, Map, Normaliser};
+pub use score::{Score, Scores};
 
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
-
-/// One reward of every image.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scores {
-    /// Its name.
-    pub name: String,
-    /// What it counts in the sum; 0: it is only watched.
-    pub weight: f64,
-    /// One score an image; `None` where the reward does not apply.
-    pub scores: Vec<Option<f64>>,
-}
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The advantages of an iteration and what they say about it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Advantages {
-    /// One an image, in the order of the rewards.
+    /// One per image, in the order of the rewards; 0 in a group that was dropped.
     pub values: Vec<f64>,
+    /// Groups with a score that failed: their images cannot be compared, and their scores count nowhere.
+    pub dropped: BTreeSet<usize>,
     /// Share of groups without a signal (all rewards equal, but for rounding): their advantages are 0.
     pub zero_groups: f64,
     /// Share of images whose advantage a bound changed.
@@ -42,8 +35,28 @@ pub struct Advantages {
 /// gets exactly 0.
 ///
 /// # Errors
-/// [`Error::NotFinite`] if a reward or an advantage is not finite; it names reward, image and group.
+/// [`Error::NotFinite`] if a reward or an advantage is not finite; it names reward, image and group. [`Error::Reward`] if all
+/// groups are dropped.
 pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &AdvantageMap) -> Result<Advantages> {
+    let has_failed = |image: usize| rewards.iter().any(|reward| reward.scores[image] == Score::Failed);
+    let dropped: BTreeSet<usize> = (0..groups.len()).filter(|&image| has_failed(image)).map(|i| groups[i]).collect();
+    let kept: Vec<usize> = (0..groups.len()).filter(|&image| !dropped.contains(&groups[image])).collect();
+    if kept.is_empty() {
+        let name = rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
+        let message = "no group of this iteration has all its scores; see the warnings, and start the server again";
+        return Err(Error::Reward { name, message: message.to_string() });
+    }
+    let of_kept = |reward: &Scores| Scores::new(&reward.name, reward.weight, kept.iter().map(|&i| reward.scores[i]));
+    let rewards: Vec<Scores> = rewards.iter().map(of_kept).collect();
+    let groups_kept: Vec<usize> = kept.iter().map(|&image| groups[image]).collect();
+    let of_kept = of_whole_groups(&rewards, &groups_kept, config)?;
+    let mut values = vec![0.0; groups.len()];
+    kept.iter().zip(&of_kept.values).for_each(|(&image, &value)| values[image] = value);
+    Ok(Advantages { values, dropped, ..of_kept })
+}
+
+/// The advantages of groups of which no score failed.
+fn of_whole_groups(rewards: &[Scores], groups: &[usize], config: &AdvantageMap) -> Result<Advantages> {
     check_finite(rewards, groups)?;
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     groups.iter().enumerate().for_each(|(i, &group)| members.entry(group).or_default().push(i));
@@ -76,13 +89,14 @@ pub fn group_advantages(rewards: &[Scores], groups: &[usize], config: &Advantage
         effective: effective / count,
         temperature,
         values,
+        dropped: BTreeSet::new(),
     })
 }
 
 fn check_finite(rewards: &[Scores], groups: &[usize]) -> Result<()> {
     for Scores { name, scores, .. } in rewards {
         for (i, score) in scores.iter().enumerate() {
-            if let Some(score) = score.filter(|s| !s.is_finite()) {
+            if let Some(score) = score.value().filter(|score| !score.is_finite()) {
                 return Err(Error::NotFinite(format!("reward {name}: {score} of image {i}, prompt {}", groups[i])));
             }
         }
@@ -126,7 +140,7 @@ fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &Adv
         Aggregate::Sum => {
             let (mut sums, mut sizes) = (vec![None; images], vec![0.0; images]);
             for reward in rewards {
-                for (i, score) in reward.scores.iter().enumerate().filter_map(|(i, score)| Some((i, (*score)?))) {
+                for (i, score) in reward.scores.iter().enumerate().filter_map(|(i, score)| Some((i, score.value()?))) {
                     let term = reward.weight * score;
                     sums[i] = Some(sums[i].map_or(term, |sum| sum + term));
                     sizes[i] += term.abs();
@@ -137,8 +151,9 @@ fn aggregated(rewards: &[Scores], members: &Members, images: usize, config: &Adv
         Aggregate::Normalised => {
             let mut all = Normalised { values: vec![0.0; images], sizes: vec![0.0; images] };
             for reward in rewards {
-                let sizes: Vec<f64> = reward.scores.iter().map(|score| score.unwrap_or(0.0).abs()).collect();
-                let one = normalised(&reward.scores, &sizes, members, config.normaliser);
+                let scores: Vec<Option<f64>> = reward.scores.iter().map(|score| score.value()).collect();
+                let sizes: Vec<f64> = scores.iter().map(|score| score.unwrap_or(0.0).abs()).collect();
+                let one = normalised(&scores, &sizes, members, config.normaliser);
                 all.values.iter_mut().zip(one.values).for_each(|(sum, a)| *sum += reward.weight * a);
                 all.sizes.iter_mut().zip(one.sizes).for_each(|(sum, size)| *sum += reward.weight.abs() * size);
             }

@@ -8,7 +8,7 @@ fn of(rewards: &[f64], groups: &[usize], config: &AdvantageMap) -> Result<Advant
 }
 
 fn scores(name: &str, weight: f64, rewards: &[f64]) -> Scores {
-    Scores { name: name.into(), weight, scores: rewards.iter().map(|&r| Some(r)).collect() }
+    Scores::new(name, weight, rewards.iter().copied())
 }
 
 const REWARDS: [f64; 12] = [0.1, 0.2, 0.3, 0.9, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0];
@@ -38,7 +38,7 @@ fn advantages_equal_the_golden_vectors() -> Result<()> {
 #[test]
 fn a_reward_of_weight_zero_does_not_count() -> Result<()> {
     let mut trained = scores("ocr", 1.0, &REWARDS);
-    trained.scores[..4].fill(None);
+    trained.scores[..4].fill(Score::NotApplicable);
     let watched = scores("hps", 0.0, &[3.0, 9.0, 1.0, 7.0, 2.0, 8.0, 0.0, 5.0, 4.0, 6.0, 1.0, 2.0]);
     for aggregate in [Aggregate::Sum, Aggregate::Normalised] {
         let config = AdvantageMap { aggregate, ..LINEAR };
@@ -179,7 +179,7 @@ fn rewards_are_summed_raw_or_in_their_own_units() -> Result<()> {
 /// An image to which a reward does not apply neither moves that reward's mean nor gets anything from it.
 #[test]
 fn a_reward_that_does_not_apply_counts_nothing() -> Result<()> {
-    let rule = Scores { name: "rule".into(), weight: 1.0, scores: vec![Some(0.0), Some(1.0), None, None] };
+    let rule = Scores::new("rule", 1.0, [Some(0.0), Some(1.0), None, None]);
     let both = [scores("a", 1.0, &[0.0, 0.0, 1.0, 3.0]), rule];
     let map = AdvantageMap { aggregate: Aggregate::Normalised, clip: 5.0, ..AdvantageMap::ADVANTAGE_FLOW };
     let a = group_advantages(&both, &[0; 4], &map)?.values;
@@ -198,5 +198,24 @@ fn the_papers_map_has_no_bounds() -> Result<()> {
     let w = (1.0 / deviation).exp();
     assert!((a.values[0] - (24.0 * w / (w + 23.0) - 1.0)).abs() < 1e-12 && a.values[0] > 15.0, "{a:?}");
     assert_eq!(a.clipped, 0.0);
+    Ok(())
+}
+
+/// A failed score takes its group along, whatever the reward counts, and the others are what they are without it.
+#[test]
+fn a_group_with_a_failed_score_counts_nowhere() -> Result<()> {
+    let mut watched = scores("hps", 0.0, &REWARDS);
+    watched.scores[2] = Score::Failed;
+    for aggregate in [Aggregate::Sum, Aggregate::Normalised] {
+        let config = AdvantageMap { aggregate, ..AdvantageMap::FLOW_AWR };
+        let all = group_advantages(&[scores("ocr", 1.0, &REWARDS), watched.clone()], &GROUPS, &config)?;
+        let alone = of(&REWARDS[4..], &GROUPS[4..], &config)?;
+        assert_eq!((&all.values[..4], &all.values[4..]), (&[0.0; 4][..], &alone.values[..]));
+        assert_eq!(all.dropped, BTreeSet::from([7]));
+        assert_eq!((all.zero_groups, all.rms), (alone.zero_groups, alone.rms));
+    }
+    watched.scores.fill(Score::Failed);
+    let error = group_advantages(&[watched], &GROUPS, &LINEAR).expect_err("no group is left").to_string();
+    assert!(error.starts_with("reward hps: no group of this iteration has all its scores"), "{error}");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What `inspect` shows of a checkpoint.
 
-use super::manifest::{Manifest, STAGES};
+use super::manifest::Manifest;
 use super::reader::open;
 use crate::error::Result;
 use serde::Serialize;
@@ -51,13 +51,11 @@ impl fmt::Display for Description {
         writeln!(f, "config       {}", identity.config_digest)?;
         writeln!(f, "base model   {}", identity.base_digest)?;
         writeln!(f, "layout       {}", identity.layout_digest)?;
-        let mut extra = state.extra.clone();
-        let stages = extra.as_object_mut().and_then(|extra| extra.remove(STAGES));
-        if !extra.is_null() {
-            writeln!(f, "state        {extra}")?;
-        }
-        for stage in stages.iter().flat_map(|stages| stages.as_array()).flatten() {
-            writeln!(f, "stage        {stage}")?;
+        for (name, value) in state.extra.as_object().into_iter().flatten() {
+            match value.as_array() {
+                Some(entries) => entries.iter().try_for_each(|entry| writeln!(f, "{name:<12} {entry}"))?,
+                None => writeln!(f, "{name:<12} {value}")?,
+            }
         }
         writeln!(f, "\n{:<34} {:>24} {:>14}  blake3", "shard", "elements", "bytes")?;
         for shard in shards {

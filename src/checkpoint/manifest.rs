@@ -12,9 +12,6 @@ const OLDEST: u32 = 2;
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const COMPLETE: &str = "COMPLETE";
 
-/// The entry of [`TrainState::extra`] that lists the stages of the run that have begun.
-pub const STAGES: &str = "stages";
-
 /// Where the run stood.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
@@ -22,7 +19,7 @@ pub struct TrainState {
     pub update: u64,
     /// Rollout rounds finished.
     pub iteration: u64,
-    /// Anything else that is small: counters, schedules.
+    /// What else the run keeps that is small: its counters, which stages have begun. The run alone knows what that is.
     #[serde(default)]
     pub extra: serde_json::Value,
 }

@@ -22,7 +22,7 @@ mod writer;
 
 pub use describe::{Description, describe};
 pub use folder::{Found, Resume, clear_unfinished, find, list, newest, prune, set_best};
-pub use manifest::{FORMAT, Identity, Manifest, Parameter, STAGES, ShardEntry, TrainState};
+pub use manifest::{FORMAT, Identity, Manifest, Parameter, ShardEntry, TrainState};
 pub use reader::{Reader, open};
 pub use saver::{Saved, Saver};
 pub use writer::{begin, commit, write_shard};

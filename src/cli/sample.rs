@@ -75,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
                  --config"
             )));
         }
-        set.prompts.iter_mut().for_each(|prompt| prompt.negative = Some(negative.clone()));
+        set.prompts.iter_mut().for_each(|prompt| prompt.negative = Some(negative.as_str().into()));
     }
     let texts: Vec<&str> = set.prompts.iter().flat_map(|prompt| prompt.texts(sampler.is_guided())).collect();
     let world = World::solo();
@@ -95,7 +95,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         iteration: 0,
     };
     let x0 = sampling.run(&requests, requests.len())?.x0;
-    let captions: Vec<String> = prompts.into_iter().map(|prompt| prompt.text).collect();
+    let captions: Vec<String> = prompts.into_iter().map(|prompt| prompt.text.to_string()).collect();
     let scale = LEAST.div_ceil(pipeline.picture().1.max(1));
     let picture = grid::image_grid(&pipeline.decode(&x0)?, &captions, COLUMNS.min(images), scale as u32)?;
     grid::save_png(&picture, &arguments.out)?;

@@ -7,7 +7,7 @@ use crate::config::{RUN_CONFIG, RunConfig, file_in_the_way};
 use crate::error::{EXIT_DONE, EXIT_RESTART, Error, Result};
 use crate::observe::logging::say;
 use crate::plan::Plan;
-use crate::train::{Outcome, train};
+use crate::train::{Outcome, Own, train};
 use std::path::{Path, PathBuf};
 
 /// What a run is given.
@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let prepared = config.and_then(|config| prepare(arguments, config));
     on_ranks(&launch, prepared, |(config, resume), world| {
         let first = world.rank() == 0;
-        match train(config, resume, world)? {
+        match train(config, Own::default(), resume, world)? {
             Outcome::Done(line) => {
                 if first {
                     print(&line);

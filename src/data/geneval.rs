@@ -238,7 +238,7 @@ impl Record {
 /// [`Error::Usage`] for a bad record in `without`, or if it leaves nothing to draw.
 pub fn train_records(count: usize, seed: u64, without: &[Prompt]) -> Result<Vec<Record>> {
     const TRIES: u64 = 1000;
-    let texts: HashSet<&str> = without.iter().map(|prompt| prompt.text.as_str()).collect();
+    let texts: HashSet<&str> = without.iter().map(|prompt| &*prompt.text).collect();
     let records = without.iter().filter_map(|prompt| prompt.metadata.as_ref());
     let records = records.filter_map(|metadata| Record::of(metadata).transpose()).map(|record| Ok(record?.key()));
     let keys = records.collect::<Result<HashSet<_>>>()?;

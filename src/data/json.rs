@@ -78,7 +78,7 @@ pub(super) fn object_prompt(object: Map<String, Value>) -> Result<Prompt, String
     let negative = text(NEGATIVE)?.filter(|negative| !negative.is_empty());
     // Without a field beside the prompt there is nothing more to say of it.
     let metadata = (object.len() > 1).then(|| Arc::new(object));
-    Ok(Prompt { negative, metadata, ..Prompt::new(0, prompt) })
+    Ok(Prompt { negative: negative.map(Into::into), metadata, ..Prompt::new(0, prompt) })
 }
 
 /// The parser's words without its place, which is one within the line.

@@ -21,28 +21,28 @@ use std::sync::Arc;
 /// by the columns' names; prompt included. GenEval's: `tag`, `include`, `exclude`.
 pub type Metadata = Arc<Map<String, Value>>;
 
-/// One prompt of a prompt set.
+/// One prompt of a prompt set. Its words are shared, not copied, by all that hold it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// Its number in the prompt set: groups are keyed by it, never by text.
     pub index: usize,
     /// What the model is told.
-    pub text: String,
+    pub text: Arc<str>,
     /// What guidance leads away from, where its file says so (`negative_prompt`); nothing: what the model usually does.
-    pub negative: Option<String>,
+    pub negative: Option<Arc<str>>,
     /// What its file says of it beside the text.
     pub metadata: Option<Metadata>,
 }
 
 impl Prompt {
     /// A prompt of which nothing more is known.
-    pub fn new(index: usize, text: impl Into<String>) -> Prompt {
+    pub fn new(index: usize, text: impl Into<Arc<str>>) -> Prompt {
         Prompt { index, text: text.into(), negative: None, metadata: None }
     }
 
     /// What the model is told of it: its text and, where it is `guided`, what that leads away from.
     pub fn texts(&self, guided: bool) -> impl Iterator<Item = &str> {
-        std::iter::once(self.text.as_str()).chain(self.negative.as_deref().filter(|_| guided))
+        std::iter::once(&*self.text).chain(self.negative.as_deref().filter(|_| guided))
     }
 }
 
@@ -126,7 +126,7 @@ impl PromptSet {
 
     /// The prompts' texts.
     pub fn texts(&self) -> Vec<&str> {
-        self.prompts.iter().map(|prompt| prompt.text.as_str()).collect()
+        self.prompts.iter().map(|prompt| &*prompt.text).collect()
     }
 
     /// How many prompts there are.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::error::Error;
+use std::sync::Arc;
 
 /// What comes of a file of this name.
 fn read(name: &str, content: impl AsRef<[u8]>) -> Result<PromptSet> {
@@ -113,10 +114,10 @@ fn what_is_not_clear_is_refused_with_its_line() {
 
 #[test]
 fn a_negative_prompt_is_the_prompts_own_and_other_keys_are_kept() {
-    let negatives = |name: &str, content: &str| -> Vec<Option<String>> {
+    let negatives = |name: &str, content: &str| -> Vec<Option<Arc<str>>> {
         read(name, content).unwrap().prompts.into_iter().map(|prompt| prompt.negative).collect()
     };
-    let some = Some("blur, noise".to_owned());
+    let some = Some("blur, noise".into());
     let lines =
         "{\"prompt\": \"a\", \"negative_prompt\": \" blur, noise\"}\n{\"prompt\": \"b\", \"negative_prompt\": null}";
     assert_eq!(negatives("a.jsonl", lines), [some.clone(), None]);

@@ -239,7 +239,7 @@ impl Codec for LatentCodec {
     /// Text `[n, L, joint_attention_dim]` and pooled text `[n, pooled_projection_dim]` of prompts
     /// in the cache.
     fn encode(&self, prompts: &[Prompt]) -> Result<Vec<Tensor>> {
-        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        let texts: Vec<&str> = prompts.iter().map(|prompt| &*prompt.text).collect();
         self.of(&texts)
     }
 

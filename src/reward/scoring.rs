@@ -1,6 +1,6 @@
 //! Scores images batch by batch, while the next ones are sampled.
 
-use super::{Attempt, Requests, Reward, check_count};
+use super::{Requests, Reward, ScoreResult, check_count};
 use crate::data::Prompt;
 use crate::error::{Error, Result};
 use candle_core::{Device, Tensor};
@@ -63,8 +63,8 @@ struct Shared {
     /// Their places among the rewards.
     places: Vec<usize>,
     jobs: Mutex<Receiver<Job>>,
-    /// Asking further is in vain: the remaining images have no score.
-    broken: AtomicBool,
+    /// Asking further is in vain: the scores of the remaining images fail.
+    unavailable: AtomicBool,
     over: Arc<AtomicBool>,
 }
 
@@ -79,7 +79,7 @@ struct Job {
 struct Done {
     reward: usize,
     start: usize,
-    attempt: Result<Attempt>,
+    result: Result<ScoreResult>,
     took: Duration,
 }
 
@@ -109,7 +109,7 @@ impl Scoring {
             rewards: self.rewards.clone(),
             places,
             jobs: Mutex::new(queue),
-            broken: AtomicBool::new(false),
+            unavailable: AtomicBool::new(false),
             over: self.over.clone(),
         });
         let mut lane = Lane { shared, jobs, requests, workers: Vec::new() };
@@ -138,7 +138,7 @@ impl Scoring {
     ///
     /// # Errors
     /// Of the calls that failed that of the first reward on its first images. A panic of a reward goes on in the caller.
-    pub fn finish(mut self) -> Result<(Vec<Attempt>, Duration)> {
+    pub fn finish(mut self) -> Result<(Vec<ScoreResult>, Duration)> {
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.iter_mut().filter(|lane| lane.workers.is_empty()).try_for_each(Lane::start)?;
         // Without their senders the queues end.
@@ -151,11 +151,11 @@ impl Scoring {
             }
         }
         done.sort_by_key(|done| (done.reward, done.start));
-        let mut all = vec![Attempt::default(); self.rewards.len()];
+        let mut all = vec![ScoreResult::default(); self.rewards.len()];
         let mut busy = Duration::ZERO;
-        for Done { reward, attempt, took, .. } in done {
+        for Done { reward, result, took, .. } in done {
             busy += took;
-            all[reward].append(attempt?);
+            all[reward].append(result?);
         }
         Ok((all, busy))
     }
@@ -190,31 +190,32 @@ impl Shared {
                     return done;
                 }
                 let since = Instant::now();
-                let attempt = self.attempt(&*self.rewards[reward], &images, &prompts);
-                if attempt.is_err() {
+                let result = self.try_score(&*self.rewards[reward], &images, &prompts);
+                if result.is_err() {
                     self.over.store(true, Ordering::SeqCst);
                 }
-                done.push(Done { reward, start, attempt, took: since.elapsed() });
+                done.push(Done { reward, start, result, took: since.elapsed() });
             }
         }
     }
 
-    fn attempt(&self, reward: &dyn Reward, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
-        if self.broken.load(Ordering::SeqCst) {
-            return Ok(Attempt::broken(prompts.len()));
+    fn try_score(&self, reward: &dyn Reward, images: &Tensor, prompts: &[Prompt]) -> Result<ScoreResult> {
+        if self.unavailable.load(Ordering::SeqCst) {
+            return Ok(ScoreResult::unavailable(prompts.len()));
         }
-        let attempt = reward.attempt(images, prompts)?;
-        check_count(reward.name(), attempt.scores.len(), prompts)?;
-        if attempt.broken {
-            self.broken.store(true, Ordering::SeqCst);
+        let result = reward.try_score(images, prompts)?;
+        check_count(reward.name(), result.scores.len(), prompts)?;
+        if result.unavailable {
+            self.unavailable.store(true, Ordering::SeqCst);
         }
-        Ok(attempt)
+        Ok(result)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::advantage::Score;
     use crate::data::PromptSet;
     use crate::reward::{RewardConfig, RewardKind, build};
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -230,7 +231,7 @@ mod tests {
     }
 
     /// What came of the images in batches of one size.
-    fn in_batches(rewards: &Rewards, overlap: Overlap, size: usize) -> Result<Vec<Attempt>> {
+    fn in_batches(rewards: &Rewards, overlap: Overlap, size: usize) -> Result<Vec<ScoreResult>> {
         let (images, prompts) = seven()?;
         let mut scoring = Scoring::new(rewards, overlap, &Device::Cpu)?;
         for start in (0..7).step_by(size) {
@@ -245,7 +246,7 @@ mod tests {
         let kinds = [RewardKind::Ocr, RewardKind::JpegCompressibility, RewardKind::Colour];
         let rewards: Rewards = build(&kinds.map(RewardConfig::new), 2)?.into();
         let (images, prompts) = seven()?;
-        let whole = rewards.iter().map(|reward| reward.attempt(&images, &prompts)).collect::<Result<Vec<_>>>()?;
+        let whole = rewards.iter().map(|reward| reward.try_score(&images, &prompts)).collect::<Result<Vec<_>>>()?;
         assert!(whole[1].scores.iter().any(|score| *score != whole[1].scores[0]), "scores differ between images");
         for (overlap, size) in [(Overlap::On, 1), (Overlap::On, 3), (Overlap::Off, 3), (Overlap::Auto, 7)] {
             assert!(in_batches(&rewards, overlap, size)? == whole, "{overlap:?}, batches of {size}");
@@ -260,14 +261,14 @@ mod tests {
         does: F,
     }
 
-    impl<F: Fn(usize, usize) -> Result<Attempt> + Send + Sync> Reward for Doing<F> {
+    impl<F: Fn(usize, usize) -> Result<ScoreResult> + Send + Sync> Reward for Doing<F> {
         fn name(&self) -> &str {
             "doing"
         }
         fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
-            Ok(self.attempt(images, prompts)?.scores)
+            Ok(self.try_score(images, prompts)?.scores.into_iter().map(Score::value).collect())
         }
-        fn attempt(&self, _: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
+        fn try_score(&self, _: &Tensor, prompts: &[Prompt]) -> Result<ScoreResult> {
             let call = {
                 let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
                 *calls += 1;
@@ -282,13 +283,13 @@ mod tests {
 
     fn doing(
         requests: Option<Requests>,
-        does: impl Fn(usize, usize) -> Result<Attempt> + Send + Sync + 'static,
+        does: impl Fn(usize, usize) -> Result<ScoreResult> + Send + Sync + 'static,
     ) -> Rewards {
         Arc::new([Box::new(Doing { requests, calls: Mutex::new(0), does }) as _])
     }
 
-    fn scored(images: usize) -> Result<Attempt> {
-        Ok(Attempt { scores: vec![Some(1.0); images], ..Attempt::default() })
+    fn scored(images: usize) -> Result<ScoreResult> {
+        Ok(ScoreResult { scores: vec![Score::Value(1.0); images], unavailable: false })
     }
 
     #[test]
@@ -314,12 +315,12 @@ mod tests {
     fn after_a_failure_for_good_the_remaining_images_have_no_score() -> Result<()> {
         let rewards = doing(Some(Requests { images: 2, at_once: 1 }), |call, images| match call {
             0 => scored(images),
-            1 => Ok(Attempt::broken(images)),
+            1 => Ok(ScoreResult::unavailable(images)),
             _ => panic!("asked in vain"),
         });
         let all = in_batches(&rewards, Overlap::Auto, 3)?; // 2 + 1, 2 + 1, 1
-        assert_eq!(all[0].scores, [Some(1.0), Some(1.0), None, None, None, None, None]);
-        assert_eq!((&all[0].failed[..], all[0].broken), (&[2, 3, 4, 5, 6][..], true));
+        let scores = [vec![Score::Value(1.0); 2], vec![Score::Failed; 5]].concat();
+        assert_eq!(all, [ScoreResult { scores, unavailable: true }]);
         let wrong = doing(None, |_, images| scored(images + 1));
         let error = in_batches(&wrong, Overlap::On, 3).expect_err("too many scores").to_string();
         assert!(error.contains("4 images for 3 prompts"), "{error}");
@@ -344,7 +345,7 @@ mod tests {
             now.0 -= 1;
             scored(images)
         });
-        assert_eq!(in_batches(&rewards, Overlap::Auto, 2)?[0].scores, [Some(1.0); 7]);
+        assert_eq!(in_batches(&rewards, Overlap::Auto, 2)?[0].scores, [Score::Value(1.0); 7]);
         assert_eq!(*under_way.0.lock().unwrap_or_else(PoisonError::into_inner), (0, 3));
         Ok(())
     }

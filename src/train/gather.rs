@@ -1,123 +1,97 @@
-//! The rewards of an iteration: this rank's scores, and all ranks' scores in the order of the images.
+//! The scores of an iteration: this rank's, and all ranks' in the order of the images.
 
 use super::Trainer;
-use crate::advantage::{AdvantageMap, Advantages, Scores, group_advantages};
+use super::meter::Meter;
+use crate::advantage::{Advantages, Score, Scores};
 use crate::batching::share;
 use crate::data::Prompt;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::observe::Metrics;
 use crate::reward::{Scoring, check_scores};
 use candle_core::{Device, Tensor};
-use std::collections::BTreeSet;
 
-/// This rank's scores.
-pub(super) struct Scored {
-    /// Each reward's, an image each.
-    pub rewards: Vec<Scores>,
-    /// Images with a score that could not be had.
-    pub failed: BTreeSet<usize>,
-}
-
-/// All ranks' scores.
-pub(super) struct Gathered {
-    /// The group of each image, [N].
+/// The scores of some images: those of this rank, or all N.
+pub(super) struct ScoreTable {
+    /// The group of each image.
     pub groups: Vec<usize>,
-    /// Each reward's scores, [N].
+    /// By reward, one score per image.
     pub rewards: Vec<Scores>,
-    /// Groups in which a score could not be had: their images cannot be compared.
-    pub dropped: BTreeSet<usize>,
 }
 
 impl Trainer {
-    /// The scores of this rank's images, once all are there, with the weights of the stage in force.
-    pub(super) fn scored(&self, scoring: Scoring, prompts: &[Prompt], metrics: &mut Metrics) -> Result<Scored> {
-        let (attempts, busy) = scoring.finish()?;
-        metrics.max("time.reward_busy", busy.as_secs_f64());
-        let (mut rewards, mut failed) = (Vec::with_capacity(self.rewards.len()), BTreeSet::new());
-        for ((reward, config), attempt) in self.rewards.iter().zip(&self.config.reward).zip(attempts) {
-            failed.extend(attempt.failed);
-            let weight = self.stages.now().weight(config.label());
-            rewards.push(Scores { name: reward.name().to_owned(), weight, scores: attempt.scores });
+    /// The scores of this rank's images, once all are there, with the weights of the stage in
+    /// force.
+    pub(super) fn own_scores(&self, scoring: Scoring, prompts: &[Prompt], meter: &mut Meter) -> Result<ScoreTable> {
+        let (results, busy) = scoring.finish()?;
+        meter.shared.max("time.reward_busy", busy.as_secs_f64());
+        let mut rewards = Vec::with_capacity(self.rewards.len());
+        for (reward, result) in self.rewards.iter().zip(results) {
+            let name = reward.name().to_owned();
+            let weight = self.stages.now().weight(&name);
+            rewards.push(Scores { name, weight, scores: result.scores });
         }
-        check_scores(&rewards, prompts, &failed)?;
-        Ok(Scored { rewards, failed })
+        check_scores(&rewards, prompts)?;
+        Ok(ScoreTable { groups: prompts.iter().map(|prompt| prompt.index).collect(), rewards })
     }
 
-    /// All ranks' scores, by one all-gather of rows (prompt, whether a score failed, each reward's score), in f64. A score
-    /// that does not apply travels as NaN; one that is not finite was refused before.
-    pub(super) fn gather(&self, scored: &Scored, prompts: &[Prompt]) -> Result<Gathered> {
-        const HEAD: usize = 2;
-        let width = HEAD + scored.rewards.len();
+    /// All ranks' scores, by one all-gather of rows (group, each reward's score), in f64.
+    pub(super) fn gather(&self, own: &ScoreTable) -> Result<ScoreTable> {
+        let width = 1 + own.rewards.len();
         let ranks = self.world.world_size();
-        let count = self.config.batch.prompts * self.config.batch.images_per_prompt;
-        let sizes: Vec<usize> = (0..ranks).map(|r| share(count, r, ranks).len()).collect();
+        let images = self.config.batch.prompts * self.config.batch.images_per_prompt;
+        let sizes: Vec<usize> = (0..ranks).map(|rank| share(images, rank, ranks).len()).collect();
         let largest = sizes.iter().copied().max().unwrap_or(0);
-        let mut rows = vec![0.0; largest * width];
-        for (i, row) in rows.chunks_exact_mut(width).take(prompts.len()).enumerate() {
-            (row[0], row[1]) = (prompts[i].index as f64, f64::from(u8::from(scored.failed.contains(&i))));
-            scored.rewards.iter().zip(&mut row[HEAD..]).for_each(|(s, cell)| *cell = s.scores[i].unwrap_or(f64::NAN));
+
+        let mut sent = vec![0.0; largest * width];
+        for (image, row) in sent.chunks_exact_mut(width).take(own.groups.len()).enumerate() {
+            row[0] = own.groups[image] as f64;
+            for (cell, reward) in row[1..].iter_mut().zip(&own.rewards) {
+                *cell = reward.scores[image].to_f64();
+            }
         }
-        let all = self.world.host.all_gather(&Tensor::from_vec(rows, largest * width, &Device::Cpu)?)?;
-        let all = all.to_vec1::<f64>()?;
+        let sent = Tensor::from_vec(sent, largest * width, &Device::Cpu)?;
+        let all = self.world.host.all_gather(&sent)?.to_vec1::<f64>()?;
+
+        let mut groups = Vec::with_capacity(images);
+        let mut rewards: Vec<Scores> =
+            own.rewards.iter().map(|reward| Scores { scores: Vec::with_capacity(images), ..reward.clone() }).collect();
+        let mut failing = Vec::new(); // ranks
+        for (rank, (rows, size)) in all.chunks_exact(largest * width).zip(sizes).enumerate() {
+            let rows = rows.chunks_exact(width).take(size);
+            if rows.clone().flat_map(|row| &row[1..]).any(|&score| Score::from_f64(score) == Score::Failed) {
+                failing.push(rank);
+            }
+            for row in rows {
+                groups.push(row[0] as usize);
+                rewards.iter_mut().zip(&row[1..]).for_each(|(of, &score)| of.scores.push(Score::from_f64(score)));
+            }
+        }
         if self.world.rank() == 0 {
-            let parts = all.chunks_exact(largest * width).zip(&sizes);
-            warn_of_others(parts.map(|(rank, &size)| rank.chunks_exact(width).take(size).any(|row| row[1] != 0.0)));
+            warn_of_others(&failing);
         }
-        let rows: Vec<&[f64]> = all
-            .chunks_exact(largest * width)
-            .zip(&sizes)
-            .flat_map(|(rank, &size)| rank.chunks_exact(width).take(size))
-            .collect(); // [N]
-        let column = |k: usize| rows.iter().map(|r| Some(r[HEAD + k]).filter(|score| !score.is_nan())).collect();
-        let of_all = |(k, s): (usize, &Scores)| Scores { scores: column(k), ..s.clone() };
-        Ok(Gathered {
-            groups: rows.iter().map(|r| r[0] as usize).collect(),
-            rewards: scored.rewards.iter().enumerate().map(of_all).collect(),
-            dropped: rows.iter().filter(|r| r[1] != 0.0).map(|r| r[0] as usize).collect(),
-        })
+        Ok(ScoreTable { groups, rewards })
     }
 }
 
-/// Other ranks' warnings only reach their log files, so rank 0 says on the terminal that there are some. `fails` tells of
-/// each rank whether it has images without a score.
-fn warn_of_others(fails: impl Iterator<Item = bool>) {
-    let others: Vec<usize> = fails.enumerate().skip(1).filter_map(|(rank, fails)| fails.then_some(rank)).collect();
+/// Other ranks' warnings only reach their log files, so rank 0 says on the terminal that there are
+/// some.
+fn warn_of_others(failing: &[usize]) {
+    let others: Vec<usize> = failing.iter().copied().filter(|&rank| rank > 0).collect();
     if let Some(first) = others.first() {
         let count = others.len();
         tracing::warn!("images of {count} other rank(s) have no score: logs/rank_{first:05}.log says why of the first");
     }
 }
 
-impl Gathered {
-    /// The advantages, [N]; those of dropped groups are 0, and their scores count nowhere.
-    ///
-    /// # Errors
-    /// As [`group_advantages`]; [`Error::Reward`] if no group is left.
-    pub fn advantages(&self, map: &AdvantageMap) -> Result<Advantages> {
-        let kept: Vec<usize> = (0..self.groups.len()).filter(|&i| !self.dropped.contains(&self.groups[i])).collect();
-        if kept.is_empty() {
-            let name = self.rewards.iter().map(|reward| reward.name.as_str()).collect::<Vec<_>>().join(", ");
-            let message = "no group of this iteration has all its scores; see the warnings, and start the server again";
-            return Err(Error::Reward { name, message: message.to_string() });
-        }
-        let of_kept = |s: &Scores| Scores { scores: kept.iter().map(|&i| s.scores[i]).collect(), ..s.clone() };
-        let rewards: Vec<Scores> = self.rewards.iter().map(of_kept).collect();
-        let groups: Vec<usize> = kept.iter().map(|&i| self.groups[i]).collect();
-        let advantages = group_advantages(&rewards, &groups, map)?;
-        let mut values = vec![0.0; self.groups.len()];
-        kept.iter().zip(&advantages.values).for_each(|(&i, &value)| values[i] = value);
-        Ok(Advantages { values, ..advantages })
-    }
-
+impl ScoreTable {
     /// What the metrics say of the rewards and their advantages.
     pub fn describe(&self, advantages: &Advantages, metrics: &mut Metrics) {
-        for Scores { name, scores, .. } in &self.rewards {
-            let known: Vec<f64> = scores.iter().copied().flatten().collect();
-            let count = known.len().max(1) as f64;
-            let mean = known.iter().sum::<f64>() / count;
-            let variance = known.iter().map(|s| (s - mean) * (s - mean)).sum::<f64>() / count;
-            metrics.set(&format!("reward.{name}.mean"), mean);
-            metrics.set(&format!("reward.{name}.std"), variance.sqrt());
+        for reward in &self.rewards {
+            let count = reward.values().count().max(1) as f64;
+            let mean = reward.values().sum::<f64>() / count;
+            let variance = reward.values().map(|s| (s - mean) * (s - mean)).sum::<f64>() / count;
+            metrics.set(&format!("reward.{}.mean", reward.name), mean);
+            metrics.set(&format!("reward.{}.std", reward.name), variance.sqrt());
         }
         metrics.set("advantage.zero_groups", advantages.zero_groups);
         metrics.set("advantage.clipped", advantages.clipped);
@@ -125,6 +99,6 @@ impl Gathered {
         metrics.set("advantage.effective", advantages.effective);
         metrics.set("advantage.temperature", advantages.temperature);
         metrics.set("images", self.groups.len() as f64);
-        metrics.set("dropped_groups", self.dropped.len() as f64);
+        metrics.set("dropped_groups", advantages.dropped.len() as f64);
     }
 }

@@ -2,7 +2,6 @@
 //! own, or where one was changed between two lives of a run.
 
 use super::stages::Stages;
-use crate::checkpoint::TrainState;
 use crate::comm::{World, exchange};
 use crate::config::file_name;
 use crate::data::PromptSet;
@@ -12,9 +11,6 @@ use crate::model::files::Adapter;
 use crate::pipeline::ModelConfig;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// The entry of a checkpoint that has the digests of the prompt sets.
-pub(super) const PROMPTS: &str = "prompts";
 
 /// Digests by what was read, as a message names it: `data.train = "prompts.txt"`, wherever that file lies.
 pub(super) type Digests = BTreeMap<String, String>;
@@ -49,7 +45,7 @@ fn named(key: &str, path: impl AsRef<Path>) -> String {
 fn digest(set: &PromptSet) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     for prompt in &set.prompts {
-        let words = serde_json::to_string(&(&prompt.text, prompt.metadata.as_deref()));
+        let words = serde_json::to_string(&(&*prompt.text, prompt.metadata.as_deref()));
         let words = words.map_err(|e| Error::Failed(format!("prompt {:?} cannot be written: {e}", prompt.text)))?;
         hasher.update(words.as_bytes()).update(b"\n");
     }
@@ -76,12 +72,10 @@ pub(super) fn agree(read: &Digests, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// The prompt sets that held something else when the checkpoint was written, under the same name.
-pub(super) fn changed<'a>(read: &'a Digests, state: &TrainState) -> Vec<&'a str> {
-    let saved = &state.extra[PROMPTS];
-    let other =
-        |(name, digest): &(&String, &String)| saved[name.as_str()].as_str().is_some_and(|saved| saved != *digest);
-    read.iter().filter(other).map(|(name, _)| name.as_str()).collect()
+/// The prompt sets that held something else when a checkpoint was `saved`, under the same name.
+pub(super) fn changed<'a>(read: &'a Digests, saved: &Digests) -> Vec<&'a str> {
+    let changed = |name: &String, digest: &String| saved.get(name).is_some_and(|saved| saved != digest);
+    read.iter().filter(|(name, digest)| changed(name, digest)).map(|(name, _)| name.as_str()).collect()
 }
 
 #[cfg(test)]
@@ -89,7 +83,6 @@ mod tests {
     use super::*;
     use crate::comm::ThreadGroup;
     use crate::data::Format;
-    use serde_json::json;
 
     #[test]
     fn what_differs_names_the_rank_and_the_file() {
@@ -123,10 +116,8 @@ mod tests {
 
     #[test]
     fn only_what_a_checkpoint_knows_otherwise_has_changed() {
-        let read =
-            Digests::from([("a", "1"), ("b", "2"), ("c", "3")].map(|(name, digest)| (name.into(), digest.into())));
-        let state = |extra| TrainState { update: 1, iteration: 1, extra };
-        assert_eq!(changed(&read, &state(json!({ PROMPTS: { "a": "1", "b": "9", "d": "4" } }))), ["b"]);
-        assert!(changed(&read, &state(json!({}))).is_empty(), "of an earlier version");
+        let of = |all: [(&str, &str); 3]| Digests::from(all.map(|(name, digest)| (name.into(), digest.into())));
+        let read = of([("a", "1"), ("b", "2"), ("c", "3")]);
+        assert_eq!(changed(&read, &of([("a", "1"), ("b", "9"), ("d", "4")])), ["b"]);
     }
 }

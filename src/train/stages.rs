@@ -1,12 +1,13 @@
 //! The stages of a run as they begin, and the prompts that they draw.
 
-use crate::checkpoint::{STAGES, TrainState};
+use super::own::OwnReward;
 use crate::config::{RunConfig, RunStage};
 use crate::data::{Prompt, PromptSet};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optim::NotFinite;
 use crate::plan::PlannedStage;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The stages of a run and which have begun; the same on every rank.
@@ -25,20 +26,51 @@ pub(super) struct Stages {
 /// Iterations more than planned that a run may need which leaves out updates: so many and a tenth of the planned ones.
 const SPARE: u64 = 20;
 
-/// A stage that has begun, as checkpoints tell it.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Begun {
-    #[serde(flatten)]
-    stage: RunStage,
-    /// Its first iteration.
+/// A stage that has begun, as checkpoints tell it: a [`RunStage`] with its first iteration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BegunStage {
+    number: usize,
+    at_update: u64,
+    weights: BTreeMap<String, f64>,
+    train: String,
+    prompts_of: usize,
     iteration: u64,
 }
 
+impl BegunStage {
+    fn new(stage: &RunStage, iteration: u64) -> Self {
+        let RunStage { number, at_update, weights, train, prompts_of } = stage.clone();
+        Self { number, at_update, weights, train, prompts_of, iteration }
+    }
+
+    fn stage(&self) -> RunStage {
+        let Self { number, at_update, weights, train, prompts_of, .. } = self.clone();
+        RunStage { number, at_update, weights, train, prompts_of }
+    }
+}
+
 impl Stages {
-    /// Those of a run that begins.
-    pub fn new(config: &RunConfig) -> Result<Self> {
+    /// Those of a run that begins. The caller's `own` rewards are there in the place of the configuration's, each with its
+    /// weight from the first stage to the last.
+    ///
+    /// # Errors
+    /// [`Error::Usage`]: a stage changes the weight of a reward that the caller's own are in the place of.
+    pub fn new(config: &RunConfig, own: &[OwnReward]) -> Result<Self> {
+        let mut all = config.stages();
+        if !own.is_empty() {
+            if let Some(number) = config.stage.iter().position(|stage| !stage.weights.is_empty()) {
+                return Err(Error::Usage(format!(
+                    "stage[{number}].weights: are of the configuration's rewards, which the caller's own are in the place \
+                     of; leave them out"
+                )));
+            }
+            let weights: BTreeMap<String, f64> =
+                own.iter().map(|own| (own.reward.name().to_owned(), own.weight)).collect();
+            all.iter_mut().for_each(|stage| stage.weights = weights.clone());
+        }
         Ok(Self {
-            all: config.stages(),
+            all,
             prompts: config.train_prompts()?,
             since: vec![0],
             seed: config.run.seed,
@@ -89,29 +121,24 @@ impl Stages {
     }
 
     /// What a checkpoint tells: the stages that have begun.
-    pub fn begun(&self) -> Vec<Begun> {
+    pub fn begun(&self) -> Vec<BegunStage> {
         let begun = self.all.iter().zip(&self.since);
-        begun.map(|(stage, &iteration)| Begun { stage: stage.clone(), iteration }).collect()
+        begun.map(|(stage, &iteration)| BegunStage::new(stage, iteration)).collect()
     }
 
-    /// Goes on where a checkpoint stands.
+    /// Goes on where a checkpoint of `update` stands, of what has begun there.
     ///
     /// # Errors
     /// What has begun there is not what this run says; without the checkpoint's path.
-    pub fn restore(&mut self, state: &TrainState) -> std::result::Result<(), String> {
+    pub fn restore(&mut self, begun: &[BegunStage], update: u64) -> std::result::Result<(), String> {
         const REMEDY: &str = "what a stage did cannot be changed later: put it back, or pass another --out";
-        let update = state.update;
-        let begun = match state.extra.get(STAGES) {
-            None => self.begun(), // from before there were any: the first one
-            Some(saved) => Vec::deserialize(saved).map_err(|e| format!("does not tell its stages: {e}"))?,
-        };
         if begun.is_empty() {
             return Err("tells of no stage that has begun".into());
         }
         // The weights and prompts of the first stage are [[reward]] and [data], keys like all the others.
-        for (number, Begun { stage: old, .. }) in begun.iter().enumerate().skip(1) {
+        for (number, old) in begun.iter().map(BegunStage::stage).enumerate().skip(1) {
             match self.all.get(number) {
-                Some(new) if new.is_same(old) => {}
+                Some(new) if new.is_same(&old) => {}
                 Some(new) => return Err(format!("went through {old}, and this run has {new}; {REMEDY}")),
                 None => return Err(format!("went through {old}, which this run lacks; {REMEDY}")),
             }
@@ -137,7 +164,6 @@ impl Stages {
 mod tests {
     use super::*;
     use crate::plan::Plan;
-    use serde_json::json;
     use std::collections::BTreeSet;
 
     const SET: &str = "stage=[{at_update=3, weights={ocr=2.0}}, {at_update=5, train=\"glyphs-4\"}, \
@@ -149,7 +175,7 @@ mod tests {
     }
 
     fn stages(set: &[&str]) -> Stages {
-        Stages::new(&config(set)).unwrap()
+        Stages::new(&config(set), &[]).unwrap()
     }
 
     /// Number of the stage and the prompts of each iteration from `first` on, `updates` updates an iteration.
@@ -159,10 +185,6 @@ mod tests {
             (stages.now().number, stages.draw(i, 5))
         };
         (first..10).map(iteration).collect()
-    }
-
-    fn state(stages: &Stages, update: u64, iteration: u64) -> TrainState {
-        TrainState { update, iteration, extra: json!({ STAGES: stages.begun() }) }
     }
 
     #[test]
@@ -192,9 +214,8 @@ mod tests {
                 for i in 0..stop {
                     stopped.begin(i * updates, i);
                 }
-                let state = state(&stopped, stop * updates, stop);
                 let mut resumed = stages(&set);
-                resumed.restore(&state).unwrap();
+                resumed.restore(&stopped.begun(), stop * updates).unwrap();
                 assert!(run(&mut resumed, stop, updates) == whole[stop as usize..], "resumed at {stop}");
             }
         }
@@ -221,11 +242,11 @@ mod tests {
             let mut stages = stages(&set);
             let plan = Plan::of(&config(&set), 1).unwrap();
             let known: BTreeSet<String> =
-                stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
+                stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.to_string()).collect();
             let mut drawn = BTreeSet::new();
             for i in 0..plan.iterations {
                 stages.begin(2 * i, i);
-                drawn.extend(stages.draw(i, 5).into_iter().map(|prompt| prompt.text));
+                drawn.extend(stages.draw(i, 5).into_iter().map(|prompt| prompt.text.to_string()));
             }
             assert_eq!(known, drawn);
         }
@@ -237,10 +258,10 @@ mod tests {
         let mut stages = stages(&set);
         let plan = Plan::of(&config(&set), 1).unwrap();
         let known: BTreeSet<String> =
-            stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.clone()).collect();
+            stages.drawn(&plan.stages, 5).into_iter().map(|prompt| prompt.text.to_string()).collect();
         for i in 0..5 + SPARE {
             stages.begin(0, i); // never an update, so never another set than the first, which is planned for 5 of them
-            assert!(stages.draw(i, 5).iter().all(|prompt| known.contains(&prompt.text)), "iteration {i}");
+            assert!(stages.draw(i, 5).iter().all(|prompt| known.contains(&*prompt.text)), "iteration {i}");
         }
     }
 
@@ -251,9 +272,9 @@ mod tests {
             for i in 0..update {
                 there.begin(i, i);
             }
-            state(&there, update, update)
+            there.begun()
         };
-        let resume = |update: u64, set: &str| stages(&[set]).restore(&at(update));
+        let resume = |update: u64, set: &str| stages(&[set]).restore(&at(update), update);
         let changed = |from: &str, to: &str| SET.replace(from, to);
         let [weight, prompts, begin] = [("2.0", "3.0"), ("glyphs-4", "glyphs"), ("at_update=5", "at_update=6")]
             .map(|(from, to)| changed(from, to));
@@ -270,11 +291,11 @@ mod tests {
         }
 
         // What a run of one stage has saved.
-        let plain = |update| TrainState { update, iteration: update, extra: json!({ "skipped": 0 }) };
-        assert_eq!(stages(&[SET]).restore(&plain(3)), Ok(()));
-        let missed = stages(&[SET]).restore(&plain(5)).expect_err("missed");
+        let plain = stages(&[]).begun();
+        assert_eq!(stages(&[SET]).restore(&plain, 3), Ok(()));
+        let missed = stages(&[SET]).restore(&plain, 5).expect_err("missed");
         assert!(missed.contains("update 5 ") && missed.contains("let stage[0].at_update be 5 or more"), "{missed}");
         // Its rewards and prompts may change as ever, in the first stage too.
-        assert_eq!(stages(&[SET, "data.train=glyphs-4"]).restore(&at(3)), Ok(()));
+        assert_eq!(stages(&[SET, "data.train=glyphs-4"]).restore(&at(3), 3), Ok(()));
     }
 }

@@ -206,7 +206,7 @@ fn memory_does_not_grow_with_the_number_of_prompts() -> Result<()> {
         ..ModelConfig::default()
     };
     let prompts: Vec<Prompt> = (0..MOST).map(|i| format!("prompt {i}")).collect::<PromptSet>().prompts;
-    let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    let texts: Vec<&str> = prompts.iter().map(|prompt| &*prompt.text).collect();
     Pipeline::prepare(&config, &texts, &Device::Cpu, &Solo)?;
     let pipeline = Pipeline::load(&config, 1, &Device::Cpu)?;
     let params = pipeline.params()?;

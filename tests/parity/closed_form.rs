@@ -170,7 +170,7 @@ fn groups_in_the_place_of_the_law_have_their_known_bias() -> flowrl_dist::Result
         })
         .collect();
     let groups: Vec<usize> = (0..x0.len()).map(|i| i / K).collect();
-    let rewards = [Scores { name: "x0".into(), weight: 1.0, scores: x0.iter().copied().map(Some).collect() }];
+    let rewards = [Scores::new("x0", 1.0, x0.iter().copied())];
     // a / temperature = k x0 + constant: the map's scale is the deviation of all rewards.
     let (_, variance) = OLD.moments();
     let map = AdvantageMap { temperature: 1.0 / (TILT * variance.sqrt()), ..AdvantageMap::FLOW_AWR_PAPER };

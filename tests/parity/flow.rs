@@ -128,8 +128,7 @@ fn parity_of_advantages_with_diffusion_nft() -> flowrl_dist::Result<()> {
     let prompts = recorded["prompts"].as_array().expect("a list");
     let groups: Vec<usize> =
         prompts.iter().map(|p| p.as_str().and_then(|p| p[1..].parse().ok()).expect("p and a number")).collect();
-    let scores = numbers(&recorded["rewards"]).into_iter().map(Some).collect();
-    let rewards = [Scores { name: "recorded".into(), weight: 1.0, scores }];
+    let rewards = [Scores::new("recorded", 1.0, numbers(&recorded["rewards"]))];
     let linear = AdvantageMap { map: Map::Linear, clip: 1e9, ..AdvantageMap::FLOW_AWR };
     for (normaliser, name) in
         [(Normaliser::GlobalStd, "advantages_global_std"), (Normaliser::GroupStd, "advantages_group_std")]
@@ -147,8 +146,7 @@ fn parity_of_advantages_with_flow_awr() -> flowrl_dist::Result<()> {
     let recorded = json("advantages/flow_awr.json");
     let cases = recorded.as_array().expect("a list");
     let all = |name: &str| cases.iter().flat_map(|case| numbers(&case[name])).collect::<Vec<f64>>();
-    let scores = all("rewards").into_iter().map(Some).collect();
-    let rewards = [Scores { name: "recorded".into(), weight: 1.0, scores }];
+    let rewards = [Scores::new("recorded", 1.0, all("rewards"))];
     let groups: Vec<usize> = (0..24 * cases.len()).map(|i| i / 24).collect();
     for (map, name) in [(Map::Softmax, "soft"), (Map::GatedSoftmax, "hard")] {
         let ours = group_advantages(&rewards, &groups, &AdvantageMap { map, ..AdvantageMap::FLOW_AWR })?.values;

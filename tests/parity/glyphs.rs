@@ -77,7 +77,7 @@ fn prompt_sets_are_disjoint_in_their_numbers_and_numbered_in_order() {
         }
         assert_eq!(set.prompts.iter().map(|prompt| &prompt.text).collect::<HashSet<_>>().len(), set.len());
     }
-    assert_eq!(train.prompts[0].text, r#""000" in black on white"#);
+    assert_eq!(&*train.prompts[0].text, r#""000" in black on white"#);
     assert_eq!(train, PromptSet::train("glyphs").unwrap());
     let pairs: HashSet<_> = eval.prompts.iter().map(|prompt| prompt.text[6..].to_string()).collect();
     assert_eq!(pairs.len(), 18);
@@ -138,7 +138,7 @@ fn read(name: &str, bytes: &[u8]) -> Result<Vec<String>, String> {
     std::fs::write(&path, bytes).unwrap();
     let set = PromptSet::from_file(&path, Format::Auto).map_err(|error| error.to_string())?;
     assert!(set.prompts.iter().enumerate().all(|(i, prompt)| prompt.index == i));
-    Ok(set.prompts.into_iter().map(|prompt| prompt.text).collect())
+    Ok(set.prompts.into_iter().map(|prompt| prompt.text.to_string()).collect())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use candle_core::{Device, IndexOp, Tensor};
 use flowrl_dist::{
-    advantage::Scores,
+    advantage::{Score, Scores},
     data::{
         Prompt, PromptSet,
         glyphs::GlyphPrompt,
@@ -265,20 +265,20 @@ fn rewards_are_built_from_their_configuration() {
 #[test]
 fn scores_that_cannot_be_trained_on_are_refused_by_name() {
     let prompts = prompts(&["a", "b", "c"]);
-    let reward =
-        |name: &str, weight, scores: [Option<f64>; 3]| Scores { name: name.into(), weight, scores: scores.to_vec() };
-    let none = std::collections::BTreeSet::new();
+    let reward = |name: &str, weight, scores: [Option<f64>; 3]| Scores::new(name, weight, scores);
     let ocr = reward("ocr", 2.0, [Some(0.5), None, Some(1.0)]);
     let colour = reward("colour", -1.0, [Some(0.25), Some(1.0), None]);
-    check_scores(&[ocr.clone(), colour.clone()], &prompts, &none).unwrap();
-    check_scores(std::slice::from_ref(&ocr), &prompts, &[1].into()).unwrap();
+    check_scores(&[ocr.clone(), colour.clone()], &prompts).unwrap();
+    let mut failed = ocr.clone();
+    failed.scores[1] = Score::Failed;
+    check_scores(&[failed], &prompts).unwrap();
 
-    let error = |rewards: &[Scores]| check_scores(rewards, &prompts, &none).unwrap_err().to_string();
+    let error = |rewards: &[Scores]| check_scores(rewards, &prompts).unwrap_err().to_string();
     let broken = reward("colour", 1.0, [Some(0.25), Some(f64::INFINITY), None]);
     assert_eq!(error(&[ocr.clone(), broken]), "reward colour: score inf for image 1, prompt 1 \"b\"");
     assert!(error(std::slice::from_ref(&ocr)).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
     let watched = reward("colour", 0.0, [Some(1.0); 3]);
     assert!(error(&[ocr.clone(), watched]).starts_with("reward ocr: none applies to image 1, prompt 1 \"b\"; "));
-    let short = Scores { scores: vec![Some(1.0)], ..colour };
+    let short = Scores { scores: vec![Score::Value(1.0)], ..colour };
     assert!(error(&[ocr, short]).starts_with("reward colour: 1 images for 3 prompts"));
 }

@@ -22,16 +22,16 @@ fn published_folders_are_read_whole_with_their_metadata() {
 
     let drawbench = eval("drawbench");
     assert_eq!(drawbench.len(), 14);
-    assert_eq!(drawbench.prompts[7].text, "Artophagous.");
+    assert_eq!(&*drawbench.prompts[7].text, "Artophagous.");
 
     let geneval = eval("geneval");
     assert_eq!(geneval.len(), 19);
     for (index, prompt) in geneval.prompts.iter().enumerate() {
         assert_eq!(prompt.index, index);
         let metadata = prompt.metadata.as_ref().unwrap();
-        assert_eq!(metadata["prompt"], prompt.text.as_str());
+        assert_eq!(metadata["prompt"], &*prompt.text);
         let record = Record::of(metadata).unwrap().unwrap();
-        assert_eq!(record.prompt(), prompt.text);
+        assert_eq!(record.prompt(), &*prompt.text);
         let again: serde_json::Value = serde_json::from_str(&record.line().unwrap()).unwrap();
         assert_eq!(&again, &serde_json::Value::from((**metadata).clone()));
     }
@@ -87,7 +87,7 @@ fn drawn_prompts_have_the_shares_and_leave_the_benchmark_out() {
         assert!((drawn - wanted).abs() < 4.0 * deviation, "{tag:?}: {drawn}, not {wanted}");
     }
 
-    let banned: HashSet<&str> = without.prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+    let banned: HashSet<&str> = without.prompts.iter().map(|prompt| &*prompt.text).collect();
     let mut objects = HashSet::new();
     for record in &records {
         let mut swapped = record.clone();

@@ -1,8 +1,9 @@
 //! `sample` and `eval`: the base model, and a checkpoint of a small run.
 
+use flowrl_dist::digest;
 use serde_json::Value;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn run(arguments: &[&str]) -> Output {
@@ -108,19 +109,72 @@ fn a_checkpoint_samples_and_is_scored() {
     done(&["plan", "--machine", &machine]);
 }
 
+/// Copies a fixture's run into the folder `run`; returns its checkpoint of update 2.
+fn copy_of_run(fixture: &str, run: &Path) -> PathBuf {
+    let (fixture, name) = (Path::new("tests/fixtures").join(fixture), "checkpoints/update_00000002");
+    fs::create_dir_all(run.join(name)).unwrap();
+    fs::copy(fixture.join("config.toml"), run.join("config.toml")).unwrap();
+    for file in fs::read_dir(fixture.join(name)).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), run.join(name).join(file.file_name())).unwrap();
+    }
+    run.join(name)
+}
+
+/// Written by the program before it had a type for the state of a run: it goes on as that program did, which is recorded
+/// here. A state that it does not know is refused by name.
+#[test]
+fn a_run_of_format_3_is_continued() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let checkpoint = copy_of_run("checkpoint_format_3", &out);
+    let [run, config] = [out.clone(), out.join("config.toml")].map(|path| path.to_str().unwrap().to_owned());
+    let go_on = ["--config", &config, "--out", &run, "--resume", "auto", "--set", "run.updates=3"];
+
+    let manifest = checkpoint.join("manifest.json");
+    let whole = fs::read_to_string(&manifest).unwrap();
+    let seal = |manifest_text: &str| {
+        fs::write(&manifest, manifest_text).unwrap();
+        fs::write(checkpoint.join("COMPLETE"), digest::of(manifest_text.as_bytes()) + "\n").unwrap();
+    };
+    for (from, to, refusal) in [
+        ("\"skipped\": 0", "\"skipped\": 0, \"momentum\": 1", "unknown field `momentum`"),
+        ("\"unevaluated\": false,", "", "missing field `unevaluated`"),
+        ("\"prompts_of\": 0,", "", "stages[0]: missing field `prompts_of`"),
+    ] {
+        assert!(whole.contains(from), "{from}");
+        seal(&whole.replace(from, to));
+        refused(&go_on, refusal);
+    }
+    seal(&whole);
+
+    assert!(done(&["inspect", &run]).contains("format 3, streams 2"));
+    assert!(done(&go_on).contains("after 3 updates"));
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let update: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    let recorded = [
+        ("update", 3.0),
+        ("iteration", 2.0),
+        ("stage", 1.0),
+        ("skipped", 0.0),
+        ("reward.jpeg-compressibility.mean", -1.60375),
+        ("loss", 0.029860379829187877),
+        ("loss.kl", 1.216378279877972e-6),
+        ("grad_norm", 0.20990501428508757),
+    ];
+    for (name, value) in recorded {
+        let now = update[name].as_f64().unwrap();
+        assert!((now - value).abs() <= 2e-3 * value.abs(), "{name}: {now}, not {value}");
+    }
+}
+
 /// A run of the program whose random streams were others: of its checkpoint all is left but going on.
 #[test]
 fn a_run_with_other_random_numbers_is_used_but_not_continued() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (folder_of_run, checkpoint) = (path("run"), path("run/checkpoints/update_00000002"));
-    let fixture = Path::new("tests/fixtures/checkpoint_format_2");
-    fs::create_dir_all(&checkpoint).unwrap();
-    fs::copy(fixture.join("config.toml"), path("run/config.toml")).unwrap();
-    for file in fs::read_dir(fixture.join("checkpoints/update_00000002")).unwrap() {
-        let file = file.unwrap().path();
-        fs::copy(&file, Path::new(&checkpoint).join(file.file_name().unwrap())).unwrap();
-    }
+    copy_of_run("checkpoint_format_2", Path::new(&folder_of_run));
 
     let config = path("run/config.toml");
     for resume in ["auto", &checkpoint] {

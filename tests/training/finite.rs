@@ -65,9 +65,9 @@ fn a_score_that_is_not_finite_is_named() {
     let prompts = PromptSet::train("glyphs").unwrap().prompts;
     for bad in [f64::NAN, f64::INFINITY] {
         let scores = vec![Some(0.5), None, Some(bad)];
-        let colour = Scores { name: "colour".into(), weight: 1.0, scores: vec![Some(1.0); 3] };
-        let broken = Scores { name: "broken".into(), weight: 0.0, scores };
-        let error = check_scores(&[colour, broken], &prompts[..3], &Default::default()).unwrap_err();
+        let colour = Scores::new("colour", 1.0, [1.0; 3]);
+        let broken = Scores::new("broken", 0.0, scores);
+        let error = check_scores(&[colour, broken], &prompts[..3]).unwrap_err();
         assert!(matches!(&error, Error::NotFinite(_)));
         let (text, index) = (&prompts[2].text, prompts[2].index);
         assert_eq!(error.to_string(), format!("reward broken: score {bad} for image 2, prompt {index} {text:?}"));

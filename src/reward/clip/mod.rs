@@ -93,8 +93,8 @@ fn distinct(prompts: &[Prompt]) -> (Vec<&str>, Vec<u32>) {
     let mut texts: Vec<&str> = Vec::new();
     let mut rows = Vec::with_capacity(prompts.len());
     for prompt in prompts {
-        rows.push(*places.entry(&prompt.text).or_insert_with(|| {
-            texts.push(&prompt.text);
+        rows.push(*places.entry(&*prompt.text).or_insert_with(|| {
+            texts.push(&*prompt.text);
             texts.len() as u32 - 1
         }));
     }
@@ -138,7 +138,7 @@ impl Alignment {
         match self {
             Alignment::ClipScore | Alignment::PickScore => Cow::Borrowed(prompts),
             Alignment::Hps => {
-                let cleaned = |prompt: &Prompt| Prompt { text: uncurl(&prompt.text), ..prompt.clone() };
+                let cleaned = |prompt: &Prompt| Prompt { text: uncurl(&prompt.text).into(), ..prompt.clone() };
                 Cow::Owned(prompts.iter().map(cleaned).collect())
             }
         }
@@ -284,7 +284,7 @@ mod tests {
         let texts = ["a sign, \u{201c}OPEN\u{201d}", "it\u{2019}s"].map(String::from);
         let prompts = texts.clone().into_iter().collect::<PromptSet>().prompts;
         let worded =
-            |alignment: Alignment| alignment.worded(&prompts).iter().map(|p| p.text.clone()).collect::<Vec<_>>();
+            |alignment: Alignment| alignment.worded(&prompts).iter().map(|p| p.text.to_string()).collect::<Vec<_>>();
         assert_eq!(worded(Alignment::Hps), ["a sign, \"OPEN\"", "it's"]);
         assert_eq!((worded(Alignment::PickScore), worded(Alignment::ClipScore)), (texts.to_vec(), texts.to_vec()));
     }

@@ -8,7 +8,8 @@ pub use client::longest_s;
 pub use config::RemoteConfig;
 pub use wire::WireFormat;
 
-use super::{Attempt, Requests, Reward, check_count, failed, to_rgb8};
+use super::{Requests, Reward, ScoreResult, check_count, failed, to_rgb8};
+use crate::advantage::Score;
 use crate::data::Prompt;
 use crate::error::{Error, Result};
 use base64::Engine;
@@ -96,38 +97,36 @@ impl Reward for Remote {
     }
 
     fn score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
-        let Attempt { scores, failed, .. } = self.attempt(images, prompts)?;
-        match failed.first() {
-            None => Ok(scores),
-            Some(image) => {
-                Err(self.client.error(format!("{} images have no score, image {image} first", failed.len())))
-            }
+        let scores = self.try_score(images, prompts)?.scores;
+        let failed = scores.iter().filter(|&&score| score == Score::Failed).count();
+        match scores.iter().position(|&score| score == Score::Failed) {
+            None => Ok(scores.into_iter().map(Score::value).collect()),
+            Some(image) => Err(self.client.error(format!("{failed} images have no score, image {image} first"))),
         }
     }
 
-    fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
+    fn try_score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<ScoreResult> {
         let pictures = to_rgb8(images)?;
         check_count(self.name(), pictures.len(), prompts)?;
-        let (answers, broken) = self.ask(&pictures, prompts)?;
-        let mut attempt = Attempt { broken, ..Attempt::default() };
+        let (answers, unavailable) = self.ask(&pictures, prompts)?;
+        let mut scores = Vec::with_capacity(answers.len());
         for (image, answer) in answers.into_iter().enumerate() {
-            attempt.scores.push(match answer {
-                Answer::Score(score) => Some(score),
-                Answer::NotApplicable => None,
+            scores.push(match answer {
+                Answer::Score(score) => Score::Value(score),
+                Answer::NotApplicable => Score::NotApplicable,
                 Answer::Failed(message) if self.on_failure == OnFailure::Stop => {
                     let Prompt { index, text, .. } = &prompts[image];
                     return Err(self.client.error(format!("prompt {index} {text:?}: {message}")));
                 }
                 Answer::Failed(message) => {
-                    if attempt.failed.is_empty() {
+                    if !scores.contains(&Score::Failed) {
                         tracing::warn!("reward {}: {}: images are left out: {message}", self.name(), self.client.url);
                     }
-                    attempt.failed.push(image);
-                    None
+                    Score::Failed
                 }
             });
         }
-        Ok(attempt)
+        Ok(ScoreResult { scores, unavailable })
     }
 
     fn requests(&self) -> Option<Requests> {

@@ -55,11 +55,11 @@ impl WireFormat {
         let each = |of: &dyn Fn(&Item) -> Value| items.iter().map(|item| of(item)).collect::<Vec<Value>>();
         match self {
             WireFormat::Flowrl => {
-                let one = |item: &Item| json!({"prompt": item.prompt.text, "image_png_b64": item.image, "metadata": metadata(item)});
+                let one = |item: &Item| json!({"prompt": &*item.prompt.text, "image_png_b64": item.image, "metadata": metadata(item)});
                 json!({"requests": each(&one), "rewards": [reward]})
             }
             WireFormat::FlowFactory => json!({
-                "prompt": each(&|item| item.prompt.text.clone().into()),
+                "prompt": each(&|item| (*item.prompt.text).into()),
                 "image": each(&|item| item.image.clone().into()),
                 "video": null,
                 "condition_images": null,
@@ -70,7 +70,7 @@ impl WireFormat {
                 let (reward, _) = split(reward);
                 let one = |item: &Item| {
                     json!({
-                        "history": [{"text": item.prompt.text, "image_b64": item.image}],
+                        "history": [{"text": &*item.prompt.text, "image_b64": item.image}],
                         "required_rewards": [reward],
                         "metadata": metadata(item),
                     })

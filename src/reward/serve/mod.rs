@@ -171,9 +171,9 @@ mod tests {
         }
 
         fn score(&self, _: &Tensor, prompts: &[Prompt]) -> Result<Vec<Option<f64>>> {
-            assert!(prompts.iter().all(|prompt| prompt.text != "panic"));
+            assert!(prompts.iter().all(|prompt| &*prompt.text != "panic"));
             let mut seen = self.0.lock().map_err(|e| Error::Failed(e.to_string()))?;
-            seen.extend(prompts.iter().map(|prompt| prompt.text.clone()));
+            seen.extend(prompts.iter().map(|prompt| prompt.text.to_string()));
             Ok(vec![Some(1.0); prompts.len()])
         }
     }

@@ -1,8 +1,12 @@
 //! Runs whose iterations go wrong: what is left out is counted for good, and a replica that differs ends the run.
 
 use super::*;
+use crate::checkpoint::{self, Resume};
 use crate::comm::ThreadGroup;
+use crate::interrupt::Interrupt;
+use crate::train::own::Own;
 use crate::train::tests::{By, bits, flip, small};
+use crate::train::{resume, start as starting};
 use std::cell::Cell;
 
 const RANKS: usize = 2;
@@ -17,7 +21,7 @@ fn config(folder: &tempfile::TempDir, settings: &[&str]) -> Result<RunConfig> {
 /// The run begins, whatever signals come.
 fn start<'a>(config: &'a RunConfig, resume: &Resume, world: &World) -> Result<Run<'a>> {
     let begin = resume::begin(config, resume, &Interrupt::default(), world)?.expect("no signal");
-    Run::start(config, begin, Vec::new(), Outlook::new(world.rank() == 0), world)
+    starting::start(config, Own::default(), begin, Vec::new(), Outlook::new(world.rank() == 0), world)
 }
 
 /// The updates' lines of the log: update, iteration and what was left out until then.
@@ -35,22 +39,22 @@ fn what_is_not_finite_is_left_out_and_counted_over_lives() -> Result<()> {
         let mut run = start(&config, &Resume::Never, &world)?;
         let before = bits(&run.trainer)?;
         for (bad, count) in [(By::NAN, 1), (By::HUGE, 2)] {
-            run.trainer.rewards = if world.rank() == 1 { bad } else { By::MEAN }.alone();
+            run.trainer.score_by(if world.rank() == 1 { bad } else { By::MEAN }.alone())?;
             run.iteration()?;
             assert_eq!((run.trainer.state.update, run.iteration, run.trainer.skipped), (0, count, count));
             assert!(bits(&run.trainer)? == before, "the weights were touched");
         }
-        run.trainer.rewards = By::MEAN.alone();
+        run.trainer.score_by(By::MEAN.alone())?;
         run.iteration()?;
         assert_eq!((run.trainer.state.update, run.fruitless), (1, 0));
         run.save()?;
-        run.saved_at_last()
+        run.checkpoints.finish(&*world.host)
     })?;
     ThreadGroup::run(RANKS, |world| {
         let mut run = start(&config, &Resume::Auto, &world)?;
         assert_eq!((run.trainer.state.update, run.iteration, run.trainer.skipped), (1, 3, 2));
         for reward in [By::NAN, By::MEAN] {
-            run.trainer.rewards = reward.alone();
+            run.trainer.score_by(reward.alone())?;
             run.iteration()?;
         }
         Ok(())
@@ -68,7 +72,7 @@ fn a_reward_that_is_not_finite_ends_a_run_that_shall_stop() -> Result<()> {
         let before = bits(&run.trainer)?;
         let mut messages = Vec::new();
         for bad in [By::NAN, By::HUGE] {
-            run.trainer.rewards = if world.rank() == 1 { bad } else { By::MEAN }.alone();
+            run.trainer.score_by(if world.rank() == 1 { bad } else { By::MEAN }.alone())?;
             let error = run.iteration().expect_err("a number is not finite");
             assert!(matches!(error, Error::NotFinite(_)), "{error}");
             assert!(bits(&run.trainer)? == before, "the weights were touched");
@@ -86,7 +90,7 @@ fn a_run_that_leaves_everything_out_ends() -> Result<()> {
     let config = config(&folder, &["optim.not_finite=skip"])?;
     ThreadGroup::run(RANKS, |world| {
         let mut run = start(&config, &Resume::Never, &world)?;
-        run.trainer.rewards = By::NAN.alone();
+        run.trainer.score_by(By::NAN.alone())?;
         for _ in 1..MOST_FRUITLESS {
             run.iteration()?;
         }
@@ -106,7 +110,7 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
     let config = config(&folder, &["parallel.shard=none", "parallel.check_every=3"])?;
     ThreadGroup::run(RANKS, |world| {
         let mut run = start(&config, &Resume::Never, &world)?;
-        run.trainer.rewards = By::MEAN.alone();
+        run.trainer.score_by(By::MEAN.alone())?;
         run.iteration()?;
         if world.rank() == 1 {
             flip(&run.trainer.state.policy()?, 12345, 20)?;
@@ -223,7 +227,7 @@ fn the_report_is_there_after_an_evaluation() -> Result<()> {
         world.host.barrier()?; // rank 0 writes it
         let page = std::fs::read_to_string(folder.path().join(report::FILE)).map_err(Error::io(report::FILE))?;
         assert!(page.contains("Held-out evaluation") && page.contains("data:image/png"), "{page}");
-        assert!(run.best.evaluated.is_some());
+        assert!(run.state().best.is_some());
         Ok(())
     })?;
     Ok(())

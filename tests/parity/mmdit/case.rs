@@ -1,13 +1,15 @@
 //! A recorded model with its inputs, outputs, losses and gradients, and how it is compared.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use flowrl_dist::advantage::AdvantageMap;
+use flowrl_dist::comm::Solo;
 use flowrl_dist::engine::{self, Checkpointing};
 use flowrl_dist::model::Model;
 use flowrl_dist::model::mmdit::{self, Config};
 use flowrl_dist::objective::{DiffusionNftConfig, MethodSpec, Point, Target, TargetVelocities};
 use flowrl_dist::params::{Layout, LoraConfig, ParamSet, Role, Spec, Trainable};
-use flowrl_dist::shard::{Gradients, Partition};
+use flowrl_dist::shard::{Gradients, Partition, Reduction};
+use flowrl_dist::train::step::{self, Velocities};
 use flowrl_dist::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -111,12 +113,12 @@ impl Case {
             target: Target::Forward { x0: self.get("in.x0").clone(), eps: self.get("in.noise").clone() },
         };
         let [old, reference] = frozen.map(|name| Some(self.get(name).clone()));
-        let v = Var::from_tensor(v)?;
-        let terms =
-            config.objective(&AdvantageMap::DIFFUSION_NFT).losses(&point, &v, &TargetVelocities { old, reference })?;
-        let loss = terms.loss.mean_all()?;
-        let store = loss.backward()?;
-        Ok((f64::from(loss.to_scalar::<f32>()?), store.get(&v).expect("a gradient").clone()))
+        let velocities = Velocities { policy: v.clone(), negative: None, targets: TargetVelocities { old, reference } };
+        let samples = v.dim(0)?;
+        let mean = Tensor::full(1.0 / samples as f32, samples, &Device::Cpu)?;
+        let objective = config.objective(&AdvantageMap::DIFFUSION_NFT);
+        let (terms, dv) = step::differentiate(&*objective, &point, &velocities, &mean)?;
+        Ok((f64::from(terms.loss.mean_all()?.to_scalar::<f32>()?), dv))
     }
 
     /// Velocity and flat gradient, block by block, given the gradient of the velocity.
@@ -124,10 +126,11 @@ impl Case {
         let (x_t, t, conditioning) = (self.get("in.xt"), self.times()?, self.conditioning());
         let (v, tape) =
             engine::forward(&self.model, &self.params, x_t, &t, &conditioning, Checkpointing(checkpointing))?;
-        let mut gradients = Gradients::zeros(&self.layout, &Partition::new(&self.layout, 1), &Device::Cpu)?;
-        engine::backward(&self.model, &self.params, tape, &dv(&v)?, |stage, of| gradients.add(stage, of))?;
-        gradients.check()?;
-        Ok(gradients.sum().to_vec1()?)
+        let partition = Partition::new(&self.layout, 1);
+        let gradients = Gradients::zeros(&self.layout, &partition, &Device::Cpu)?;
+        let mut reduction = Reduction::new(gradients, &partition, &Solo);
+        step::accumulate(&self.model, &self.params, tape, &dv(&v)?, &mut reduction, true)?;
+        Ok(reduction.finish()?.to_vec1()?)
     }
 
     /// Largest relative error of the recorded gradients, by norm, and how many of them there are.

@@ -2,15 +2,15 @@
 
 use super::law::{Look, SEED};
 use super::model::layout;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::advantage::{AdvantageMap, Scores, group_advantages};
 use flowrl_dist::comm::World;
 use flowrl_dist::data::Prompt;
-use flowrl_dist::engine::{self, Checkpointing};
+use flowrl_dist::engine::Checkpointing;
 use flowrl_dist::flow::sde::SdeConfig;
 use flowrl_dist::flow::{SamplerConfig, Solver, interpolate};
-use flowrl_dist::objective::{AdvantageConfig, MethodConfig, Objective, Point, Target, TargetVelocities};
+use flowrl_dist::objective::{AdvantageConfig, MethodConfig, Objective, Point, Target};
 use flowrl_dist::optim::{OldPolicyDecay, OptimConfig, Sharded};
 use flowrl_dist::params::{Layout, Trainable};
 use flowrl_dist::pipeline::Pipeline;
@@ -18,7 +18,7 @@ use flowrl_dist::policy::Policies;
 use flowrl_dist::rng::{Purpose, Stream};
 use flowrl_dist::rollout::{Request, Samples, Sampling, Trajectory, normals};
 use flowrl_dist::shard::{Gradients, Reduction, Sharding, Weights};
-use std::rc::Rc;
+use flowrl_dist::train::step::{self, Conditioning};
 
 /// Groups, all of the same empty prompt.
 const PROMPTS: usize = 8;
@@ -62,8 +62,7 @@ pub fn look(pipeline: &Pipeline, params: &dyn Weights) -> Result<Look> {
 
 /// The advantages of a reward.
 pub fn advantages(map: &AdvantageMap, rewards: Vec<f64>, groups: &[usize]) -> Result<Vec<f64>> {
-    let scores = rewards.into_iter().map(Some).collect();
-    Ok(group_advantages(&[Scores { name: "angle".into(), weight: 1.0, scores }], groups, map)?.values)
+    Ok(group_advantages(&[Scores::new("angle", 1.0, rewards)], groups, map)?.values)
 }
 
 /// One method's run.
@@ -93,9 +92,9 @@ impl<'a> Run<'a> {
     }
 
     fn iteration(&mut self, iteration: u64, reward: &dyn Fn(&Tensor) -> Result<Vec<f64>>) -> Result<()> {
-        let needs = self.objective.requirements();
-        let solver = if needs.trajectory { Solver::Sde } else { Solver::Euler };
-        let params = if needs.on_policy { &*self.policies.policy } else { &*self.policies.old };
+        let required = self.objective.requirements();
+        let solver = if required.trajectory { Solver::Sde } else { Solver::Euler };
+        let params = if required.on_policy { &*self.policies.policy } else { &*self.policies.old };
         let requests = requests(PROMPTS, IMAGES_PER_PROMPT);
         let samples = sample(self.pipeline, params, solver, &requests, Purpose::Rollout, iteration)?;
 
@@ -140,22 +139,19 @@ impl<'a> Run<'a> {
 
     /// Of the mean loss over the points.
     fn gradients(&self, point: &Point) -> Result<Tensor> {
-        let model = &self.pipeline.model;
-        let Policies { policy, old, reference, .. } = &self.policies;
-        let needs = self.objective.requirements();
-        let of = |params: &Rc<dyn Weights>| engine::velocity(model, &**params, &point.x_t, &point.t, &[]);
-        let frozen = TargetVelocities {
-            old: needs.old.then(|| of(old)).transpose()?,
-            reference: needs.reference.then(|| of(reference)).transpose()?,
-        };
+        let (model, partition) = (&self.pipeline.model, self.state.partition());
+        let unconditional = Conditioning { prompts: &[], guidance: None };
         // The first stage runs again in the backward pass, the second keeps its graph.
-        let (v, tape) = engine::forward(model, &**policy, &point.x_t, &point.t, &[], Checkpointing(2))?;
-        let v = Var::from_tensor(&v)?;
-        let mut store = self.objective.losses(point, &v, &frozen)?.loss.mean_all()?.backward()?;
-        let dv = store.remove(v.as_tensor()).expect("the objective gives the velocity a gradient");
-        let mut gradients = Gradients::zeros(&self.layout, self.state.partition(), &Device::Cpu)?;
-        engine::backward(model, &**policy, tape, &dv, |stage, of_stage| gradients.add(stage, of_stage))?;
-        Reduction::new(gradients, self.state.partition(), &*self.world.device).finish()
+        let again = Checkpointing(2);
+        let required = self.objective.requirements();
+        let (velocities, tape) = step::velocities(model, &self.policies, required, point, unconditional, again)?;
+        let samples = point.t.dim(0)?;
+        let mean = Tensor::full(1.0 / samples as f32, samples, &Device::Cpu)?;
+        let (_, dv) = step::differentiate(&*self.objective, point, &velocities, &mean)?;
+        let gradients = Gradients::zeros(&self.layout, partition, &Device::Cpu)?;
+        let mut reduction = Reduction::new(gradients, partition, &*self.world.device);
+        step::accumulate(model, &*self.policies.policy, tape, &dv, &mut reduction, true)?;
+        reduction.finish()
     }
 
     /// What samples of the policy look like.

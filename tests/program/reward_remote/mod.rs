@@ -5,6 +5,7 @@ mod serving;
 mod training;
 
 use candle_core::{Device, Tensor};
+use flowrl_dist::advantage::Score;
 use flowrl_dist::data::{Prompt, PromptSet};
 use flowrl_dist::reward::remote::{OnFailure, WireFormat};
 use flowrl_dist::reward::{
@@ -110,9 +111,8 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
         config.on_failure = OnFailure::Drop;
     });
     let (images, prompts) = five();
-    let attempt = remote.attempt(&images, &prompts).unwrap();
-    assert_eq!(attempt.scores, [Some(0.5), Some(0.5), None, None, None]);
-    assert_eq!(attempt.failed, [2, 3, 4]);
+    let scores = remote.try_score(&images, &prompts).unwrap().scores;
+    assert_eq!(scores, [Score::Value(0.5), Score::Value(0.5), Score::Failed, Score::Failed, Score::Failed]);
     assert_eq!(server.asked(), 3, "after the second batch failed twice, the third is not tried");
     assert!(remote.score(&images, &prompts).is_err());
 
@@ -127,9 +127,9 @@ fn a_server_that_dies_in_the_middle_costs_the_images_that_it_did_not_score() {
         config.connections = 1;
         config.on_failure = OnFailure::Drop;
     });
-    let attempt = remote.attempt(&images, &prompts).unwrap();
-    assert_eq!(attempt.scores, [Some(1.0), None, None, Some(2.0), Some(0.5)]);
-    assert_eq!(attempt.failed, [1]);
+    let scores = remote.try_score(&images, &prompts).unwrap().scores;
+    let [one, two, half] = [1.0, 2.0, 0.5].map(Score::Value);
+    assert_eq!(scores, [one, Score::Failed, Score::NotApplicable, two, half]);
 }
 
 /// An image that the server could not score this time, its GPU's memory being short, has its score a little later; only
@@ -144,9 +144,9 @@ fn an_image_that_fails_is_tried_again_alone() {
         });
         let remote = server.remote(|config| (config.connections, config.on_failure) = (1, policy));
         let (images, prompts) = five();
-        let attempt = remote.attempt(&images, &prompts).unwrap();
-        assert_eq!(attempt.scores, [Some(1.0), Some(2.0), Some(0.5), Some(0.5), Some(0.5)]);
-        assert_eq!((&attempt.failed[..], server.asked()), (&[][..], 4));
+        let scores = remote.try_score(&images, &prompts).unwrap().scores;
+        assert_eq!(scores, [1.0, 2.0, 0.5, 0.5, 0.5].map(Score::Value));
+        assert_eq!(server.asked(), 4);
         let again = &server.bodies.lock().unwrap()[1];
         assert!(again.contains("picture 1") && !again.contains("picture 0"), "{again}");
     }
@@ -177,8 +177,8 @@ fn a_slow_server_is_asked_while_images_are_sampled() {
         std::thread::sleep(Duration::from_millis(100));
         assert_eq!(server.asked(), if overlap == Overlap::Off { 0 } else { 2 }, "{overlap:?}");
         held.store(false, Ordering::SeqCst);
-        let (attempts, _) = scoring.finish().unwrap();
-        assert_eq!((&attempts[0].scores[..], server.asked()), (&[Some(0.5); 5][..], 3), "{overlap:?}");
+        let (results, _) = scoring.finish().unwrap();
+        assert_eq!((&results[0].scores[..], server.asked()), (&[Score::Value(0.5); 5][..], 3), "{overlap:?}");
     }
 }
 
@@ -198,10 +198,9 @@ fn a_server_that_dies_while_images_are_sampled_is_asked_no_further() {
             Err(failed) => {
                 assert!(error && failed.to_string().starts_with(&format!("reward good: {url}: ")), "{failed}")
             }
-            Ok((attempts, _)) => {
+            Ok((results, _)) => {
                 assert!(!error);
-                assert_eq!(attempts[0].scores, [Some(0.5), None, None, None, None]);
-                assert_eq!(attempts[0].failed, [1, 2, 3, 4]);
+                assert_eq!(results[0].scores, [&[Score::Value(0.5)][..], &[Score::Failed; 4]].concat());
             }
         }
         assert_eq!(server.asked(), 3, "the second request and its second attempt, but no third");

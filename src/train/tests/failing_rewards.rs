@@ -1,9 +1,9 @@
 //! Rewards that fail, on one rank or for one image: what becomes of the others.
 
-use super::tests::trainer;
 use super::*;
+use crate::advantage::Score;
 use crate::comm::ThreadGroup;
-use crate::reward::{Attempt, Reward};
+use crate::reward::{Reward, ScoreResult};
 use candle_core::Device;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -35,12 +35,12 @@ impl Reward for Failing {
         Ok(means.into_iter().map(|mean| Some(mean.into())).collect())
     }
 
-    fn attempt(&self, images: &Tensor, prompts: &[Prompt]) -> Result<Attempt> {
-        let mut scores = self.score(images, prompts)?;
+    fn try_score(&self, images: &Tensor, prompts: &[Prompt]) -> Result<ScoreResult> {
+        let mut scores: Vec<Score> = self.score(images, prompts)?.into_iter().map(Score::from).collect();
         let before = self.seen.fetch_add(scores.len(), SeqCst);
-        let failed: Vec<usize> = (0..scores.len()).filter(|image| self.images.contains(&(before + image))).collect();
-        failed.iter().for_each(|&image| scores[image] = None);
-        Ok(Attempt { scores, failed, broken: false })
+        let failed = (0..scores.len()).filter(|image| self.images.contains(&(before + image)));
+        failed.for_each(|image| scores[image] = Score::Failed);
+        Ok(ScoreResult { scores, unavailable: false })
     }
 }
 
@@ -50,7 +50,7 @@ fn a_reward_that_fails_on_one_rank_stops_all() -> Result<()> {
         let errors = ThreadGroup::run(2, |world| {
             let settings = ["optim.not_finite=skip", &format!("parallel.reward_overlap={overlap}")];
             let (mut trainer, _) = trainer(&world, &settings)?;
-            trainer.rewards = failing(if world.rank() == 1 { &[GONE] } else { &[] });
+            trainer.score_by(failing(if world.rank() == 1 { &[GONE] } else { &[] }))?;
             let error = trainer.iteration(0, &mut |_| ()).expect_err("a reward failed");
             assert!(matches!(error, Error::Reward { .. }), "{error}");
             assert_eq!(trainer.state.update, 0);
@@ -66,14 +66,14 @@ fn a_reward_that_fails_on_one_rank_stops_all() -> Result<()> {
 fn an_image_without_a_score_takes_its_group_along_and_nothing_else() -> Result<()> {
     ThreadGroup::run(2, |world| {
         let (mut trainer, _) = trainer(&world, &[])?;
-        trainer.rewards = failing(if world.rank() == 1 { &[2] } else { &[] });
+        trainer.score_by(failing(if world.rank() == 1 { &[2] } else { &[] }))?;
         let before = trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()?;
         let updates = trainer.iteration(0, &mut |_| ())?;
         assert_eq!((updates.len(), updates[0].get("dropped_groups")), (1, Some(1.0)));
         assert!(trainer.state.gather_policy(&*world.device)?.to_vec1::<f32>()? != before);
         trainer.check_replicas()?;
 
-        trainer.rewards = failing(&[0]);
+        trainer.score_by(failing(&[0]))?;
         let error = trainer.iteration(1, &mut |_| ()).expect_err("no group is left").to_string();
         assert!(error.starts_with("reward failing: no group of this iteration"), "{error}");
         Ok(())
@@ -93,6 +93,7 @@ fn a_dropped_group_counts_nowhere() -> Result<()> {
     assert_eq!(rows.len(), 3);
     let places = Tensor::new(rows.iter().map(|&i| i as u32).collect::<Vec<_>>(), &Device::Cpu)?;
     let alone = Rollouts {
+        iteration: 0,
         requests: rows.iter().map(|&i| requests[i].clone()).collect(),
         x0: x0.index_select(&places, 0)?,
         trajectory: None,
@@ -100,14 +101,13 @@ fn a_dropped_group_counts_nowhere() -> Result<()> {
         dropped: BTreeSet::new(),
     };
     let advantages = [vec![9.0; 3], alone.advantages.clone()].concat();
-    let all = Rollouts { requests, x0, trajectory, advantages, dropped };
+    let all = Rollouts { iteration: 0, requests, x0, trajectory, advantages, dropped };
 
     let gradient = |trainer: &Trainer, rollouts: &Rollouts| -> Result<Vec<f32>> {
-        let mut metrics = Metrics::default();
-        Ok(trainer.gradients(0, 0, rollouts, &mut metrics)?.finish()?.to_vec1()?)
+        Ok(trainer.gradients(0, rollouts)?.0.finish()?.to_vec1()?)
     };
     let without = gradient(&trainer, &all)?;
-    trainer.points.prompts = 1;
+    trainer.batches.prompts = 1;
     assert!(without == gradient(&trainer, &alone)?);
     assert!(without.iter().any(|&value| value != 0.0));
     Ok(())

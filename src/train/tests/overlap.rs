@@ -1,6 +1,5 @@
 //! Scoring beside sampling: that it is beside it, and that nothing else changes.
 
-use super::tests::trainer;
 use super::*;
 use crate::comm::ThreadGroup;
 use crate::reward::{Reward, RewardConfig, RewardKind, build};
@@ -60,7 +59,7 @@ impl Reward for Slow {
 fn images_are_scored_while_the_next_ones_are_sampled() -> Result<()> {
     let seen = Arc::new(Seen::default());
     let (mut trainer, _) = trainer(&World::solo(), &["parallel.reward_overlap=on"])?;
-    trainer.rewards = Arc::new([Box::new(Slow(seen.clone())) as _]);
+    trainer.score_by(Arc::new([Box::new(Slow(seen.clone())) as _]))?;
     let updates = trainer.iteration(0, &mut |phase| match phase {
         "decode" => {
             seen.change(|state| state.decoded += 1);
@@ -85,8 +84,7 @@ fn scores_and_updates_are_the_same_with_and_without() -> Result<()> {
     let run = |ranks: usize, overlap: &str| -> Result<Vec<Record>> {
         ThreadGroup::run(ranks, |world| {
             let (mut trainer, _) = trainer(&world, &[&format!("parallel.reward_overlap={overlap}")])?;
-            trainer.rewards = build(&rewards, 2)?.into();
-            trainer.config.reward = rewards.to_vec();
+            trainer.score_by(build(&rewards, 2)?.into())?;
             let mut metrics = Vec::new();
             for iteration in 0..2 {
                 for update in trainer.iteration(iteration, &mut |_| ())? {

@@ -1,13 +1,18 @@
 //! What is not finite is so on every rank, and leaves the weights alone.
 
+mod failing_rewards;
+mod overlap;
+
 use super::*;
 use crate::comm::ThreadGroup;
+use crate::data::Prompt;
 use crate::optim::{OldPolicySchedule, VECTORS};
 use crate::params::Trainable;
 use crate::pipeline::ModelConfig;
 use crate::plan::Plan;
 use crate::reward::Reward;
 use crate::shard::Weights;
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -54,6 +59,29 @@ impl Reward for By {
     }
 }
 
+/// Stands for a reward of this name where nothing but its weight is asked for.
+struct Named(String);
+
+impl Reward for Named {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn score(&self, _: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
+        unreachable!("only a name")
+    }
+}
+
+impl Trainer {
+    /// Scores by these rewards from now on, of the weight 1 each.
+    pub(super) fn score_by(&mut self, rewards: Rewards) -> Result<()> {
+        let named = |reward: &Box<dyn Reward>| OwnReward::new(Named(reward.name().to_owned()), 1.0);
+        self.stages = Stages::new(&self.config, &rewards.iter().map(named).collect::<Vec<_>>())?;
+        self.rewards = rewards;
+        Ok(())
+    }
+}
+
 /// The embedded task in 2 x 3 images an iteration.
 pub(super) fn small(settings: &[&str]) -> Result<RunConfig> {
     let small =
@@ -73,12 +101,12 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<
     let policies =
         Policies::new(&*base, &pipeline.model.specs(), config.model.trainable, &state, old_is_policy, world)?;
     let fault = Arc::new(AtomicBool::new(false));
-    let trainer = Trainer {
+    let mut trainer = Trainer {
         world: world.clone(),
-        stages: Stages::new(&config)?,
-        rewards: Arc::new([Box::new(Faulty(fault.clone())) as _]),
+        stages: Stages::new(&config, &[])?,
+        rewards: Rewards::default(),
         objective: config.objective(),
-        points: Points::new(&config),
+        batches: Batches::new(&config, config.objective().requirements().trajectory),
         config,
         pipeline,
         layout,
@@ -86,6 +114,7 @@ pub(super) fn trainer(world: &World, settings: &[&str]) -> Result<(Trainer, Arc<
         policies,
         skipped: 0,
     };
+    trainer.score_by(Arc::new([Box::new(Faulty(fault.clone())) as _]))?;
     Ok((trainer, fault))
 }
 
@@ -139,12 +168,12 @@ fn an_advantage_that_is_not_finite_is_so_on_all_ranks() -> Result<()> {
     for method in [&["method.name=advantage-flow"][..], &["method.form=robust", "advantage.map=tempered-softmax"]] {
         let messages = ThreadGroup::run(2, |world| {
             let (mut trainer, _) = trainer(&world, method)?;
-            trainer.rewards = if world.rank() == 1 { By::HUGE } else { By::MEAN }.alone();
+            trainer.score_by(if world.rank() == 1 { By::HUGE } else { By::MEAN }.alone())?;
             let before = bits(&trainer)?;
             let error = trainer.iteration(0, &mut |_| ()).expect_err("no advantage is a number");
             assert!(matches!(error, Error::NotFinite(_)), "{error}");
             assert!(bits(&trainer)? == before, "the weights were touched");
-            trainer.rewards = By::MEAN.alone();
+            trainer.score_by(By::MEAN.alone())?;
             assert_eq!(trainer.iteration(1, &mut |_| ())?.len(), 1);
             trainer.check_replicas()?;
             Ok(error.to_string())
@@ -196,7 +225,7 @@ fn no_signal_is_no_step() -> Result<()> {
     for method in methods {
         ThreadGroup::run(1, |world| {
             let (mut trainer, _) = trainer(&world, &[&still, method].concat())?;
-            trainer.rewards = By(|place, _| if place.is_multiple_of(2) { 0.1 + 0.2 } else { 0.3 }).alone();
+            trainer.score_by(By(|place, _| if place.is_multiple_of(2) { 0.1 + 0.2 } else { 0.3 }).alone())?;
             let before = bits(&trainer)?;
             let updates = trainer.iteration(0, &mut |_| ())?;
             assert_eq!(updates.last().and_then(|update| update.get("grad_norm")), Some(0.0), "{method:?}");
