@@ -75,8 +75,8 @@ struct Bound {
 
 /// With `a = v - v_old`, `e = v_old - u`, s and m the means of squares and magnitudes,
 /// `d = t^2 (s_old / w_old - s / w) = t^2 (s_old (w - w_old) / w_old - (s - s_old)) / w`. The differences are formed element
-/// by element, `|e + a|^2 - |e|^2 = a (a + 2 e)`: those of two nearly equal means would be mostly rounding, and they are 0
-/// where the policies are equal.
+/// by element, `|e + a|^2 - |e|^2 = a (a + 2 e)` and `|e + a| - |e| = max(p, -p - 2 |e|)` with `p = a sign(e)`: those of two
+/// nearly equal means would be mostly rounding, and they are 0 where the policies are equal.
 fn bound(point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Bound> {
     let old = targets.old()?;
     let a = (v.detach() - old)?;
@@ -84,9 +84,12 @@ fn bound(point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Bound>
     let mean = |x: Tensor| -> Result<Tensor> {
         Ok(x.flatten_from(1)?.to_dtype(DType::F64)?.mean(1)?.to_dtype(point.t.dtype())?)
     };
+    let magnitude = e.abs()?;
+    let towards = (&a * e.ge(0.0)?.to_dtype(e.dtype())?.affine(2.0, -1.0)?)?; // a with the sign of a e
+    let past_zero = (&towards + (&magnitude * 2.0)?)?.neg()?;
     let more_square = mean((&a * (&a + (&e * 2.0)?)?)?)?; // s - s_old
-    let more_magnitude = mean(((&e + &a)?.abs()? - e.abs()?)?)?; // m - m_old
-    let (old_square, old_magnitude) = (mean(e.sqr()?)?, mean(e.abs()?)?);
+    let more_magnitude = mean(towards.maximum(&past_zero)?)?; // m - m_old
+    let (old_square, old_magnitude) = (mean(e.sqr()?)?, mean(magnitude)?);
 
     let old_scale = (old_magnitude * &point.t)?.maximum(LEAST_SCALE)?;
     let more_scale = (more_magnitude * &point.t)?.maximum(&old_scale.affine(-1.0, LEAST_SCALE)?)?; // w - w_old

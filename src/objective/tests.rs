@@ -421,13 +421,14 @@ fn methods_have_their_keys() {
     use crate::variants::Variants;
     let keys = |name| MethodConfig::keys(name).join(" ");
     let names: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
-    assert_eq!(names, ["flow-awr", "advantage-flow", "diffusion-nft", "flow-grpo", "awm"]);
+    assert_eq!(names, ["flow-awr", "advantage-flow", "diffusion-nft", "flow-grpo", "awm", "pepg"]);
     assert_eq!(MethodConfig::NAMES, names);
     assert_eq!(keys("flow-awr"), "variant kl_coef gamma adaptive_scale");
     assert_eq!(keys("advantage-flow"), "gamma kl_coef kl_space adaptive_scale");
     assert_eq!(keys("diffusion-nft"), "nft_beta kl_coef adaptive_scale");
     assert_eq!(keys("flow-grpo"), "ratio_clip kl_coef");
     assert_eq!(keys("awm"), "ratio_clip anchor kl_coef");
+    assert_eq!(keys("pepg"), "advantage_scale kl_coef");
     assert_eq!(keys("ppo"), "");
 }
 
