@@ -26,6 +26,8 @@ pub enum Normaliser {
     PooledRms,
     /// Standard deviation within the group + 1e-4.
     GroupStd,
+    /// Nothing: advantages are in the reward's own units (PEPG).
+    None,
 }
 
 /// How a normalised reward becomes an advantage.
@@ -89,6 +91,9 @@ impl AdvantageMap {
         Self { normaliser: Normaliser::PooledRms, clip: 1.0, map: Map::Linear, ..Self::FLOW_AWR };
     /// DiffusionNFT's, Flow-GRPO's and AWM's: linear in units of the global deviation, within 5.
     pub const DIFFUSION_NFT: Self = Self { map: Map::Linear, ..Self::FLOW_AWR };
+
+    /// PEPG's: the distance from the group's mean as it is.
+    pub const CENTRED: Self = Self { normaliser: Normaliser::None, clip: f64::INFINITY, ..Self::DIFFUSION_NFT };
 
     /// Largest advantage that the map can give.
     pub fn bound(&self) -> f64 {

@@ -181,6 +181,7 @@ fn normalised(scores: &[Option<f64>], sizes: &[f64], members: &Members, normalis
             if rms > floor { rms } else { f64::INFINITY }
         }
         Normaliser::GroupStd => 0.0,
+        Normaliser::None => 1.0,
     };
     let mut out = Normalised { values: vec![0.0; scores.len()], sizes: vec![0.0; scores.len()] };
     for group in members.values() {

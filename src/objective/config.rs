@@ -6,6 +6,7 @@ use super::awm::AwmConfig;
 use super::diffusion_nft::DiffusionNftConfig;
 use super::flow_awr::FlowAwrConfig;
 use super::flow_grpo::FlowGrpoConfig;
+use super::pepg::PepgConfig;
 use crate::advantage::{AdvantageMap, Aggregate, Map, Normaliser};
 use crate::checks::{Check, positive, positive_or_inf};
 use crate::variants::{self, NoCommon, variants};
@@ -27,6 +28,8 @@ variants! {
     "flow-grpo" => FlowGrpo(FlowGrpoConfig),
     /// Advantage weighted matching (arXiv 2509.25050).
     "awm" => Awm(AwmConfig),
+    /// PEPG (Choi et al., ICML 2026).
+    "pepg" => Pepg(PepgConfig),
 }
 
 impl Default for MethodConfig {

@@ -9,6 +9,7 @@ mod deviation;
 mod diffusion_nft;
 mod flow_awr;
 mod flow_grpo;
+mod pepg;
 mod spec;
 
 pub use advantage_flow::{AdvantageFlowConfig, Gamma, KlSpace};
@@ -17,6 +18,7 @@ pub use config::{AdvantageConfig, Method, MethodConfig};
 pub use diffusion_nft::DiffusionNftConfig;
 pub use flow_awr::{FlowAwrConfig, Variant};
 pub use flow_grpo::FlowGrpoConfig;
+pub use pepg::PepgConfig;
 pub use spec::MethodSpec;
 
 use crate::error::{Error, Result};

@@ -52,6 +52,7 @@ enum Known {
     AdvantageFlow(advantage_flow::AdvantageFlow),
     DiffusionNft(diffusion_nft::DiffusionNft),
     Awm(awm::Awm),
+    Pepg(pepg::Pepg),
 }
 
 impl std::ops::Deref for Known {
@@ -63,6 +64,7 @@ impl std::ops::Deref for Known {
             Known::AdvantageFlow(objective) => objective,
             Known::DiffusionNft(objective) => objective,
             Known::Awm(objective) => objective,
+            Known::Pepg(objective) => objective,
         }
     }
 }
@@ -85,6 +87,7 @@ fn objectives() -> Vec<Known> {
         nft(0.3, true),
         nft(1.0, false),
         Known::Awm(awm::Awm { ratio_clip: 1.0, anchor: 0.5, clip: 5.0, kl_coef }),
+        Known::Pepg(pepg::Pepg { advantage_scale: 0.5, kl_coef }),
     ]
 }
 
@@ -110,6 +113,7 @@ const A: [f64; 3] = [-0.7, 0.4, 0.9];
 /// FlowAWR released 2 t^2 (v - v_old - A (u - v_old)) / (n w), paper the same without t^2 / w,
 /// AdvantageFlow, and FlowAWR exact (gamma 1) and robust (1.1), 2 t^2 ((A + gamma) v - A u - gamma v_old) / (n w),
 /// DiffusionNFT 2 clip t^2 (r (v+ - u) / w+ - (1 - r) (v- - u) / w-) / n,
+/// PEPG 2 t^2 e^d (a - d) (v - u) / (n w), with d formed as the two bounds' difference,
 /// AWM 2 t A (m + 1e-10)^(-3/4) (v - u) / (clip n) + 2 anchor (v - v_old) / n with m = mean (v - u)^2,
 /// and 2 kl (v - v_ref) / n, in AdvantageFlow with estimates times t^2 / w.
 fn closed_form(objective: &Known, point: &Point, v: &Tensor, targets: &TargetVelocities) -> Result<Tensor> {
@@ -168,7 +172,23 @@ fn closed_form(objective: &Known, point: &Point, v: &Tensor, targets: &TargetVel
             let policy = (v - &u)?.broadcast_mul(&column(&(rate * (2.0 / (o.clip * n)))?)?)?;
             Ok(((policy + ((v - old)? * (2.0 * o.anchor / n))?)? + toward_reference(o.kl_coef)?)?)
         }
+        Known::Pepg(o) => {
+            let rise = pepg_rise(point, v, old)?;
+            let factor = (rise.exp()? * ((&point.advantage * o.advantage_scale)? - &rise)?)?;
+            let policy = (v - &u)?.broadcast_mul(&scaled(v, 2.0 / n, true)?)?;
+            Ok((policy.broadcast_mul(&column(&factor)?)? + toward_reference(o.kl_coef)?)?)
+        }
     }
+}
+
+/// E - E_old by its definition, `[B]`.
+fn pepg_rise(point: &Point, v: &Tensor, old: &Tensor) -> Result<Tensor> {
+    let x0 = point.forward()?.0;
+    let bound = |v: &Tensor| -> Result<Tensor> {
+        let f = estimate(point, v)?;
+        Ok((distance(&f, x0)? / mean_dims(&(&f - x0)?.abs()?)?.maximum(1e-5)?)?.neg()?)
+    };
+    Ok((bound(v)? - bound(old)?)?)
 }
 
 #[test]
@@ -207,6 +227,13 @@ fn gradients_agree_with_finite_differences() -> Result<()> {
                     let a = (&point.advantage / o.clip)?;
                     // The ratio in the loss is 1: put the one to v in its place.
                     ((terms.loss + &a)? - (a * difference.exp()?)?)?
+                }
+                Known::Pepg(o) => {
+                    let factor = |v: &Tensor| -> Result<Tensor> {
+                        let rise = pepg_rise(&point, v, targets.old()?)?;
+                        Ok((rise.exp()? * ((&point.advantage * o.advantage_scale)? - rise)?)?)
+                    };
+                    ((((terms.policy * back)? / factor(moved)?)? * factor(&v)?)? + terms.kl)?
                 }
                 _ => terms.loss,
             };
@@ -394,13 +421,14 @@ fn methods_have_their_keys() {
     use crate::variants::Variants;
     let keys = |name| MethodConfig::keys(name).join(" ");
     let names: Vec<&str> = Method::ALL.iter().map(|method| method.name()).collect();
-    assert_eq!(names, ["flow-awr", "advantage-flow", "diffusion-nft", "flow-grpo", "awm"]);
+    assert_eq!(names, ["flow-awr", "advantage-flow", "diffusion-nft", "flow-grpo", "awm", "pepg"]);
     assert_eq!(MethodConfig::NAMES, names);
     assert_eq!(keys("flow-awr"), "variant kl_coef gamma adaptive_scale");
     assert_eq!(keys("advantage-flow"), "gamma kl_coef kl_space adaptive_scale");
     assert_eq!(keys("diffusion-nft"), "nft_beta kl_coef adaptive_scale");
     assert_eq!(keys("flow-grpo"), "ratio_clip kl_coef");
     assert_eq!(keys("awm"), "ratio_clip anchor kl_coef");
+    assert_eq!(keys("pepg"), "advantage_scale kl_coef");
     assert_eq!(keys("ppo"), "");
 }
 
@@ -423,4 +451,22 @@ fn a_method_is_written_name_first_and_reads_back() {
     let mut free = AdvantageFlowConfig { kl_coef: 0.0, ..Default::default() };
     free.resolve();
     assert_eq!(free.kl_space, None);
+}
+
+/// PEPG stands still, but for the base model, where its bound has risen by a; and to the bit where there is nothing to learn.
+#[test]
+fn pepg_rests_where_the_bound_has_risen_by_the_advantage() -> Result<()> {
+    let (v, old) = (noise(3)?, noise(4)?);
+    let targets = TargetVelocities { old: Some(old.clone()), reference: None };
+    let objective = pepg::Pepg { advantage_scale: 0.1, kl_coef: 0.0 };
+    let rise = pepg_rise(&point(A)?, &v, &old)?.to_vec1::<f64>()?;
+    let at_rest = point(std::array::from_fn(|i| rise[i] / 0.1))?;
+    assert!(max_abs(&gradient(&objective, &at_rest, &v, &targets)?)? < 1e-15);
+    assert_eq!(max_abs(&gradient(&objective, &point([0.0; 3])?, &old, &targets)?)?, 0.0);
+    // Short of it, a step against the gradient raises the bound.
+    let point = point(std::array::from_fn(|i| rise[i] / 0.1 + 1.0))?;
+    let step = (gradient(&objective, &point, &v, &targets)? * 1e-3)?;
+    let moved = pepg_rise(&point, &(&v - step)?, &old)?.to_vec1::<f64>()?;
+    assert!(moved.iter().zip(&rise).all(|(after, before)| after > before), "{moved:?} {rise:?}");
+    Ok(())
 }

@@ -53,6 +53,7 @@ fn methods() -> Vec<(&'static str, MethodConfig)> {
         ("DiffusionNFT, beta 0.2", diffusion_nft(0.2)),
         ("DiffusionNFT, beta 0.1", diffusion_nft(0.1)),
         ("AWM", MethodConfig::of(Method::Awm)),
+        ("PEPG", MethodConfig::of(Method::Pepg)),
         ("Flow-GRPO", MethodConfig::of(Method::FlowGrpo)),
     ]
 }
