@@ -46,7 +46,7 @@ OUTSIDE = {
 } | dict.fromkeys(("cat", "cd", "diff", "echo", "eval", "export", "sha256sum", "umask"), "a shell")
 # Files that a reader brings, beside those in capitals.
 YOURS = {"my.toml", "rewards.toml", "hosts.txt", "here.toml", "token"}
-FOLDERS = "assets|benches|ci|configs|docs|examples|launch|packaging|slurm|src|tests|tools"
+FOLDERS = "assets|benches|benchmarks|ci|configs|docs|examples|launch|packaging|slurm|src|tests|tools"
 # What starts other programs, with those of its options that take a word of their own.
 LAUNCHERS = {"mpirun": ("-n", "--bind-to"), "srun": (), "sbatch": ("-A", "-p")}
 # Scripts whose arguments are the program's.

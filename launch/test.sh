@@ -71,14 +71,19 @@ need_component() {
     fi
 }
 
+# The harness that compares the methods, without the program.
+comparison=(env -C benchmarks python3 -m unittest)
+
 quick() {
     step 'format' 60 cargo fmt --check
+    step 'comparison' 120 "${comparison[@]}"
     step 'lints' 1800 launch/check-cuda.sh clippy --all-targets -- -D warnings
     step 'library tests' 2400 cargo test --release --lib
 }
 
 everything() {
     step 'format' 60 cargo fmt --check
+    step 'comparison' 120 "${comparison[@]}"
     if command -v shellcheck >/dev/null; then
         step 'scripts' 120 shellcheck -x launch/*.sh slurm/*.sh
     fi
