@@ -12,6 +12,8 @@ pub mod preprocess;
 pub mod remote;
 mod scoring;
 pub mod serve;
+pub mod shapes;
+mod sharpness;
 mod token;
 
 pub use clip::{
@@ -25,6 +27,8 @@ pub use ocr::{Ocr, OcrConfig, edit_reward, found_reward, target};
 pub use pixels::to_rgb8;
 pub use remote::{Remote, RemoteConfig};
 pub use scoring::{Overlap, Rewards, Scoring};
+pub use shapes::Shapes;
+pub use sharpness::Sharpness;
 pub use token::Token;
 
 use crate::{
