@@ -3,7 +3,7 @@
 use super::{BaseFiles, BaseModel, Codec, ModelConfig, Pipeline, is_there, pixels};
 use crate::data::Prompt;
 use crate::data::shapes::{COUNTS, Colour, Group, Relation, SIDE, Shape, ShapesPrompt};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::files::{self, Format};
 use crate::model::{Model, shapes};
 use crate::params::{self, LoraConfig};
@@ -40,7 +40,15 @@ impl BaseModel for Shapes {
     }
 
     fn check_files(&self, config: &ModelConfig) -> Result<()> {
-        config.path.as_deref().map_or(Ok(()), |path| is_there("model.path", path, "give a safetensors file"))
+        match &config.path {
+            Some(path) => is_there("model.path", path, "give a safetensors file"),
+            None if BASE.is_empty() => Err(Error::Usage(
+                "model.kind = \"shapes\": this program has no weights for it yet; make them (flowrl-dist pretrain --config \
+                 configs/shapes/pretrain.toml) and name the file as model.path"
+                    .into(),
+            )),
+            None => Ok(()),
+        }
     }
 
     fn lora_targets(&self) -> &'static [&'static str] {
