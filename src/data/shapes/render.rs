@@ -34,8 +34,11 @@ pub struct Object {
 impl Object {
     /// Whether it covers a point.
     fn covers(&self, x: f64, y: f64) -> bool {
-        let (sin, cos) = self.turn.sin_cos();
         let (dx, dy) = ((x - self.x) / self.size, (y - self.y) / self.size);
+        if dx * dx + dy * dy > 2.0 {
+            return false; // farther off than any corner
+        }
+        let (sin, cos) = self.turn.sin_cos();
         let (x, y) = (cos * dx + sin * dy, cos * dy - sin * dx);
         match self.shape {
             Shape::Circle => x * x + y * y <= 1.0,
