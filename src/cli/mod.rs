@@ -53,7 +53,7 @@ enum Command {
     Sample(sample::Arguments),
     /// Score a checkpoint on the prompts of the run's evaluations, or on others
     Eval(eval::Arguments),
-    /// Make the base model of the embedded task, by supervised training
+    /// Make the base model of an embedded task, by supervised training
     Pretrain(pretrain::Arguments),
     /// Write a model folder with random weights, to try a machine or a queue with
     RandomModel(random_model::Arguments),

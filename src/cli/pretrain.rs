@@ -4,9 +4,8 @@ use super::{DEADLINE, on_ranks, print};
 use crate::comm::{Backend, Launch};
 use crate::error::{EXIT_DONE, Result};
 use crate::observe::{Progress, logging};
-use crate::pipeline::Kind;
 use crate::pretrain::{PretrainConfig, pretrain};
-use crate::reward::{RewardConfig, build};
+use crate::reward::build;
 use std::path::PathBuf;
 
 /// What pretraining is given.
@@ -27,8 +26,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
     let config = crate::config::read(&arguments.config, &arguments.set, check);
     on_ranks(&Launch::new(Backend::Auto, DEADLINE), config, |config, world| {
         let terminal = logging::init(world.rank(), None, "info")?;
-        let rewards: Vec<_> = Kind::default().eval_rewards().iter().copied().map(RewardConfig::new).collect();
-        let rewards = build(&rewards, candle_core::utils::get_num_threads())?.into();
+        let rewards = build(&config.task.rewards(), candle_core::utils::get_num_threads())?.into();
         let mut progress = Progress::new(config.steps, world.rank() == 0, &terminal);
         progress.note(&world.describe());
         let digest = pretrain(config, world, &rewards, &mut progress)?;

@@ -121,12 +121,13 @@ impl Default for RunSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// Prompts to train on: "glyphs" (numbers of three digits), "glyphs-4" (of four), or a file
-    /// (one prompt a line; JSON objects with "prompt", one a line or in a list; or a table with a
+    /// Prompts to train on: "glyphs" (numbers of three digits), "glyphs-4" (of four), "shapes"
+    /// ("two red circles left of a blue square", by GenEval's tags), or a file (one prompt a line; JSON objects with "prompt", one a line or in a list; or a table with a
     /// header that names "prompt"), or a folder with train.txt or train_metadata.jsonl.
     /// "negative_prompt" is what guidance leads away from, other keys go to remote rewards.
     pub train: String,
-    /// Prompts to evaluate, of the same form (test.txt, ...); "glyphs" are held out from training.
+    /// Prompts to evaluate, of the same form (test.txt, ...); "glyphs" and "shapes" are held
+    /// out from training.
     pub eval: String,
     /// How prompt files are written: "auto": by what they hold; "text": each line is a prompt as it
     /// stands; "jsonl": a JSON object a line.

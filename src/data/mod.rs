@@ -8,6 +8,7 @@ mod json;
 mod layout;
 mod lines;
 pub mod render;
+pub mod shapes;
 mod table;
 mod unique;
 
@@ -76,16 +77,21 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The prompts of a source: of the embedded task (`glyphs`: numbers of three digits, `glyphs-4`: of four), to train on
-    /// every number that is not held out in every colour pair, to evaluate every held-out number in one; those of a
-    /// file; or those of a data set's folder, `train_metadata.jsonl`, `train.jsonl` or `train.txt`, or `test` likewise.
+    /// The prompts of a source: of an embedded task (`glyphs`: numbers of three digits, `glyphs-4`: of four, to train on
+    /// every number that is not held out in every colour pair, to evaluate every held-out number in one; `shapes`:
+    /// [`shapes::prompts`]); those of a file; or those of a data set's folder, `train_metadata.jsonl`, `train.jsonl` or `train.txt`, or `test` likewise.
     ///
     /// # Errors
     /// Those of [`PromptSet::from_file`], or a folder without such a file.
     pub fn load(source: &str, split: Split, format: Format) -> Result<PromptSet> {
         Ok(match (embedded(source), split) {
-            (Some(digits), Split::Train) => glyphs::train_prompts(digits).map(|prompt| prompt.to_string()).collect(),
-            (Some(digits), Split::Eval) => glyphs::eval_prompts(digits).map(|prompt| prompt.to_string()).collect(),
+            (Some(Embedded::Glyphs(digits)), Split::Train) => {
+                glyphs::train_prompts(digits).map(|prompt| prompt.to_string()).collect()
+            }
+            (Some(Embedded::Glyphs(digits)), Split::Eval) => {
+                glyphs::eval_prompts(digits).map(|prompt| prompt.to_string()).collect()
+            }
+            (Some(Embedded::Shapes), _) => shapes::prompts(split).map(|prompt| prompt.to_string()).collect(),
             (None, _) => PromptSet::from_file(file::file_of(Path::new(source), split, format)?, format)?,
         })
     }
@@ -98,7 +104,7 @@ impl PromptSet {
         PromptSet::load(source, Split::Train, Format::Auto)
     }
 
-    /// Whether a source is a prompt set of the embedded task, not a file.
+    /// Whether a source is a prompt set of an embedded task, not a file.
     pub fn is_embedded(source: &str) -> bool {
         embedded(source).is_some()
     }
@@ -140,11 +146,20 @@ impl PromptSet {
     }
 }
 
+/// A prompt set that is part of the program.
+enum Embedded {
+    /// Numbers so long.
+    Glyphs(glyphs::Digits),
+    /// Coloured shapes.
+    Shapes,
+}
+
 /// The embedded prompt sets by name.
-fn embedded(source: &str) -> Option<glyphs::Digits> {
+fn embedded(source: &str) -> Option<Embedded> {
     match source {
-        "glyphs" => Some(glyphs::Digits::Three),
-        "glyphs-4" => Some(glyphs::Digits::Four),
+        "glyphs" => Some(Embedded::Glyphs(glyphs::Digits::Three)),
+        "glyphs-4" => Some(Embedded::Glyphs(glyphs::Digits::Four)),
+        "shapes" => Some(Embedded::Shapes),
         _ => None,
     }
 }

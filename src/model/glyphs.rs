@@ -69,7 +69,7 @@ impl Config {
 pub fn model(config: &Config, lora: Option<&LoraConfig>) -> Model {
     let mut stages: Vec<Box<dyn Stage>> = vec![Box::new(Stem::new(config, lora))];
     for index in 0..config.depth {
-        stages.push(Box::new(Block::new(config, index, lora)));
+        stages.push(Box::new(Block::new(config.width, config.heads, index, lora)));
     }
     stages.push(Box::new(Head::new(config, lora)));
     Model { stages, latent: (3, config.picture.0, config.picture.1) }
@@ -134,7 +134,7 @@ impl Stage for Stem {
 }
 
 /// Attention and feed-forward, each modulated and gated.
-struct Block {
+pub(super) struct Block {
     heads: usize,
     specs: Vec<Spec>,
     modulation: Linear,
@@ -152,18 +152,17 @@ struct Block {
 const EPS: f64 = 1e-6;
 
 impl Block {
-    fn new(config: &Config, index: usize, lora: Option<&LoraConfig>) -> Self {
-        let width = config.width;
+    pub(super) fn new(width: usize, heads: usize, index: usize, lora: Option<&LoraConfig>) -> Self {
         let mut specs = SpecList::new(format!("transformer_blocks.{index}."), lora);
         let s = &mut specs;
         Self {
-            heads: config.heads,
+            heads,
             modulation: Linear::new(s, "norm1.linear", width, 6 * width, Init::Zeros),
             query: Linear::scaled(s, "attn.to_q", width, width),
             key: Linear::scaled(s, "attn.to_k", width, width),
             value: Linear::scaled(s, "attn.to_v", width, width),
-            query_norm: s.base("attn.norm_q.weight", &[width / config.heads], Init::Ones),
-            key_norm: s.base("attn.norm_k.weight", &[width / config.heads], Init::Ones),
+            query_norm: s.base("attn.norm_q.weight", &[width / heads], Init::Ones),
+            key_norm: s.base("attn.norm_k.weight", &[width / heads], Init::Ones),
             out: Linear::scaled(s, "attn.to_out.0", width, width),
             up: Linear::scaled(s, "ff.net.0.proj", width, 4 * width),
             down: Linear::scaled(s, "ff.net.2", 4 * width, width),
@@ -177,7 +176,7 @@ impl Stage for Block {
         &self.specs
     }
 
-    /// (tokens `[B, T, D]`, modulation `[B, D]`) -> the same.
+    /// (tokens `[B, T, D]`, modulation `[B, D]`, what goes through..) -> the same.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         self.run(params, inputs, Wanted::Value)
     }
@@ -189,7 +188,9 @@ impl Stage for Block {
 
 impl Block {
     fn run(&self, params: &StageParams, inputs: &[Tensor], wanted: Wanted) -> Result<Vec<Tensor>> {
-        let [x, modulation] = pair(inputs)?;
+        let [x, modulation, through @ ..] = inputs else {
+            return Err(crate::Error::Failed(format!("a block takes at least 2 inputs, not {}", inputs.len())));
+        };
         let (batch, tokens, width) = x.dims3()?;
         let chunks = ops::chunk(&self.modulation.forward(params, &ops::silu(modulation)?)?, 6)?; // 6 x [B, D]
         let by_head = |y: Tensor| ops::reshape(&y, (batch, tokens, self.heads, width / self.heads));
@@ -203,7 +204,7 @@ impl Block {
 
         let h = ops::layer_norm_modulate(&x, &chunks[3], &chunks[4], EPS)?;
         let x = self.up.feed_forward_onto(&self.down, params, (&x, &chunks[5]), &h, wanted)?;
-        Ok(vec![x, modulation.clone()])
+        Ok([x, modulation.clone()].into_iter().chain(through.iter().cloned()).collect())
     }
 }
 
@@ -234,18 +235,13 @@ impl Stage for Head {
 
     /// (tokens, modulation) -> velocity `[B, C, H, W]`, f32.
     fn forward(&self, params: &StageParams, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
-        let [x, modulation] = pair(inputs)?;
+        let [x, modulation] = inputs else {
+            return Err(crate::Error::Failed(format!("the head takes 2 inputs, not {}", inputs.len())));
+        };
         let image = x.narrow(1, 0, self.config.image_tokens())?.contiguous()?;
         let chunks = ops::chunk(&self.modulation.forward(params, &ops::silu(modulation)?)?, 2)?;
         let h = ops::layer_norm_modulate(&image, &chunks[0], &chunks[1], EPS)?;
         let patches = self.out.forward(params, &h)?; // [B, image, 3 patch^2]
         Ok(vec![unpatchify(&patches, self.config.patch, self.config.picture)?.to_dtype(DType::F32)?])
-    }
-}
-
-fn pair(inputs: &[Tensor]) -> Result<[&Tensor; 2]> {
-    match inputs {
-        [x, modulation] => Ok([x, modulation]),
-        _ => Err(crate::Error::Failed(format!("a block takes 2 inputs, not {}", inputs.len()))),
     }
 }

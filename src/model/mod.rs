@@ -12,6 +12,7 @@ mod linear;
 pub mod mmdit;
 mod patch;
 pub mod random;
+pub mod shapes;
 mod starting;
 pub mod text;
 mod time;

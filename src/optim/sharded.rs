@@ -136,6 +136,12 @@ impl Sharded {
         gather(&self.partition, &self.ema, comm)
     }
 
+    /// The whole state by the vectors' names, `[total]` each. Collective.
+    pub fn gather_all(&self, comm: &dyn Communicator) -> Result<Vec<(String, Tensor)>> {
+        let whole = |(name, vector): (&&str, Tensor)| Ok((name.to_string(), gather(&self.partition, &vector, comm)?));
+        VECTORS.iter().zip(self.vectors()?).map(whole).collect()
+    }
+
     /// Master parameters, both moments, old policy and EMA, `[S]` each, sharing memory with the state.
     fn vectors(&self) -> Result<[Tensor; 5]> {
         Ok([self.adamw.part(0)?, self.adamw.part(1)?, self.adamw.part(2)?, self.old.clone(), self.ema.clone()])

@@ -14,11 +14,11 @@ use toml::{Table, Value};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// Base model: "glyphs", the embedded task's transformer in pixel space; "sd35-medium",
+    /// Base model: "glyphs" or "shapes", the embedded tasks' transformers in pixel space; "sd35-medium",
     /// "sd35-large", "sd3-medium": Stable Diffusion 3.5 Medium and Large and 3 Medium, or smaller
     /// models of their architectures.
     pub kind: Kind,
-    /// glyphs: weights (safetensors) instead of those that are part of the program. sd35: the
+    /// glyphs, shapes: weights (safetensors) instead of those that are part of the program. sd35: the
     /// folder as diffusers writes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub struct LoraSection {
     pub rank: usize,
     /// Scale: the update is multiplied by alpha / rank.
     pub alpha: f64,
-    /// Layers that get an adapter, by the end of their name; left out: glyphs: attn.to_q, to_k,
+    /// Layers that get an adapter, by the end of their name; left out: glyphs, shapes: attn.to_q, to_k,
     /// to_v, to_out.0, ff.net.0.proj, ff.net.2; sd35: DiffusionNFT's, all of attn.*, none of
     /// attn2.*.
     #[serde(skip_serializing_if = "Option::is_none")]

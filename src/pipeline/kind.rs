@@ -3,6 +3,7 @@
 use super::BaseModel;
 use super::glyphs::Glyphs;
 use super::sd35::Sd35;
+use super::shapes::Shapes;
 use crate::model::mmdit;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -13,7 +14,8 @@ use std::sync::LazyLock;
 
 /// Every base model, the one that a configuration means if it names none first. Another one is
 /// added here.
-static MODELS: [&dyn BaseModel; 4] = [&Glyphs, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE), &Sd35(&mmdit::SD3_MEDIUM)];
+static MODELS: [&dyn BaseModel; 5] =
+    [&Glyphs, &Shapes, &Sd35(&mmdit::MEDIUM), &Sd35(&mmdit::LARGE), &Sd35(&mmdit::SD3_MEDIUM)];
 
 /// `model.kind`: one of the base models.
 #[derive(Clone, Copy)]

@@ -9,6 +9,7 @@ mod pixels;
 mod prompt_cache;
 mod scheduler;
 mod sd35;
+mod shapes;
 
 pub use base::{BaseFiles, BaseModel, Codec};
 pub(crate) use config::is_there;

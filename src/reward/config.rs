@@ -5,6 +5,8 @@ use super::colour::ColourConfig;
 use super::jpeg::{CompressibilityConfig, IncompressibilityConfig};
 use super::ocr::OcrConfig;
 use super::remote::RemoteConfig;
+use super::shapes::{ShapesConfig, ShapesStrictConfig};
+use super::sharpness::SharpnessConfig;
 use super::{Fit, Loader, Reward};
 use crate::data::Prompt;
 use crate::variants::{self, Common, variants};
@@ -71,6 +73,12 @@ variants! {
     "jpeg-compressibility" => JpegCompressibility(CompressibilityConfig),
     /// The kB of the picture as a JPEG file (DDPO).
     "jpeg-incompressibility" => JpegIncompressibility(IncompressibilityConfig),
+    /// How many facts of a prompt of shapes does the picture show? 0 to 1.
+    "shapes" => Shapes(ShapesConfig),
+    /// Does it show all of them? 0 or 1.
+    "shapes-strict" => ShapesStrict(ShapesStrictConfig),
+    /// How steep are the edges, whatever the prompt? 0 to 1.
+    "sharpness" => Sharpness(SharpnessConfig),
     /// How well picture and prompt agree, by a model of the CLIP family.
     "clip-score" => ClipScore(ClipScoreConfig),
     /// PickScore / 26.

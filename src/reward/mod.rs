@@ -13,6 +13,8 @@ pub mod remote;
 mod score;
 mod scoring;
 pub mod serve;
+pub mod shapes;
+mod sharpness;
 mod token;
 
 pub use clip::{
@@ -27,6 +29,8 @@ pub use pixels::to_rgb8;
 pub use remote::{Remote, RemoteConfig};
 pub use score::{ScoreResult, check_scores, describe_scalings};
 pub use scoring::{Overlap, Rewards, Scoring};
+pub use shapes::Shapes;
+pub use sharpness::Sharpness;
 pub use token::Token;
 
 use crate::advantage::Score;

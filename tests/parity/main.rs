@@ -19,6 +19,7 @@ mod reward_jpeg;
 mod reward_preprocess;
 mod reward_prompts;
 mod ring;
+mod shapes;
 mod text;
 mod text_encoders;
 mod vae;

@@ -163,12 +163,13 @@ fn a_reward_server_says_which_device_it_may_have() {
 
 #[test]
 fn every_configuration_of_the_project_has_a_plan() {
-    let files = ["configs/glyphs", "configs/glyphs/compare"].map(|folder| fs::read_dir(folder).unwrap());
+    let files =
+        ["configs/glyphs", "configs/glyphs/compare", "configs/shapes"].map(|folder| fs::read_dir(folder).unwrap());
     let files = files.into_iter().flatten().map(|entry| entry.unwrap().path());
     let name = |file: &Path| file.file_name().unwrap().to_string_lossy().into_owned();
     let runs = files.filter(|file| name(file).ends_with(".toml") && !name(file).starts_with("pretrain"));
     let runs: Vec<PathBuf> = runs.collect();
-    assert_eq!(runs.len(), 5 + 1);
+    assert_eq!(runs.len(), 6 + 1 + 5);
     for run in runs {
         let plan = done(&["plan", "--config", run.to_str().unwrap()]);
         assert!(plan.contains("training points"), "{run:?}: {plan}");

@@ -58,7 +58,9 @@ pub(super) const SETTINGS: &[(&[&str], &[&str])] = &[
     (&["parallel.backend=nccl"], &["parallel.backend = \"nccl\": must be one of \"auto\", \"solo\", \"mpi\""]),
     (
         &["model.kind=sd4"],
-        &["model.kind = \"sd4\": must be one of \"glyphs\", \"sd35-medium\", \"sd35-large\", \"sd3-medium\""],
+        &[
+            "model.kind = \"sd4\": must be one of \"glyphs\", \"shapes\", \"sd35-medium\", \"sd35-large\", \"sd3-medium\"",
+        ],
     ),
     (
         &["model.lora.path=lora"],

@@ -1,10 +1,13 @@
 //! The layouts that files of a model come in.
 
 /// The models that are part of the program: a tensor that no other has, and what they are called.
-pub(super) const EMBEDDED: [(&str, &str); 1] = [("context_embedder.characters", GLYPHS)];
+pub(super) const EMBEDDED: [(&str, &str); 2] =
+    [("context_embedder.characters", GLYPHS), ("context_embedder.words", SHAPES)];
 
 /// The model of the task of glyphs.
 pub const GLYPHS: &str = "glyphs base model";
+/// The model of the task of shapes.
+pub const SHAPES: &str = "shapes base model";
 
 /// The layouts that files of a model come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,7 +19,7 @@ mod weights;
 pub use adapter::Adapter;
 pub use describe::{AdapterDescription, Description, PartDescription, describe};
 pub use folder::{Part, open_part};
-pub use format::{Format, GLYPHS};
+pub use format::{Format, GLYPHS, SHAPES};
 pub use parts::parts;
 pub use pickle::AnyWeights;
 pub use pipeline::misfits;
