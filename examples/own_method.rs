@@ -3,6 +3,8 @@
 //! Trains the embedded task for two updates by reward-weighted regression. Copy it, and write your
 //! own `losses`.
 
+#![allow(clippy::print_stdout)] // a program for a terminal
+
 use candle_core::Tensor;
 use flowrl_dist::checkpoint::Resume;
 use flowrl_dist::comm::World;

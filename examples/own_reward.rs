@@ -3,6 +3,8 @@
 //! Trains the embedded task for two updates to draw brighter images. Copy it, and write your own
 //! `score`.
 
+#![allow(clippy::print_stdout)] // a program for a terminal
+
 use candle_core::Tensor;
 use flowrl_dist::checkpoint::Resume;
 use flowrl_dist::comm::World;

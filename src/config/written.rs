@@ -124,10 +124,11 @@ impl RunConfig {
 fn remove(key: &str, table: &mut Table) {
     match key.split_once('.') {
         None => drop(table.remove(key)),
-        Some((section, rest)) => match table.get_mut(section) {
-            Some(Value::Table(section)) => remove(rest, section),
-            _ => {}
-        },
+        Some((section, rest)) => {
+            if let Some(Value::Table(section)) = table.get_mut(section) {
+                remove(rest, section);
+            }
+        }
     }
 }
 

@@ -143,11 +143,16 @@ mod tests {
         CheckpointManager::new(&run, identity, None, 1)
     }
 
+    /// Two parameters, all of them.
+    fn shard() -> Shard {
+        let all = 0..2;
+        Shard { ranges: Vec::from([all]), vectors: BTreeMap::from([("policy".to_owned(), vec![1.0; 2])]) }
+    }
+
     /// Saves the state after `update` and waits for it.
     fn save(manager: &mut CheckpointManager, update: u64) {
-        let vectors = BTreeMap::from([("policy".to_owned(), vec![1.0; 2])]);
         let state = RunState { update, best: manager.best_with(update), ..fresh() };
-        manager.begin(&state, Shard { ranges: vec![0..2], vectors }, &Solo).unwrap();
+        manager.begin(&state, shard(), &Solo).unwrap();
         manager.finish(&Solo).unwrap();
     }
 
@@ -182,7 +187,6 @@ mod tests {
         let root = checkpoint::root(folder.path());
         let mut manager = manager(folder.path());
         std::fs::write(&root, "in the way").unwrap();
-        let shard = || Shard { ranges: vec![0..2], vectors: BTreeMap::from([("policy".to_owned(), vec![1.0; 2])]) };
         manager.begin(&fresh(), shard(), &Solo).unwrap();
         manager.wait(&Solo).unwrap();
         std::fs::remove_file(&root).unwrap();

@@ -185,7 +185,7 @@ fn every_preset_of_stable_diffusion_has_a_forecast() {
         ["configs/sd35", "configs/sd35/claims", "configs/sd35-large"].map(|folder| fs::read_dir(folder).unwrap());
     let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     let files: Vec<PathBuf> = files.filter(|file| file.extension().is_some_and(|end| end == "toml")).collect();
-    assert_eq!(files.len(), 6 * 4 + 1 + 8 + 2 * 2);
+    assert_eq!(files.len(), 6 * 4 + 1 + 1 + 8 + 2 * 2);
     for file in &files {
         let machine = "configs/machines/h100x8.toml";
         let plan = |ranks: &str| -> Value {

@@ -75,8 +75,11 @@ impl Reward for Named {
 impl Trainer {
     /// Scores by these rewards from now on, of the weight 1 each.
     pub(super) fn score_by(&mut self, rewards: Rewards) -> Result<()> {
-        let named = |reward: &Box<dyn Reward>| OwnReward::new(Named(reward.name().to_owned()), 1.0);
-        self.stages = Stages::new(&self.config, &rewards.iter().map(named).collect::<Vec<_>>())?;
+        let mut named = Vec::new();
+        for reward in rewards.iter() {
+            named.push(OwnReward::new(Named(reward.name().to_owned()), 1.0));
+        }
+        self.stages = Stages::new(&self.config, &named)?;
         self.rewards = rewards;
         Ok(())
     }
