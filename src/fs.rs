@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// Whether something has this name, be it a link to nothing: what cannot be read is not what is not there.
 pub(crate) fn is_named(path: &Path) -> bool {
-    !fs::symlink_metadata(path).is_err_and(|e| e.kind() == ErrorKind::NotFound)
+    let is_nothing = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+    !fs::symlink_metadata(path).is_err_and(|e| is_nothing(e.kind()))
 }
 
 /// Opens a file of the user's for reading. What is no file is refused: a named pipe would wait for its other end for ever,
@@ -283,6 +284,8 @@ mod tests {
         let out = tempfile::tempdir().unwrap();
         let link = out.path().join("link");
         std::os::unix::fs::symlink(out.path().join("gone"), &link).unwrap();
+        fs::write(out.path().join("file"), "x").unwrap();
+        assert!(!is_named(&out.path().join("file/inside")));
         assert!(is_named(&link) && is_named(out.path()) && !is_named(&out.path().join("gone")));
         for done in [Appended::open(out.path(), link.clone()).map(drop), read(&link).map(drop)] {
             let error = done.unwrap_err();

@@ -29,7 +29,7 @@ fn cut(text: &str) -> Cow<'_, str> {
 /// As many lines as there are, each as [`line`] but with its tabulators: what quotes an argument or a name of any length.
 pub(crate) fn short_lines(text: &str) -> String {
     let plain = lines(text);
-    plain.split_inclusive('\n').map(|line| cut(line).into_owned()).collect()
+    plain.split('\n').map(cut).collect::<Vec<_>>().join("\n")
 }
 
 /// Several lines of any length: line breaks and tabulators stay, every other control character becomes its escape.

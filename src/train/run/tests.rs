@@ -152,6 +152,7 @@ fn a_disk_that_takes_no_metrics_does_not_end_a_run_before_its_end() -> Result<()
         Ok(())
     })?;
     // What is in the way at the start is told at the start.
+    std::fs::remove_dir_all(checkpoint::root(&config.run.out)).unwrap();
     ThreadGroup::run(1, |world| {
         for name in ["samples", "metrics.jsonl"] {
             let error = start(&config, &Resume::Never, &world).err().unwrap();

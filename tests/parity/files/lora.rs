@@ -251,10 +251,10 @@ fn a_configuration_that_is_read_gives_each_module_its_scale() {
     assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_q"), scale("1.attn.to_k")], [0.5, 3.0, 1.5]);
     assert_eq!((scale("1.attn.to_v"), adapter.scale()), (2.0, None));
     // A dot is any character: re.match(r"(.*\.)?(attn.to_.)$", "transformer_blocks.0.attn.to_q").
-    let patterns = serde_json::json!({"attn.to_.": 16, "^transformer_blocks.1.ff.net.2": 4, "s.0.ff.net.2": 1});
+    let patterns = serde_json::json!({"^transformer_blocks.1.attn.to_v": 4, "s.0.attn.to_k": 1, "attn.to_.": 16});
     let adapter = reconfigured(|config| config["alpha_pattern"] = patterns).unwrap();
     let scale = |module: &str| adapter.scales[&format!("transformer_blocks.{module}")];
-    assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_v"), scale("0.ff.net.2")], [4.0, 4.0, 2.0]);
+    assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_v"), scale("0.attn.to_k")], [4.0, 1.0, 4.0]);
 }
 
 #[test]
