@@ -22,10 +22,20 @@ pub(crate) fn within(key: &str, value: u64, least: u64, most: u64) -> Check {
 }
 
 pub(crate) fn positive(key: &str, value: f64) -> Check {
-    match value.is_finite() && value > 0.0 {
-        true => Ok(()),
-        false => Err(format!("{key} = {value}: must be a finite number above 0")),
+    if !value.is_finite() || value <= 0.0 {
+        return Err(format!("{key} = {value}: must be a finite number above 0"));
     }
+    match is_positive_f32(value) {
+        true => Ok(()),
+        false => {
+            Err(format!("{key} = {value:e}: is none in 32 bits, in which is computed; use one from 1e-37 to 1e38"))
+        }
+    }
+}
+
+/// Whether a number is still above 0 and finite in f32.
+pub(crate) fn is_positive_f32(value: f64) -> bool {
+    value as f32 > 0.0 && (value as f32).is_finite()
 }
 
 /// For a bound, which may be left away.
@@ -61,5 +71,24 @@ pub(crate) fn without_secrets(address: &str) -> String {
     match host.split_once(['?', '#']) {
         None => format!("{before}{host}"),
         Some((host, _)) => format!("{before}{host}?..."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_positive_is_so_in_32_bits() {
+        for value in [1e-37, 1.0, 1e38] {
+            assert_eq!(positive("sampler.shift", value), Ok(()));
+        }
+        for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(positive("optim.lr", value).unwrap_err().ends_with("must be a finite number above 0"));
+        }
+        for (value, shown) in [(1e300, "1e300"), (1e-320, "1e-320")] {
+            let told = positive("model.lora.alpha", value).unwrap_err();
+            assert!(told.starts_with(&format!("model.lora.alpha = {shown}: is none in 32 bits")), "{told}");
+        }
     }
 }

@@ -1,10 +1,17 @@
 //! Files: read where they are files, written whole or not at all, and appended to for days.
 
 use crate::error::{Error, Result};
-use std::fs::{self, File, OpenOptions};
+use rustix::fs::OFlags;
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Whether something has this name, be it a link to nothing: what cannot be read is not what is not there.
+pub(crate) fn is_named(path: &Path) -> bool {
+    let is_nothing = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+    !fs::symlink_metadata(path).is_err_and(|e| is_nothing(e.kind()))
+}
 
 /// Opens a file of the user's for reading. What is no file is refused: a named pipe would wait for its other end for ever,
 /// and a device may have no end.
@@ -17,12 +24,31 @@ pub(crate) fn open(path: &Path) -> Result<File> {
 
 /// As [`open`], where the caller has words of its own for an error: one that is not the system's says what the path is.
 pub(crate) fn regular(path: &Path) -> io::Result<File> {
-    let kind = fs::metadata(path)?.file_type();
-    if !kind.is_file() {
-        let is = if kind.is_dir() { "is a folder" } else { "is a pipe, a socket or a device" };
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{is}, not a file")));
+    opened(path, OpenOptions::new().read(true))
+}
+
+/// Opens a file. What is no file is refused, also where it takes the file's place at this moment: then opening does not wait.
+fn opened(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    match fs::metadata(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        // Opened to be written, it would make a file somewhere else.
+        Err(_) if is_named(path) => {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "is a link to nothing, not a file"));
+        }
+        found => found.ok().map_or(Ok(()), |found| check(found.file_type()))?,
     }
-    File::open(path)
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    check(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+fn check(kind: FileType) -> io::Result<()> {
+    let is = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "is a folder",
+        _ => "is a pipe, a socket or a device",
+    };
+    Err(io::Error::new(ErrorKind::InvalidInput, format!("{is}, not a file")))
 }
 
 /// The bytes of a file: see [`regular`].
@@ -61,22 +87,60 @@ fn refused(path: &Path, e: io::Error) -> Error {
     }
 }
 
-/// Writes `path`, in a folder that is made if absent: beside it first, then renamed, so that a process that is killed leaves
-/// the file as it was and a reader never sees half of it. A pipe or a device of that name is written to as it is.
+/// Writes a file that the user has named, as [`write`] does; a pipe or a device of that name is written to as it is.
 ///
 /// # Errors
 /// [`Error::Io`].
+pub(crate) fn write_out(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    match fs::metadata(path).is_ok_and(|data| !data.is_file()) {
+        true => fs::write(path, bytes).map_err(Error::io(path)),
+        false => write(path, bytes),
+    }
+}
+
+/// Writes `path`, a file of the program's own, in a folder that is made if absent: beside it first, then renamed, so that a
+/// process that is killed leaves the file as it was and a reader never sees half of it. What is no file is refused: a pipe
+/// of that name would wait for a reader for ever.
+///
+/// # Errors
+/// [`Error::File`] if it is no file, [`Error::Io`].
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
-    if fs::metadata(path).is_ok_and(|data| !data.is_file()) {
-        return fs::write(path, bytes).map_err(Error::io(path));
+    if let Ok(found) = fs::metadata(path) {
+        check(found.file_type()).map_err(|e| foreign(path, &e))?;
     }
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = path.with_file_name(format!(".writing-{name}"));
-    fs::write(&unfinished, bytes).map_err(Error::io(&unfinished))?;
+    let written = opened(&unfinished, OpenOptions::new().write(true).create(true).truncate(true))
+        .and_then(|mut file| file.write_all(bytes.as_ref()));
+    written.map_err(|e| of_own(&unfinished, e))?;
     fs::rename(&unfinished, path).map_err(Error::io(path))
+}
+
+/// Refuses what is no folder where a run will have one of its own.
+///
+/// # Errors
+/// [`Error::File`].
+pub(crate) fn check_folder(path: &Path) -> Result<()> {
+    match path.is_dir() || !is_named(path) {
+        true => Ok(()),
+        false => {
+            let message = "is no folder, and the run writes into one of that name; move it away".to_owned();
+            Err(Error::File { path: path.to_path_buf(), message })
+        }
+    }
+}
+
+/// What keeps a file of the program's own from being written.
+fn of_own(path: &Path, e: io::Error) -> Error {
+    if e.raw_os_error().is_none() { foreign(path, &e) } else { Error::io(path)(e) }
+}
+
+/// Something else has the name of a file of the program's own.
+fn foreign(path: &Path, e: &io::Error) -> Error {
+    Error::File { path: path.to_path_buf(), message: format!("{e}; move it away, the run writes a file of that name") }
 }
 
 /// A file that is appended to under its name: where a person removes or replaces it meanwhile, what is written goes into the
@@ -93,9 +157,9 @@ impl Appended {
     /// Opens or makes `path`, which is in the folder `within` or below it.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::File`] if it is no file, [`Error::Io`].
     pub fn open(within: &Path, path: PathBuf) -> Result<Self> {
-        let file = opened(&path).map_err(Error::io(&path))?;
+        let file = appended(&path).map_err(|e| of_own(&path, e))?;
         Ok(Self { path, within: within.to_path_buf(), file })
     }
 
@@ -107,9 +171,9 @@ impl Appended {
     /// The file that has the name now; warns where that is another one than the last time.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`Appended::open`].
     pub fn file(&mut self) -> Result<&mut File> {
-        if self.follow().map_err(Error::io(&self.path))? {
+        if self.follow().map_err(|e| of_own(&self.path, e))? {
             let path = self.path.display();
             tracing::warn!(
                 "{path}: was removed or replaced while the run writes it: what it wrote before is not in it"
@@ -133,7 +197,7 @@ impl Appended {
         if let Some(folder) = self.path.parent() {
             fs::create_dir_all(folder)?;
         }
-        self.file = opened(&self.path)?;
+        self.file = appended(&self.path)?;
         Ok(true)
     }
 }
@@ -149,8 +213,8 @@ impl Write for Appended {
     }
 }
 
-fn opened(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+fn appended(path: &Path) -> io::Result<File> {
+    opened(path, OpenOptions::new().append(true).create(true))
 }
 
 #[cfg(test)]
@@ -177,5 +241,73 @@ mod tests {
         fs::remove_dir_all(out.path()).unwrap();
         assert_eq!(file.write(b"5").unwrap_err().kind(), ErrorKind::NotFound);
         assert!(!out.path().exists());
+    }
+
+    /// A pipe without a reader or a writer would wait for ever; one that a user has named for an output is written to.
+    #[test]
+    fn what_is_no_file_is_refused_without_waiting_for_it() {
+        let out = tempfile::tempdir().unwrap();
+        let pipe = out.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        let folder = out.path().join("folder");
+        fs::create_dir(&folder).unwrap();
+        let refused = |done: Result<()>, path: &Path, is: &str| {
+            let error = done.unwrap_err();
+            let wanted = format!("{}: {is}, not a file; ", path.display());
+            assert!(error.exit_code() == 2 && error.to_string().starts_with(&wanted), "{error}");
+        };
+        for (path, is) in [(&pipe, "is a pipe, a socket or a device"), (&folder, "is a folder")] {
+            refused(write(path, "x"), path, is);
+            refused(Appended::open(out.path(), path.clone()).map(drop), path, is);
+            refused(open(path).map(drop), path, is);
+            refused(read(path).map(drop), path, is);
+        }
+        let beside = out.path().join(".writing-a");
+        fs::rename(&pipe, &beside).unwrap();
+        refused(write(&out.path().join("a"), "x"), &beside, "is a pipe, a socket or a device");
+        fs::rename(&beside, &pipe).unwrap();
+        // A pipe that takes the file's place between the look and the opening.
+        let raced = OpenOptions::new().append(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(&pipe);
+        assert_eq!(raced.unwrap_err().raw_os_error(), Some(rustix::io::Errno::NXIO.raw_os_error()));
+
+        let mut file = Appended::open(out.path(), out.path().join("log")).unwrap();
+        fs::rename(&pipe, out.path().join("log")).unwrap();
+        refused(file.file().map(drop), &out.path().join("log"), "is a pipe, a socket or a device");
+        assert!(file.write(b"x").is_err());
+        write_out(Path::new("/dev/null"), "x").unwrap();
+        write_out(&out.path().join("named"), "x").unwrap();
+        assert_eq!(fs::read_to_string(out.path().join("named")).unwrap(), "x");
+    }
+
+    #[test]
+    fn a_link_to_nothing_has_a_name() {
+        let out = tempfile::tempdir().unwrap();
+        let link = out.path().join("link");
+        std::os::unix::fs::symlink(out.path().join("gone"), &link).unwrap();
+        fs::write(out.path().join("file"), "x").unwrap();
+        assert!(!is_named(&out.path().join("file/inside")));
+        assert!(is_named(&link) && is_named(out.path()) && !is_named(&out.path().join("gone")));
+        for done in [Appended::open(out.path(), link.clone()).map(drop), read(&link).map(drop)] {
+            let error = done.unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains("link: is a link to nothing"), "{error}");
+        }
+        assert!(!is_named(&out.path().join("gone")), "nothing is made where it leads");
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_folder_and_is_none_is_refused() {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().join("samples");
+        check_folder(&folder).unwrap();
+        check_folder(out.path()).unwrap();
+        let refused = || {
+            let error = check_folder(&folder).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains("samples: is no folder"), "{error}");
+            fs::remove_file(&folder).unwrap();
+        };
+        fs::write(&folder, "x").unwrap();
+        refused();
+        std::os::unix::fs::symlink(out.path().join("gone"), &folder).unwrap();
+        refused();
     }
 }

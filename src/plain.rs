@@ -9,14 +9,27 @@ const END: usize = 300;
 
 /// One line: every control character as its escape (`\u{1b}`), and of a line that is too long the beginning and the end.
 pub(crate) fn line(text: &str) -> Cow<'_, str> {
-    let text = escaped(text, |_| false);
+    match escaped(text, |_| false) {
+        Cow::Borrowed(text) => cut(text),
+        Cow::Owned(text) => cut(&text).into_owned().into(),
+    }
+}
+
+/// The beginning and the end of what is too long.
+fn cut(text: &str) -> Cow<'_, str> {
     let count = text.chars().count();
     if count <= LONGEST {
-        return text;
+        return text.into();
     }
     let beginning: String = text.chars().take(LONGEST - END).collect();
     let end: String = text.chars().skip(count - END).collect();
     format!("{beginning} [... {} characters ...] {end}", count - LONGEST).into()
+}
+
+/// As many lines as there are, each as [`line`] but with its tabulators: what quotes an argument or a name of any length.
+pub(crate) fn short_lines(text: &str) -> String {
+    let plain = lines(text);
+    plain.split('\n').map(cut).collect::<Vec<_>>().join("\n")
 }
 
 /// Several lines of any length: line breaks and tabulators stay, every other control character becomes its escape.
@@ -62,5 +75,7 @@ mod tests {
         assert!(short.starts_with("prompts.txt: üü") && short.ends_with("üü; use fewer"), "{short}");
         assert!(short.contains(&format!(" [... {} characters ...] ", text.chars().count() - LONGEST)), "{short}");
         assert_eq!(line(&"x".repeat(LONGEST)), "x".repeat(LONGEST));
+        let lines = short_lines(&format!("a\tb\n\u{7}\n{text}\nc"));
+        assert_eq!(lines, format!("a\tb\n\\u{{7}}\n{}\nc", line(&text)));
     }
 }

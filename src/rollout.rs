@@ -57,6 +57,17 @@ pub struct Samples {
     pub trajectory: Option<Trajectory>,
 }
 
+impl Samples {
+    /// The first sample with a number that is not finite.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`].
+    pub fn first_not_finite(&self) -> Result<Option<usize>> {
+        let sums = self.x0.flatten_from(1)?.abs()?.sum(1)?.to_vec1::<f32>()?; // [n]
+        Ok(sums.iter().position(|sum| !sum.is_finite()))
+    }
+}
+
 /// The stochastic steps of n samples.
 pub struct Trajectory {
     /// The steps of the solver that were stochastic, W of them.

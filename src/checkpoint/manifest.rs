@@ -3,6 +3,7 @@
 use crate::params::{Entry, Layout};
 use crate::rng::STREAMS;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Number of the format that this program writes.
@@ -31,6 +32,10 @@ pub struct Identity {
     pub config_digest: String,
     /// Digest of the frozen base model.
     pub base_digest: String,
+    /// Digests of what stands before and behind the base model, by name: its text encoders, its decoder; empty where there is
+    /// nothing of the kind, or an earlier version wrote the checkpoint.
+    #[serde(default)]
+    pub parts: BTreeMap<String, String>,
     /// Digest of the trainable parameters' names and shapes: [`crate::params::Layout::digest`].
     pub layout_digest: String,
     /// Number of trainable elements, without padding.
@@ -53,12 +58,14 @@ pub struct Parameter {
 }
 
 impl Identity {
-    /// Of a run of this configuration and seed, which trains the parameters of `layout` on this base model.
+    /// Of a run of this configuration and seed, which trains the parameters of `layout` on this base model, without
+    /// [`Identity::parts`].
     pub fn new(config_digest: String, base_digest: String, layout: &Layout, seed: u64) -> Self {
         let parameter = |entry: &Entry| Parameter { name: entry.name.clone(), shape: entry.shape.clone() };
         Self {
             config_digest,
             base_digest,
+            parts: BTreeMap::new(),
             layout_digest: layout.digest(),
             total: layout.total,
             seed,

@@ -17,6 +17,9 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// What to do about a checkpoint that is of something else than this run.
+const REMEDY: &str = "use the configuration it was trained with, another checkpoint, or another --out";
+
 /// Shard files that are read at the same time: the disks of a parallel file system work together, and a process may not
 /// open any number of files.
 const FILES: usize = 16;
@@ -101,7 +104,6 @@ impl Reader {
     /// # Errors
     /// Another base model or other trainable parameters.
     pub fn check_identity(&self, wanted: &Identity, changes: &[String]) -> Result<Vec<String>> {
-        const REMEDY: &str = "use the configuration it was trained with, another checkpoint, or another --out";
         let held = &self.manifest.identity;
         if held.base_digest != wanted.base_digest {
             let of_model: Vec<&str> =
@@ -114,6 +116,7 @@ impl Reader {
             };
             return Err(error(&self.path, format!("is of another base model than this run's ({why}); {REMEDY}")));
         }
+        self.check_parts(&wanted.parts)?;
         if (&held.layout_digest, held.total) != (&wanted.layout_digest, wanted.total) {
             return Err(error(
                 &self.path,
@@ -149,6 +152,24 @@ impl Reader {
             ));
         }
         Ok(warnings)
+    }
+
+    /// Refuses other text encoders or another decoder than those that the run was trained with, as far as both are known.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] that names the first part that differs.
+    pub fn check_parts(&self, wanted: &BTreeMap<String, String>) -> Result<()> {
+        let known = |(name, held)| Some((name, held, wanted.get(name)?));
+        let held: &BTreeMap<String, String> = &self.manifest.identity.parts;
+        match held.iter().filter_map(known).find(|(_, held, wanted)| held != wanted) {
+            None => Ok(()),
+            Some((name, held, wanted)) => {
+                let [held, wanted] = [held, wanted].map(|digest| digest::short(digest));
+                let message =
+                    format!("was trained with another {name} than this run's (digest {held}, now {wanted}); {REMEDY}");
+                Err(error(&self.path, message))
+            }
+        }
     }
 
     /// Compares the checksums of all shards, in parallel.

@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
             let text = machine(run, (*devices).max(1), *memory_gib)?;
             match out {
                 Some(path) => {
-                    fs::write(path, text)?;
+                    fs::write_out(path, text)?;
                     print(&format!("{}: give it to plan with --machine", path.display()));
                 }
                 None => print(&text),

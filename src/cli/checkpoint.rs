@@ -137,6 +137,9 @@ impl Opened {
     pub fn load(&self, which: Which, prompts: &[&str], device: &Device, world: &World) -> Result<(Pipeline, ParamSet)> {
         Pipeline::prepare(&self.config.model, prompts, device, &*world.host)?;
         let pipeline = Pipeline::load(&self.config.model, self.config.run.seed, device)?;
+        if let Some(reader) = &self.reader {
+            reader.check_parts(&self.config.model.part_digests()?)?;
+        }
         let layout = Layout::new(&pipeline.model.specs(), self.config.model.trainable);
         let base = (pipeline.base_digest.as_str(), &layout);
         let params = match self.trained(which, Some(base), &pipeline.device)? {

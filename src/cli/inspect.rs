@@ -4,6 +4,7 @@ use super::print;
 use crate::checkpoint::{self, Resume};
 use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use crate::model::files;
+use crate::plain;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ fn not_a_checkpoint(e: Error) -> Error {
 fn show<T: serde::Serialize + Display>(description: &T, json: bool) -> Result<()> {
     let text = match json {
         true => serde_json::to_string_pretty(description).map_err(|e| Error::Failed(format!("no JSON: {e}")))?,
-        false => description.to_string(),
+        false => plain::short_lines(&description.to_string()),
     };
     print(&text);
     Ok(())

@@ -21,7 +21,6 @@ use crate::error::{EXIT_DONE, EXIT_USAGE, Error, Result};
 use crate::observe::logging::say;
 use crate::plain;
 use clap::{Parser, Subcommand};
-use std::borrow::Cow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -220,11 +219,9 @@ fn check_out(option: &str, path: &Path) -> Result<()> {
 /// Prints clap's help, or what it says of a wrong command line, which quotes the arguments.
 fn tell_usage(error: &clap::Error) {
     let text = error.render().to_string();
-    match plain::lines(&text) {
-        Cow::Owned(escaped) => eprint!("{escaped}"),
-        Cow::Borrowed(_) => {
-            error.print().ok();
-        }
+    match plain::short_lines(&text) {
+        plain if plain != text => eprint!("{plain}"),
+        _ => drop(error.print()), // with its colours
     }
 }
 

@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         text.push_str(&record.line()?);
         text.push('\n');
     }
-    fs::write(&geneval.out, text)?;
+    fs::write_out(&geneval.out, text)?;
     print(&format!("{} prompts in {}", geneval.count, geneval.out.display()));
     Ok(EXIT_DONE)
 }

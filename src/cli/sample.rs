@@ -6,6 +6,7 @@ use crate::comm::World;
 use crate::config::Use;
 use crate::data::{Prompt, PromptSet};
 use crate::error::{EXIT_DONE, Error, Result};
+use crate::fs;
 use crate::observe::{grid, logging};
 use crate::rng::Purpose;
 use crate::rollout::{Request, Sampling};
@@ -94,11 +95,17 @@ pub fn run(arguments: &Arguments) -> Result<i32> {
         purpose: Purpose::Evaluation,
         iteration: 0,
     };
-    let x0 = sampling.run(&requests, requests.len())?.x0;
+    let samples = sampling.run(&requests, requests.len())?;
+    if let Some(i) = samples.first_not_finite()? {
+        return Err(Error::NotFinite(format!(
+            "image {} of the prompt {:?} is not finite: the weights are damaged, or they overflow; take others",
+            requests[i].image, requests[i].prompt.text
+        )));
+    }
     let captions: Vec<String> = prompts.into_iter().map(|prompt| prompt.text.to_string()).collect();
     let scale = LEAST.div_ceil(pipeline.picture().1.max(1));
-    let picture = grid::image_grid(&pipeline.decode(&x0)?, &captions, COLUMNS.min(images), scale as u32)?;
-    grid::save_png(&picture, &arguments.out)?;
+    let picture = grid::image_grid(&pipeline.decode(&samples.x0)?, &captions, COLUMNS.min(images), scale as u32)?;
+    fs::write_out(&arguments.out, grid::png(&picture)?)?;
     print(&arguments.out.display().to_string());
     Ok(EXIT_DONE)
 }

@@ -6,6 +6,7 @@ use super::launcher::{Kind, Launcher, MPIRUN, Variables};
 use crate::error::{Error, Result};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::net::Ipv6Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,7 @@ impl Meeting {
         let ranks = launcher.ranks.ok_or_else(|| usage("the launcher does not tell how many ranks there are"))?;
         let host = host(launcher, variables)
             .ok_or_else(|| usage("set MASTER_ADDR to the name of rank 0's host, on all ranks"))?;
+        check_host(&host).map_err(|message| usage(&message))?;
         let life = life(variables);
         let port = match variables.get("MASTER_PORT") {
             None => derived_port(&life),
@@ -77,6 +79,22 @@ fn host(launcher: &Launcher, variables: &Variables) -> Option<String> {
     }
     let lists = ["SLURM_STEP_NODELIST", "SLURM_NODELIST", "SLURM_JOB_NODELIST"];
     lists.iter().find_map(|name| first_node(variables.get(*name)?))
+}
+
+/// Refuses what is neither a host's name nor an address: nobody could come to it, and all would wait until the deadline.
+///
+/// # Errors
+/// One line: the variable, its value, the remedy.
+fn check_host(host: &str) -> std::result::Result<(), String> {
+    let of_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let address = host.split_once('%').map_or(host, |(address, _zone)| address);
+    match host.chars().all(of_name) || address.parse::<Ipv6Addr>().is_ok() {
+        true => Ok(()),
+        false => Err(format!(
+            "MASTER_ADDR is {host:?}; it must be the name or the address of rank 0's host alone, such as node1 or 10.0.0.1, and \
+             MASTER_PORT the port"
+        )),
+    }
 }
 
 /// "n7-4" of "n7-[4-6,9],m[1-2]".
@@ -220,6 +238,13 @@ mod tests {
             assert!(!is_numbered(&format!("{torchrun}{name}")), "{name}");
         }
         refused(&format!("{torchrun} MASTER_PORT=x"), "MASTER_PORT is \"x\"");
+        for wrong in ["http://127.0.0.1", "127.0.0.1:18503", "[::1]", "m1/", "node1,node2", "m\u{fc}"] {
+            let told = format!("MASTER_ADDR is {wrong:?}; it must be the name or the address of rank 0's host alone");
+            refused(&format!("{torchrun} MASTER_ADDR={wrong}"), &told);
+        }
+        for right in ["node-1.example.org", "gpu_7", "10.0.0.1", "::1", "fe80::1%eth0"] {
+            assert_eq!(meeting(&format!("{torchrun} MASTER_ADDR={right}")).unwrap().host, right);
+        }
         refused(&format!("{torchrun} FLOWRL_TOKEN="), "FLOWRL_TOKEN is empty");
     }
 

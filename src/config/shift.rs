@@ -3,6 +3,7 @@
 use super::RunConfig;
 use crate::error::Error;
 use crate::flow::DEFAULT_SHIFT;
+use crate::model::files::SHIFT_REMEDY;
 
 impl RunConfig {
     /// Says the shift, where that is left open, as the model's scheduler does, so that OUT/config.toml has it.
@@ -26,7 +27,11 @@ impl RunConfig {
                 let path = self.model.scheduler().unwrap_or_default();
                 Some(format!("sampler.shift = {shift}: the model's own is {own} ({})", path.display()))
             }
-            Err(e) => Some(format!("sampler.shift = {shift} is used, but {e}")),
+            Err(e) => {
+                let why = e.to_string();
+                let why = why.strip_suffix(SHIFT_REMEDY).unwrap_or(&why);
+                Some(format!("sampler.shift = {shift} is used, but {why}"))
+            }
         }
     }
 }
@@ -64,6 +69,7 @@ mod tests {
         assert!(error.exit_code() == 2 && error.to_string().contains("use_dynamic_shifting = true: "), "{error}");
         let (set, note) = shift(&["sampler.shift=3"]).unwrap();
         assert_eq!(set, Some(3.0));
-        assert!(note.is_some_and(|note| note.starts_with("sampler.shift = 3 is used, but ")));
+        assert!(note.is_some_and(|note| note.starts_with("sampler.shift = 3 is used, but ")
+            && note.ends_with("with a constant shift and 1000 training timesteps")));
     }
 }

@@ -54,7 +54,7 @@ impl RunConfig {
 
     /// The configuration that a run folder holds, unchecked; nothing where it cannot be read.
     pub fn of_run_folder(out: &Path) -> Option<Self> {
-        load::unchecked(&std::fs::read_to_string(out.join(RUN_CONFIG)).ok()?)
+        load::unchecked(&fs::read_to_string(&out.join(RUN_CONFIG)).ok()?)
     }
 
     /// Digest of everything that decides what an update does: not where it is written, where files lie, how long the run

@@ -59,7 +59,7 @@ pub(super) fn read_prompts(path: &Path, format: Format) -> Result<Vec<Prompt>> {
 }
 
 /// Files that are no text, by their first bytes.
-const BINARY: [(&[u8], &str); 7] = [
+const BINARY: [(&[u8], &str); 11] = [
     (b"\xff\xfe", "UTF-16 text"),
     (b"\xfe\xff", "UTF-16 text"),
     (b"PAR1", "a Parquet file"),
@@ -67,6 +67,10 @@ const BINARY: [(&[u8], &str); 7] = [
     (b"PK\x03\x04", "a ZIP archive or a spreadsheet"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"BZh", "a bzip2 file"),
+    (b"\xfd7zXZ", "an xz file"),
+    (b"%PDF-", "a PDF document"),
+    (b"{\\rtf", "an RTF document"),
 ];
 
 /// The bytes as text, each line's end a line feed, without a byte order mark.

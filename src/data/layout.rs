@@ -1,7 +1,7 @@
 //! How the prompts of a file are written, by what it holds: its name only has to agree.
 
 use super::lines::{Problem, lines};
-use super::table;
+use super::{markup, table};
 use std::path::Path;
 
 /// How a file is written.
@@ -49,6 +49,13 @@ impl Layout {
             );
             return Err(Problem::at_line(line, message));
         }
+        if markup::is_extension(&name) {
+            let message = format!(
+                "the file's name ends in .{name}, and its prompts are not read as that; write each on a line of its own, or \
+                 {AS_IT_STANDS}"
+            );
+            return Err(Problem::at_line(line, message));
+        }
         check_text(text)?;
         Ok(Layout::Text)
     }
@@ -73,8 +80,8 @@ fn check_text(text: &str) -> Result<(), Problem> {
         if words.starts_with("version https://git-lfs") {
             return problem(line, "is a pointer of Git LFS, not the file itself; fetch it (git lfs pull)".to_owned());
         }
-        if words.to_lowercase().starts_with("<!doctype") || words.to_lowercase().starts_with("<html") {
-            return problem(line, "is a web page; download the file itself".to_owned());
+        if let Some(what) = markup::of_line(words) {
+            return problem(line, what.to_owned());
         }
         if is_json_object(words) {
             return problem(line, "is a JSON object among lines of text; write all in one way".to_owned());
@@ -84,6 +91,9 @@ fn check_text(text: &str) -> Result<(), Problem> {
         }
     }
     let (first, _) = lines(text).next().unwrap_or((1, ""));
+    if let Some(what) = markup::of_all(text) {
+        return problem(first, what.to_owned());
+    }
     if lines(text).count() > 1 && lines(text).all(|(_, line)| serde_json::from_str::<String>(line).is_ok()) {
         return problem(first, "is in double quotes, as all lines are; take them away".to_owned());
     }

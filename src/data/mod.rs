@@ -7,6 +7,7 @@ pub mod glyphs;
 mod json;
 mod layout;
 mod lines;
+mod markup;
 pub mod render;
 pub mod shapes;
 mod table;

@@ -32,7 +32,7 @@ pub(super) fn names(header: &[String]) -> Result<Vec<String>, String> {
     let name = |(i, name): (usize, &String)| match name.trim() {
         "" => format!("column {}", i + 1), // pandas' index
         name if is_prompt(name) => PROMPT.to_owned(),
-        name if name.eq_ignore_ascii_case(NEGATIVE) => NEGATIVE.to_owned(),
+        name if name.to_lowercase().replace([' ', '-'], "_") == NEGATIVE => NEGATIVE.to_owned(),
         name => name.to_owned(),
     };
     let names: Vec<String> = header.iter().enumerate().map(name).collect();

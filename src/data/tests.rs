@@ -18,7 +18,7 @@ fn prompts_are_found_by_what_a_file_holds() {
     let two = ["a red boat", "a blue car"];
     let drawbench = "Prompts,Category\n\"A red colored car, shiny.\",Colors\nA black colored car.,Colors\n";
     let cars = ["A red colored car, shiny.", "A black colored car."];
-    let cases: [(&str, &str, &[&str]); 20] = [
+    let cases: [(&str, &str, &[&str]); 25] = [
         ("a.ndjson", lines, &two),
         ("a_json_lines", lines, &two),
         ("a.txt", lines, &two),
@@ -43,6 +43,11 @@ fn prompts_are_found_by_what_a_file_holds() {
             &["\"A\", \"B\" on a wall", "\"C\", \"D\" on a wall"],
         ),
         ("a.txt", "#1 dad mug\ra 3;4 lens\r", &["#1 dad mug", "a 3;4 lens"]),
+        ("a.txt", "prompt engineering class\n3. a cat\n", &["prompt engineering class", "3. a cat"]),
+        ("a.txt", "- a cat\na dog\n", &["- a cat", "a dog"]),
+        ("a.txt", "<lora:ink:0.8> a cat\na | b\n", &["<lora:ink:0.8> a cat", "a | b"]),
+        ("a.txt", "'OPEN' sign\na '5' on a door, 'open'\n", &["'OPEN' sign", "a '5' on a door, 'open'"]),
+        ("a.txt", "12. a cat\n1984 - a film\n", &["12. a cat", "1984 - a film"]),
         ("a", "text, logo, minimal\na, b, c\n", &["text, logo, minimal", "a, b, c"]),
     ];
     for (name, content, prompts) in cases {
@@ -55,7 +60,7 @@ fn prompts_are_found_by_what_a_file_holds() {
 #[test]
 fn what_is_not_clear_is_refused_with_its_line() {
     let utf16: Vec<u8> = "\u{feff}a cat\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let cases: [(&str, &[u8], &[&str]); 29] = [
+    let cases: [(&str, &[u8], &[&str]); 55] = [
         ("a.txt", &utf16, &["is UTF-16 text; write its prompts into a UTF-8 text file"]),
         ("a.txt", &utf16[2..], &["line 1: holds a zero byte: UTF-16"]),
         ("a.txt", b"a cat\nna\xefve\n", &["line 2: not UTF-8; save the file as UTF-8"]),
@@ -64,6 +69,33 @@ fn what_is_not_clear_is_refused_with_its_line() {
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", &["line 1: is a pointer of Git LFS"]),
         ("a.jsonl", b"<!DOCTYPE html>\n<html>\n", &["line 1: expected value"]),
         ("a.txt", b"<!DOCTYPE html>\n<html>\n", &["line 1: is a web page"]),
+        ("a.bz2", b"BZh91AY&SY\x00\x01", &["is a bzip2 file"]),
+        ("a.txt", b"%PDF-1.7\n", &["is a PDF document; write its prompts into a UTF-8 text file"]),
+        ("a.txt", b"{\\rtf1\\ansi a cat}\n", &["is an RTF document"]),
+        ("a.txt", b"<?xml version=\"1.0\"?>\n<prompts/>\n", &["line 1: is XML or HTML"]),
+        ("a.txt", b"<!-- x --><html>\n", &["line 1: is XML or HTML"]),
+        ("a.txt", b"<prompts>\n<prompt>a cat</prompt>\n", &["line 1: is XML or HTML"]),
+        // YAML, TOML, Markdown.
+        ("a.yaml", b"a cat\n", &["line 1: the file's name ends in .yaml", "data.format = \"text\""]),
+        ("a.YML", b"a cat\n", &["ends in .yml"]),
+        ("a.toml", b"a cat\n", &["ends in .toml"]),
+        ("a.txt", b"- prompt: a cat\n  tag: x\n", &["line 1: names a key, as YAML and TOML do", "data.format"]),
+        ("a.txt", b"prompts:\n  - a cat\n", &["line 1: names a key"]),
+        ("a.txt", b"# hm\nprompts:\n  - a cat\n", &["line 1: looks like a comment"]),
+        ("a.txt", b"---\n- a cat\n", &["line 1: is a rule of YAML or Markdown"]),
+        ("a.txt", b"prompt: a cat\nprompt: a dog\n", &["line 1: names a key"]),
+        ("a.txt", b"a cat\nPrompt: a dog\n", &["line 2: names a key"]),
+        ("a.txt", b"prompts = [\n  \"a cat\",\n]\n", &["line 1: names a key"]),
+        ("a.txt", b"[[prompts]]\nprompt = \"a cat\"\n", &["line 1: names a key"]),
+        ("a.txt", b"[data]\nprompt = \"a cat\"\n", &["line 2: names a key"]),
+        ("a.txt", b"- a cat\n- a dog\n", &["line 1: begins with the mark of a list, as all lines do"]),
+        ("a.txt", b"* a cat\n", &["line 1: begins with the mark of a list"]),
+        ("a.txt", b"1. a cat\n2. a dog\n", &["line 1: is numbered, as all lines are"]),
+        ("a.txt", b"1) a cat\n", &["line 1: is numbered"]),
+        ("a.txt", b"'a cat'\n'a dog'\n", &["line 1: is in single quotes, as all lines are"]),
+        ("a.txt", b"id|prompt\n1|a cat\n", &["line 1: is the header of a table with |; write it with commas"]),
+        ("a.txt", b"| Prompt | Tag |\n|---|---|\n| a cat | x |\n", &["line 1: is the header of a table with |"]),
+        ("a.txt", b"| a cat | x |\n| a dog | y |\n", &["line 1: is a row of a table with |"]),
         // More than one way.
         ("a.txt", b"a cat\n\n{\"prompt\": \"a dog\"}\n", &["line 3: is a JSON object among lines of text"]),
         ("a.txt", b"{\"prompt\": \"a dog\"}\na cat\n", &["line 2: expected value; write {\"prompt\": \"...\"}"]),
@@ -123,6 +155,9 @@ fn a_negative_prompt_is_the_prompts_own_and_other_keys_are_kept() {
     assert_eq!(negatives("a.jsonl", lines), [some.clone(), None]);
     let table = "id,Prompt,Negative_Prompt\n1,a,\"blur, noise\"\n2,b,\n";
     assert_eq!(negatives("a.txt", table), [some, None]);
+    for header in ["id,prompt,Negative Prompt", "id,prompt,negative-prompt"] {
+        assert_eq!(negatives("a.csv", &format!("{header}\n1,a,blur\n")), [Some("blur".to_owned())], "{header}");
+    }
     let set = read("a.txt", table).unwrap();
     let metadata = serde_json::json!({"id": "1", "prompt": "a", "negative_prompt": "blur, noise"});
     assert_eq!(set.prompts[0].metadata.as_deref(), metadata.as_object());

@@ -25,7 +25,9 @@ const CAPTION_LINES: usize = 3;
 /// Draws `images` `[N, 3, H, W]` (0..1, clamped) row by row with a caption below each.
 ///
 /// Every pixel becomes a square of `scale` x `scale`. Captions wrap to the width of a tile; missing ones stay empty.
-/// Fails if the tensor is of another shape.
+///
+/// # Errors
+/// The tensor is of another shape; [`Error::NotFinite`] for a pixel that is no number, which would be drawn black.
 pub fn image_grid(images: &Tensor, captions: &[String], columns: usize, scale: u32) -> Result<RgbImage> {
     let cells = tiles(images, scale)?.into_iter().map(|tile| vec![tile]).collect::<Vec<_>>();
     draw(&cells, captions, columns, &[])
@@ -49,13 +51,17 @@ pub fn before_after(
     draw(&pairs.collect::<Vec<_>>(), captions, columns, &["before", after_title])
 }
 
-/// Writes a PNG; folders are made, and a reader never sees half a file.
+/// Writes a PNG of the program's own; folders are made, and a reader never sees half a file.
 pub fn save_png(picture: &RgbImage, path: &Path) -> Result<()> {
+    fs::write(path, png(picture)?)
+}
+
+/// A picture as the bytes of a PNG.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut png = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut png, ImageFormat::Png)
-        .map_err(|e| Error::Failed(format!("{}: no PNG: {e}", path.display())))?;
-    fs::write(path, png.into_inner())
+    let written = picture.write_to(&mut png, ImageFormat::Png);
+    written.map_err(|e| Error::Failed(format!("a picture cannot be written as PNG: {e}")))?;
+    Ok(png.into_inner())
 }
 
 /// `[N, 3, H, W]` -> N pictures of `H*scale` x `W*scale`.
@@ -67,11 +73,15 @@ fn tiles(images: &Tensor, scale: u32) -> Result<Vec<RgbImage>> {
     let values = images.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?; // [N * 3 * H * W]
     let (h, w, scale) = (height as u32, width as u32, scale.max(1));
     let plane = height * width;
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        let (image, value) = (at / (3 * plane), values[at]);
+        return Err(Error::NotFinite(format!("image {image} has a pixel value of {value}; it cannot be drawn")));
+    }
     Ok((0..n)
         .map(|i| {
             RgbImage::from_fn(w * scale, h * scale, |x, y| {
                 let at = i * 3 * plane + (y / scale) as usize * width + (x / scale) as usize;
-                // `as u8` saturates, and takes NaN as 0.
+                // `as u8` saturates.
                 Rgb([0, 1, 2].map(|c| (values[at + c * plane] * 255.0).round() as u8))
             })
         })

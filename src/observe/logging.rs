@@ -1,7 +1,7 @@
 //! Messages: warnings and notices of rank 0 on the terminal, everything of every rank in a file of its own.
 
 use crate::error::{Error, Result};
-use crate::fs::Appended;
+use crate::fs::{Appended, check_folder};
 use crate::plain;
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use std::fmt;
@@ -85,6 +85,7 @@ pub fn init(rank: usize, out_dir: Option<&Path>, level: &str) -> Result<Terminal
         None => None,
         Some(out_dir) => {
             let folder = out_dir.join("logs");
+            check_folder(&folder)?;
             fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
             let path = folder.join(format!("rank_{rank:05}.log"));
             let file = Mutex::new(Appended::open(out_dir, path)?);

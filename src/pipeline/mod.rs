@@ -5,6 +5,7 @@ mod base;
 mod config;
 mod glyphs;
 mod kind;
+mod parts;
 mod pixels;
 mod prompt_cache;
 mod scheduler;

@@ -1,113 +1,24 @@
 //! What a model's scheduler says of the times that pictures are sampled at.
 
 use super::ModelConfig;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fs;
-use serde_json::{Map, Value};
+use crate::model::files::read_shift;
 use std::path::PathBuf;
 
-/// The scheduler whose grid [`crate::flow::sigmas`] is.
-const CLASS: &str = "FlowMatchEulerDiscreteScheduler";
-/// Training times that the grid is made for.
-const TRAIN_TIMESTEPS: u64 = 1000;
-/// Keys that say something of another grid only where `use_dynamic_shifting` is true, and the file's version.
-const WITHOUT_EFFECT: [&str; 6] =
-    ["_diffusers_version", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"];
-
 impl ModelConfig {
-    /// The file of the model's scheduler, if there is one.
+    /// The file of the model's scheduler, if there is one: a link to nothing is one, which cannot be read.
     pub fn scheduler(&self) -> Option<PathBuf> {
-        self.kind.scheduler(self).filter(|file| file.is_file())
+        let file = self.kind.scheduler(self)?;
+        let is_cut_off = file.parent().is_some_and(|folder| fs::is_named(folder) && !folder.is_dir());
+        (is_cut_off || fs::is_named(&file)).then_some(file)
     }
 
     /// The timestep shift that the model is meant to be sampled with, by its scheduler; nothing where it says none.
     ///
     /// # Errors
-    /// [`Error::File`]: the file cannot be read, or means another grid than a constant shift gives.
+    /// As [`read_shift`].
     pub fn shift(&self) -> Result<Option<f64>> {
-        let Some(path) = self.scheduler() else { return Ok(None) };
-        let text = fs::read_to_string(&path)?;
-        let json = serde_json::from_str(&text);
-        let json = json.map_err(|e| format!("is not a scheduler's configuration ({e}); download it again"));
-        json.and_then(|json| shift(&json)).map_err(|message| Error::File { path, message })
-    }
-}
-
-/// The shift of a scheduler of diffusers; every other key must leave the grid as it is.
-fn shift(scheduler: &Map<String, Value>) -> std::result::Result<Option<f64>, String> {
-    let mut shift = None;
-    for (key, value) in scheduler {
-        let is_off = match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::String(text) => text.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            Value::Object(object) => object.is_empty(),
-            Value::Bool(true) | Value::Number(_) => false,
-        };
-        let known = match key.as_str() {
-            "_class_name" => *value == CLASS,
-            "num_train_timesteps" => *value == TRAIN_TIMESTEPS,
-            "shift" => {
-                shift = value.as_f64().filter(|&shift| shift > 0.0);
-                shift.is_some()
-            }
-            key => is_off || WITHOUT_EFFECT.contains(&key),
-        };
-        if !known {
-            return Err(format!(
-                "{key} = {value}: this program samples on the grid of a {CLASS} with a constant shift and {TRAIN_TIMESTEPS} \
-                 training timesteps; set sampler.shift to sample on that grid all the same"
-            ));
-        }
-    }
-    Ok(shift)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn of(json: Value) -> std::result::Result<Option<f64>, String> {
-        shift(json.as_object().unwrap())
-    }
-
-    /// scheduler/scheduler_config.json of stabilityai/stable-diffusion-3.5-medium, and as diffusers 0.33 saves it again.
-    #[test]
-    fn the_shift_is_that_of_the_published_file() {
-        let published = json!({"_class_name": CLASS, "_diffusers_version": "0.29.0.dev0", "num_train_timesteps": 1000, "shift": 3.0});
-        assert_eq!(of(published), Ok(Some(3.0)));
-        let saved = json!({
-            "_class_name": CLASS, "_diffusers_version": "0.33.1", "base_image_seq_len": 256, "base_shift": 0.5,
-            "invert_sigmas": false, "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 1.5,
-            "shift_terminal": null, "stochastic_sampling": false, "time_shift_type": "exponential",
-            "use_beta_sigmas": false, "use_dynamic_shifting": false, "use_exponential_sigmas": false,
-            "use_karras_sigmas": false
-        });
-        assert_eq!(of(saved), Ok(Some(1.5)));
-        assert_eq!(of(json!({"_class_name": CLASS})), Ok(None));
-    }
-
-    #[test]
-    fn what_means_another_grid_is_refused_by_name() {
-        for (key, value) in [
-            ("_class_name", json!("DPMSolverMultistepScheduler")),
-            ("num_train_timesteps", json!(500)),
-            ("use_dynamic_shifting", json!(true)),
-            ("shift_terminal", json!(0.1)),
-            ("use_karras_sigmas", json!(true)),
-            ("use_exponential_sigmas", json!(true)),
-            ("use_beta_sigmas", json!(true)),
-            ("invert_sigmas", json!(true)),
-            ("stochastic_sampling", json!(true)),
-            ("shift", json!(0)),
-            ("shift", json!("3")),
-            ("a_key_of_tomorrow", json!("cosine")),
-        ] {
-            let message = of(json!({"shift": 3.0, key: value.clone()})).unwrap_err();
-            assert!(message.starts_with(&format!("{key} = {value}: ")), "{message}");
-            assert!(message.contains("set sampler.shift"), "{message}");
-        }
-        assert_eq!(of(json!({"shift": 2, "a_key_of_tomorrow": []})), Ok(Some(2.0)));
+        Ok(self.scheduler().map(|file| read_shift(&file)).transpose()?.flatten())
     }
 }

@@ -163,15 +163,15 @@ mod tests {
         assert_eq!(
             message,
             "data.train = \"train\": no reward with a weight applies to 4 of 6 prompts: 2 \"a cat\", 3 \"a dog\", 4 \"a 12\\\" \
-             record\", ... (ocr: it has no text in double quotes); take them out, or give a reward that applies to them a \
-             weight"
+             record\", ... (ocr: it has no text in double quotes, or a quote without its other half); take them out, or give a \
+             reward that applies to them a weight"
         );
         // Another reward applies to them; one that is only watched does not count.
         let [both, watched] =
             ["", ", weight=0.0"].map(|weight| format!("[{OCR}, {{name=\"jpeg-compressibility\"{weight}}}]"));
         let told = notes(&cats, SIGNS, &both, &[]).unwrap();
-        let first = "data.train = \"train\": ocr does not apply to 4 of 6 prompts (it has no text in double quotes): 2 \"a cat\", \
-                     3 \"a dog\", 4 \"a 12\\\" record\", ...";
+        let first = "data.train = \"train\": ocr does not apply to 4 of 6 prompts (it has no text in double quotes, or a \
+                     quote without its other half): 2 \"a cat\", 3 \"a dog\", 4 \"a 12\\\" record\", ...";
         let accent = "ocr can never be 1 for 1 of 6 prompts: its recogniser cannot write some characters (\u{c9}): 1 ";
         assert_eq!((told.len(), told[0].as_str()), (3, first), "{told:?}");
         assert!(told[1].contains(accent) && told[2].starts_with("data.eval = \"eval\": ocr can never be 1 for 1 of 2"));

@@ -227,7 +227,7 @@ fn write(config: &PretrainConfig, world: &World, layout: &Layout, params: &Param
     let bytes = safetensors::serialize(tensors, Some(metadata))
         .map_err(|e| Error::Failed(format!("the weights cannot be encoded: {e}")))?;
     if world.rank() == 0 {
-        fs::write(&config.out, &bytes)?;
+        fs::write_out(&config.out, &bytes)?;
     }
     world.host.barrier()?;
     Ok(blake3::hash(&bytes).to_hex().to_string())

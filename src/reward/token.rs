@@ -1,6 +1,7 @@
 //! The word that proves to a reward server that a request comes from a run of its users.
 
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,6 +12,8 @@ use ureq::http::HeaderValue;
 /// Characters of a token, at least: one that is shorter can be guessed. At most: a header must hold it.
 const SHORTEST: usize = 16;
 const LONGEST: usize = 1024;
+/// Different characters, at least: of 16 random digits fewer are one in 80,000.
+const LEAST_DIFFERENT: usize = 5;
 
 /// A shared secret. It is never printed: not by `Debug`, not in an error, not in a log.
 #[derive(Clone)]
@@ -37,6 +40,10 @@ impl Token {
             }
             length if !(SHORTEST..=LONGEST).contains(&length) => {
                 Err(format!("has {length} characters, and must have from {SHORTEST} to {LONGEST}; {REMEDY}"))
+            }
+            _ if token.bytes().collect::<BTreeSet<_>>().len() < LEAST_DIFFERENT => {
+                let message = "consists of few characters, again and again, and can be guessed";
+                Err(format!("{message}; {REMEDY}"))
             }
             _ => Ok(Self(token.to_string())),
         }
@@ -97,6 +104,8 @@ mod tests {
             (" \n", "holds no token"),
             ("x", "has 1 characters"),
             ("0123456789abcde", "has 15 characters"),
+            ("aaaaaaaaaaaaaaaaaaaa", "consists of few characters, again and again"),
+            ("abcdabcdabcdabcd", "consists of few characters, again and again"),
             ("0123456789 abcdef", "without spaces"),
             ("0123456789abcdef\n0123456789abcdef", "must be one line"),
             ("0123456789abcdéf", "must be one line"),

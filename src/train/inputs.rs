@@ -25,12 +25,13 @@ pub(super) fn prompts(stages: &Stages, evaluated: (&str, &PromptSet)) -> Result<
     trained.chain([evaluated]).map(|(name, set)| Ok((name, digest(set)?))).collect()
 }
 
-/// The digests of the base model and of the adapter that is trained on, if any.
+/// The digests of the base model, of the parts around it, and of the adapter that is trained on, if any.
 ///
 /// # Errors
 /// [`Error::File`]: the adapter cannot be read.
-pub(super) fn weights(model: &ModelConfig, base_digest: &str) -> Result<Digests> {
+pub(super) fn weights(model: &ModelConfig, base_digest: &str, parts: &Digests) -> Result<Digests> {
     let mut all = Digests::from([("the base model".into(), base_digest.to_owned())]);
+    all.extend(parts.iter().map(|(name, digest)| (format!("{name} in model.path"), digest.clone())));
     if let Some(path) = &model.lora.path {
         all.insert(named("model.lora.path", path), Adapter::open(path)?.weights.digest());
     }

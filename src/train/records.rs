@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::evaluate::Gallery;
+use crate::fs;
 use crate::observe::{Metrics, MetricsLog, grid, report};
 use std::path::{Path, PathBuf};
 
@@ -21,8 +22,11 @@ impl Records {
     /// In the run folder `out`: after what was written until `resume_update`, or new ones; on rank 0, if this is the `first`.
     ///
     /// # Errors
-    /// [`crate::Error::Io`].
+    /// [`crate::Error::File`] where something else has the name of a folder of the run's, [`crate::Error::Io`].
     pub fn open(out: &Path, resume_update: Option<u64>, first: bool) -> Result<Self> {
+        if first {
+            ["samples", "checkpoints"].iter().try_for_each(|folder| fs::check_folder(&out.join(folder)))?;
+        }
         let log = first.then(|| MetricsLog::open(out, resume_update)).transpose()?;
         Ok(Self { out: out.to_path_buf(), log, failing: false })
     }

@@ -274,7 +274,7 @@ const MOST_FRUITLESS: u64 = 10;
 /// "held-out ocr 0.512 -> 0.873, exact 0.310 -> 0.745", from the log's first and last evaluation.
 fn summary(out: &Path) -> Result<String> {
     let path = out.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = crate::fs::read_to_string(&path)?;
     let evaluations: Vec<serde_json::Value> = text
         .lines()
         .filter_map(|l| serde_json::from_str(l).ok())

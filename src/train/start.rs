@@ -102,7 +102,9 @@ pub(super) fn start<'a>(
     let prompts = inputs::prompts(&stages, (&config.data.eval, &eval_prompts))?;
     inputs::agree(&prompts, world)?; // before they decide which prompts are encoded
     let pipeline = load_pipeline(config, &plan, &stages, &eval_prompts, &device, world)?;
-    let parts = Parts { pipeline, stages, rewards, objective };
+    let around = config.model.part_digests()?;
+    inputs::agree(&inputs::weights(&config.model, &pipeline.base_digest, &around)?, world)?;
+    let parts = Parts { pipeline, around, stages, rewards, objective };
     let (trainer, state, identity) = load_trainer(config, parts, &prompts, checkpoint.as_deref(), world)?;
 
     lock.as_ref().map_or(Ok(()), RunLock::check)?; // loading may have taken long
@@ -140,6 +142,8 @@ pub(super) fn start<'a>(
 /// What a trainer is made of beside its parameters.
 struct Parts {
     pipeline: Pipeline,
+    /// Digests of what stands around the transformer.
+    around: Digests,
     stages: Stages,
     rewards: Rewards,
     objective: Box<dyn Objective>,
@@ -154,13 +158,14 @@ fn load_trainer(
     checkpoint: Option<&Path>,
     world: &World,
 ) -> Result<(Trainer, RunState, Identity)> {
-    let Parts { mut pipeline, mut stages, rewards, objective } = parts;
+    let Parts { mut pipeline, around, mut stages, rewards, objective } = parts;
     let base = pipeline.take_base(); // of which this rank may read its parts only
     let specs = pipeline.model.specs();
     let trainable = config.model.trainable;
     let layout = Layout::new(&specs, trainable);
     let mut vectors = Sharded::new(&*base, &layout, config.parallel.shard, &*world.device)?;
     let identity = Identity::new(config.digest()?, pipeline.base_digest.clone(), &layout, config.run.seed);
+    let identity = Identity { parts: around, ..identity };
     let state = match checkpoint {
         None => fresh(config, &stages, prompts.clone()),
         Some(path) => {
@@ -244,9 +249,7 @@ fn load_pipeline(
         texts.extend(prompt.texts(guided));
     }
     Pipeline::prepare(&config.model, &texts, device, &*world.host)?;
-    let pipeline = Pipeline::load(&config.model, config.run.seed, device)?;
-    inputs::agree(&inputs::weights(&config.model, &pipeline.base_digest)?, world)?;
-    Ok(pipeline)
+    Pipeline::load(&config.model, config.run.seed, device)
 }
 
 /// Where a run stands that begins.

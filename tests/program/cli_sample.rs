@@ -316,3 +316,23 @@ fn mistakes_in_file_names_are_refused_by_the_options_name() {
     refused(&["bench", "machine", "--run", "nothere"], "--run nothere: is no run folder");
     refused(&["plan", "--machine", "nothere"], "--machine nothere: there is no such file");
 }
+
+/// Weights that are finite and overflow: no picture, where the rewards would refuse it as well.
+#[test]
+fn a_picture_that_is_no_number_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    done(&["random-model", "--out", &path("model")]);
+    let file = folder.path().join("model/transformer/diffusion_pytorch_model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+    let weight = tensors.get_mut("proj_out.weight").unwrap();
+    *weight = (&*weight * 1e38).unwrap();
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let [model, cache, out] =
+        [format!("model.path={}", path("model")), format!("model.prompt_cache={}", path("cache")), path("a.png")];
+    let arguments = ["sample", "--config", "configs/sd35/tiny.toml", "--set", &model, "--set", &cache];
+    let output = run(&[&arguments[..], &["--prompt", "a cat", "-n", "1", "--out", &out]].concat());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && error.contains("of the prompt \"a cat\" is not finite"), "{error}");
+    assert!(!Path::new(&out).exists());
+}

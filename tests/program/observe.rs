@@ -208,7 +208,7 @@ fn pictures(greys: &[f32]) -> Tensor {
 
 #[test]
 fn a_grid_scales_by_whole_pixels() {
-    let grid = image_grid(&pictures(&[0.5, 2.0, f32::NAN]), &[], 2, 10).unwrap();
+    let grid = image_grid(&pictures(&[0.5, 2.0, -1.0]), &[], 2, 10).unwrap();
     assert_eq!(grid.dimensions(), (2 * 36, 2 * 36));
     assert_eq!(grid[(8, 8)], Rgb([255, 0, 0]));
     assert_eq!(grid[(17, 17)], Rgb([255, 0, 0]));
@@ -216,7 +216,9 @@ fn a_grid_scales_by_whole_pixels() {
     assert_eq!(grid[(27, 27)], Rgb([128; 3]));
     assert_eq!(grid[(28, 27)], grid[(0, 0)]);
     assert_eq!(grid[(36 + 27, 27)], Rgb([255; 3]), "clamped");
-    assert_eq!(grid[(27, 36 + 27)], Rgb([0; 3]), "not a number");
+    assert_eq!(grid[(27, 36 + 27)], Rgb([0; 3]), "clamped, too");
+    let error = image_grid(&pictures(&[0.5, f32::NAN]), &[], 2, 10).unwrap_err();
+    assert_eq!(error.to_string(), "image 1 has a pixel value of NaN; it cannot be drawn");
     assert_ne!(grid[(36, 20)], grid[(0, 20)], "a separator between the columns");
 }
 

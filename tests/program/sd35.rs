@@ -192,3 +192,37 @@ fn a_model_that_is_not_whole_is_refused_before_the_run() {
     assert_eq!(output.code(), 2, "{output}");
     assert!(output.stderr.contains("model.path = \"none\": there is nothing at this path; download"), "{output}");
 }
+
+/// A decoder of another host, or of another life of the run, draws other pictures of the same latents.
+#[test]
+fn another_decoder_is_refused_on_one_rank_and_on_resuming() {
+    let folder = Folder::new();
+    for host in ["0", "1"] {
+        fs::create_dir(folder.path(host)).unwrap();
+        folder.done(&["random-model", "--out", &folder.name(&format!("{host}/m"))]);
+    }
+    let vae = folder.path("1/m/vae/config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&vae).unwrap()).unwrap();
+    config["scaling_factor"] = 1.25.into();
+    fs::write(&vae, config.to_string()).unwrap();
+    let presets = std::env::current_dir().unwrap().join("configs/sd35/tiny.toml");
+    let set = SMALL.map(|set| format!("--set {set}")).join(" ");
+    let script = format!(
+        "cd {}/$OMPI_COMM_WORLD_RANK; exec {PROGRAM} --config {} --out {} {set} --set model.path=m --set model.prompt_cache={}",
+        folder.path("").display(),
+        presets.display(),
+        folder.name("run"),
+        folder.name("cache"),
+    );
+    let output = Job::start(on_ranks(2, Path::new("sh")).args(["-c", &script])).finish(TIMEOUT);
+    let told = "vae in model.path: rank 1 on ";
+    assert!(output.code() == 2 && output.stderr.contains(told), "{output}");
+
+    folder.train(1, "run", &["run.updates=1"]).success();
+    fs::copy(&vae, folder.path("model/vae/config.json")).unwrap();
+    let output = folder.train(1, "run", &[]);
+    let told = "was trained with another vae than this run's (digest ";
+    assert!(output.code() == 2 && output.stderr.contains(told), "{output}");
+    let output = Job::start(Command::new(PROGRAM).args(["eval", "--checkpoint", &folder.name("run")])).finish(TIMEOUT);
+    assert!(output.code() == 2 && output.stderr.contains(told), "{output}");
+}

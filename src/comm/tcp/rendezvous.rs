@@ -27,11 +27,12 @@ const LAST: Duration = Duration::from_secs(5);
 /// are none of us.
 ///
 /// # Errors
-/// [`Error::Usage`] where the port is taken, or a rank of this job was started for something else; [`Error::Peer`] that
+/// [`Error::Usage`] where nobody can find this host by its name, the port is taken, or a rank of this job was started for something else; [`Error::Peer`] that
 /// names the ranks that have not come by the deadline; [`Error::Failed`] where no further connection can be opened.
 pub(super) fn receive(meeting: &Meeting, deadline: Duration) -> Result<Vec<Arrival>> {
     let end = Instant::now() + deadline;
     let listener = bind(meeting.port)?;
+    look_up(&meeting.host, meeting.port, IMPATIENT.min(deadline))?;
     let (sender, receiver) = channel();
     let acceptor = Acceptor::new(meeting, sender);
     let failed = |e| Error::Failed(format!("the thread of new connections could not be started: {e}"));
@@ -41,6 +42,22 @@ pub(super) fn receive(meeting: &Meeting, deadline: Duration) -> Result<Vec<Arriv
         true => Ok(gathering.arrivals()),
         false => Err(gathering.give_up(meeting, deadline)),
     }
+}
+
+/// Refuses a name of this host that has no address: the others look for it by that, and would wait until the deadline.
+/// Services that give out names may need a moment for a new one.
+fn look_up(host: &str, port: u16, patience: Duration) -> Result<()> {
+    let end = Instant::now() + patience;
+    while let Err(e) = (host, port).to_socket_addrs() {
+        if Instant::now() >= end {
+            return Err(Error::Usage(format!(
+                "rank 0 cannot look up its own host, {host:?} ({e}), and the other ranks look for it by that name; set \
+                 MASTER_ADDR to a name or an address of rank 0's host that all hosts know"
+            )));
+        }
+        std::thread::sleep(AGAIN);
+    }
+    Ok(())
 }
 
 /// On all networks of this host, because the others may know it by any of its addresses.
@@ -199,6 +216,16 @@ mod tests {
     use super::*;
     use crate::comm::job::Job;
     use std::io::{Read, Write};
+
+    /// RFC 6761: no name ends in .invalid.
+    #[test]
+    fn a_name_that_nobody_knows_is_told_by_rank_0() {
+        let error = look_up("rank-0.invalid", 1, Duration::ZERO).unwrap_err();
+        let wanted = "rank 0 cannot look up its own host, \"rank-0.invalid\" (";
+        assert!(error.exit_code() == 2 && error.to_string().starts_with(wanted), "{error}");
+        assert!(error.to_string().contains("set MASTER_ADDR to a name or an address"), "{error}");
+        look_up("127.0.0.1", 1, Duration::ZERO).unwrap();
+    }
 
     /// A rank whose handshake stalls gives up the connection and tries again, however far rank 0 had come with the first one.
     #[test]

@@ -2,7 +2,7 @@
 //! defaults here are those of transformers' `CLIPTextConfig`, `CLIPVisionConfig` and `CLIPConfig`.
 
 use crate::error::{Error, Result};
-use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
+use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, positive, within};
 use crate::model::frozen::read_config;
 use crate::ops;
 use candle_core::Tensor;
@@ -90,7 +90,7 @@ impl TextConfig {
             ("num_hidden_layers", self.num_hidden_layers, LAYERS),
             ("max_position_embeddings", self.max_position_embeddings, WIDTH),
         ];
-        check_sizes(folder, &sizes, self.hidden_size, self.num_attention_heads)
+        check_sizes(folder, &sizes, (self.hidden_size, self.num_attention_heads), self.layer_norm_eps)
     }
 
     /// The place of the token whose state stands for the whole text, transformers' rule: the first end token, else 0;
@@ -186,14 +186,14 @@ impl Config {
             ("patch_size", vision.patch_size, vision.image_size),
             ("projection_dim", config.projection_dim, WIDTH),
         ];
-        check_sizes(folder, &sizes, vision.hidden_size, vision.num_attention_heads)?;
+        check_sizes(folder, &sizes, (vision.hidden_size, vision.num_attention_heads), vision.layer_norm_eps)?;
         Ok(config)
     }
 }
 
-fn check_sizes(folder: &Path, sizes: &[(&str, usize, usize)], width: usize, heads: usize) -> Result<()> {
+fn check_sizes(folder: &Path, sizes: &[(&str, usize, usize)], (width, heads): (usize, usize), eps: f64) -> Result<()> {
     let error = |message| Error::File { path: folder.join("config.json"), message };
-    within(sizes).map_err(error)?;
+    within(sizes).and_then(|()| positive("layer_norm_eps", eps)).map_err(error)?;
     within(&[("hidden_size", width, WIDTH), ("num_attention_heads", heads, width)]).map_err(error)?;
     if !width.is_multiple_of(heads) {
         return Err(error(format!("has hidden_size = {width}, which {heads} heads cannot share")));

@@ -10,7 +10,7 @@ use crate::params::{Layout, LoraConfig};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// PEFT's configuration beside its file.
 const CONFIG: &str = "adapter_config.json";
@@ -32,9 +32,9 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Opens PEFT's folder (`adapter_config.json`, `adapter_model.safetensors`), or diffusers'
-    /// `pytorch_lora_weights.safetensors` or its folder, or a file with kohya's or ComfyUI's names. A module without a word
-    /// about alpha has the scale 1, as diffusers, kohya and ComfyUI read it.
+    /// Opens PEFT's folder (`adapter_config.json` and one safetensors file, whatever it is called) or the file in it, or
+    /// diffusers' `pytorch_lora_weights.safetensors` or its folder, or a file with kohya's or ComfyUI's names. A module without
+    /// a word about alpha has the scale 1, as diffusers, kohya and ComfyUI read it; by PEFT's names that is refused.
     ///
     /// # Errors
     /// Nothing of this kind is there; a tensor is no factor of the transformer's, or is not used; the adapter is more than
@@ -44,8 +44,8 @@ impl Adapter {
         if !lora_names::is_adapter(&file) {
             return Err(file.error("holds no *.lora_A.weight; give a LoRA of PEFT, diffusers, kohya or ComfyUI"));
         }
-        let config = config_of(path, &file)?;
         let Renamed { factors: weights, alphas } = lora_names::renamed(&file)?;
+        let config = config_of(path, &file, !alphas.is_empty())?;
         if config.is_some() && !alphas.is_empty() {
             return Err(file.error("has an alpha in its configuration and others among its tensors; keep one of them"));
         }
@@ -155,7 +155,7 @@ fn ranks(weights: &Weights) -> Result<BTreeMap<String, usize>> {
 
 /// The file of an adapter.
 fn open(path: &Path) -> Result<Weights> {
-    let named = ADAPTERS.map(|name| path.join(name)).into_iter().filter(|file| file.is_file()).collect::<Vec<_>>();
+    let named = ADAPTERS.map(|name| path.join(name)).into_iter().filter(|file| fs::is_named(file)).collect::<Vec<_>>();
     match named.as_slice() {
         [] => Weights::open(path),
         [one] => Weights::open(one),
@@ -167,20 +167,37 @@ fn open(path: &Path) -> Result<Weights> {
     }
 }
 
-/// PEFT's configuration: beside its file, or in the header of diffusers' file.
-fn config_of(path: &Path, weights: &Weights) -> Result<Option<Peft>> {
+/// PEFT's configuration: beside the file, or in the header of diffusers' file.
+///
+/// # Errors
+/// There is none although the names are PEFT's, which has alpha nowhere else, and no tensor `says_alpha`; there are two; or
+/// one is not understood.
+fn config_of(path: &Path, weights: &Weights, says_alpha: bool) -> Result<Option<Peft>> {
+    let is_peft = lora_names::format(weights) == Format::PeftAdapter
+        || weights.path().file_name().is_some_and(|name| name == ADAPTERS[0]);
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
     let file = folder.join(CONFIG);
-    let is_peft = weights.path().file_name().is_some_and(|name| name == ADAPTERS[0]);
-    if is_peft && file.is_file() {
-        let text = fs::read_to_string(&file)?;
-        let config = serde_json::from_str(&text).map_err(|e| format!("is not a valid configuration of PEFT: {e}"));
-        let peft = config.and_then(|config| Peft::of(&config));
-        return peft.map(Some).map_err(|message| Error::File { path: file, message });
+    // Beside one file of many it may be another's, unless it is PEFT's.
+    let is_its_own = (is_peft || path.is_dir()) && fs::is_named(&file);
+    let beside = if is_its_own { Some(beside(file)?) } else { None };
+    match (beside, in_header(weights)?) {
+        (Some(beside), Some(inside)) if beside != inside => {
+            Err(weights.error(format!("has one configuration in its header and another in {CONFIG}; keep one of them")))
+        }
+        (None, None) if is_peft && !says_alpha => {
+            Err(weights.error(format!("has no {CONFIG} beside it, which says its alpha; download it as well")))
+        }
+        (beside, inside) => Ok(beside.or(inside)),
     }
-    if is_peft {
-        return Err(weights.error(format!("has no {CONFIG} beside it, which says its alpha; download it as well")));
-    }
+}
+
+fn beside(file: PathBuf) -> Result<Peft> {
+    let text = fs::read_to_string(&file)?;
+    let config = serde_json::from_str(&text).map_err(|e| format!("is not a valid configuration of PEFT: {e}"));
+    config.and_then(|config| Peft::of(&config)).map_err(|message| Error::File { path: file, message })
+}
+
+fn in_header(weights: &Weights) -> Result<Option<Peft>> {
     let Some(text) = weights.metadata(METADATA) else { return Ok(None) };
     let problem = |e: String| weights.error(format!("{METADATA} in its header {e}"));
     let all: Map<String, Value> =

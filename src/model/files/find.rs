@@ -36,7 +36,8 @@ pub(super) struct Found {
     pub files: Vec<PathBuf>,
     /// Which of the files holds a tensor, where an index says so.
     pub places: Option<HashMap<String, usize>>,
-    /// Weights of the same precision in the same folder that do not count: an index, a file, or a shard that no index names.
+    /// Weights of the same precision, or of another half, in the same folder that do not count: an index, a file, or a shard
+    /// that no index names.
     pub beside: Vec<PathBuf>,
 }
 
@@ -98,7 +99,7 @@ pub(super) fn find(path: &Path) -> Result<Found> {
 fn by_name(folder: &Path) -> Result<Option<Found>> {
     let there: Vec<Vec<PathBuf>> = NAMES
         .iter()
-        .map(|names| names.iter().map(|name| folder.join(name)).filter(|path| path.is_file()).collect())
+        .map(|names| names.iter().map(|name| folder.join(name)).filter(|path| fs::is_named(path)).collect())
         .collect();
     let mut empty = None;
     for (variant, paths) in there.iter().enumerate() {
@@ -107,6 +108,9 @@ fn by_name(folder: &Path) -> Result<Option<Found>> {
                 Ok(found) => {
                     let mut beside = paths[number + 1..].to_vec();
                     beside.extend(unnamed(folder, paths)?);
+                    if variant > 0 {
+                        beside.extend(of_other_halves(folder)?);
+                    }
                     return Ok(Some(Found { beside, ..found }));
                 }
                 Err(e)
@@ -126,6 +130,12 @@ fn by_name(folder: &Path) -> Result<Option<Found>> {
         }
     }
     empty.map_or(Ok(None), Err)
+}
+
+/// Weights in a folder of another half precision than that whose names are known, `fp16`: `model.bf16.safetensors`.
+fn of_other_halves(folder: &Path) -> Result<Vec<PathBuf>> {
+    let names = names(folder)?.into_iter().filter(|name| name.ends_with(".bf16.safetensors"));
+    Ok(names.map(|name| folder.join(name)).collect())
 }
 
 /// Files in a folder that are called like shards of the weights at `paths`, of one precision, and that no index among these

@@ -1,12 +1,11 @@
 //! What lies at a path: a pipeline of diffusers, a transformer alone, the authors' single file, an adapter.
 
 use super::format::EMBEDDED;
+use super::index::INDEX;
 use super::{Format, Weights, find, lora_names, sai};
 use crate::error::{Error, Result};
+use crate::fs;
 use std::path::Path;
-
-/// File of a pipeline that names its parts.
-pub(super) const INDEX: &str = "model_index.json";
 
 impl Format {
     /// The layout of what lies at `path`.
@@ -14,10 +13,10 @@ impl Format {
     /// # Errors
     /// There is nothing that can be read, or it is of no known layout.
     pub fn of(path: &Path) -> Result<Self> {
-        if path.join(INDEX).is_file() || path.join("transformer").is_dir() {
+        if fs::is_named(&path.join(INDEX)) || path.join("transformer").is_dir() {
             return Ok(Self::Pipeline);
         }
-        if path.join("adapter_config.json").is_file() {
+        if fs::is_named(&path.join("adapter_config.json")) {
             return Ok(Self::PeftAdapter);
         }
         let weights = Weights::open(path)?;
@@ -59,7 +58,7 @@ pub struct Part {
 /// # Errors
 /// The part is not there, or cannot be read.
 pub fn open_part(path: &Path, name: &str) -> Result<Weights> {
-    if path.join(INDEX).is_file() || path.join(name).is_dir() {
+    if fs::is_named(&path.join(INDEX)) || path.join(name).is_dir() {
         let folder = path.join(name);
         if !folder.is_dir() {
             let there: Vec<_> = find::names(path)?.into_iter().filter(|entry| path.join(entry).is_dir()).collect();

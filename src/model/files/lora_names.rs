@@ -7,6 +7,7 @@
 use super::Format;
 use super::sai;
 use super::weights::{Rows, Weights};
+use crate::checks::is_positive_f32;
 use crate::error::Result;
 use std::collections::BTreeMap;
 
@@ -115,7 +116,7 @@ pub(super) fn renamed(weights: &Weights) -> Result<Renamed> {
         };
         if factor == Factor::Alpha {
             let alpha = weights.number(name)?;
-            if alpha <= 0.0 {
+            if !is_positive_f32(alpha) {
                 return Err(weights.error(format!("holds {name} = {alpha}; an alpha must be above 0")));
             }
             alphas.extend(ours.into_iter().map(|module| (module, alpha)));

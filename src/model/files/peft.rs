@@ -3,6 +3,7 @@
 //! The keys are those of PEFT 0.21.2 (tuners/lora/config.py, `LoraConfig`); what they do, of tuners/lora/layer.py and
 //! tuners/lora/variants.py there. A key that is none of them is refused, unless its value says nothing.
 
+use crate::checks::is_positive_f32;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -122,7 +123,7 @@ impl Peft {
         }
         let values = alphas.iter().map(|(pattern, value)| (pattern.as_str(), value.as_f64()));
         for (key, value) in [("lora_alpha", Some(read.lora_alpha))].into_iter().chain(values) {
-            if !value.is_some_and(|alpha| alpha > 0.0 && alpha.is_finite()) {
+            if !value.is_some_and(is_positive_f32) {
                 let value = value.map_or("no number".into(), |value| value.to_string());
                 return Err(format!("has alpha {value} ({key}); it must be a number above 0"));
             }
@@ -174,7 +175,8 @@ fn check_start(start: &Option<Value>) -> Result<(), String> {
     Err(format!("has init_lora_weights = {text:?}, which is not known here and may have changed the base weights"))
 }
 
-/// Whether a pattern of PEFT is a module's name, which it matches as a whole or from a dot on.
+/// Whether a pattern of PEFT is a module's name, which it matches as a whole or from a dot on. A dot stands for any one
+/// character, so that a name matches itself.
 fn is_plain(pattern: &str) -> bool {
     let name = pattern.strip_prefix('^').unwrap_or(pattern);
     !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
@@ -182,11 +184,16 @@ fn is_plain(pattern: &str) -> bool {
 
 /// The value of the first pattern that matches: PEFT's `re.match(rf"(.*\.)?({key})$", module)` (utils/other.py).
 fn pattern<'a>(patterns: &'a Map<String, Value>, module: &str) -> Option<&'a Value> {
-    let matches = |pattern: &str| match pattern.strip_prefix('^') {
-        Some(whole) => whole == module,
-        None => module.strip_suffix(pattern).is_some_and(|head| head.is_empty() || head.ends_with('.')),
-    };
-    patterns.iter().find(|(key, _)| matches(key)).map(|(_, value)| value)
+    patterns.iter().find(|(key, _)| matches(key, module)).map(|(_, value)| value)
+}
+
+/// Whether a plain pattern matches the whole module, or its end behind a dot.
+fn matches(pattern: &str, module: &str) -> bool {
+    let (name, is_anchored) = pattern.strip_prefix('^').map_or((pattern, false), |name| (name, true));
+    let Some(begin) = module.len().checked_sub(name.len()) else { return false };
+    let (head, end) = module.as_bytes().split_at(begin);
+    let is_whole = head.is_empty() || (!is_anchored && head.ends_with(b"."));
+    is_whole && end.iter().zip(name.bytes()).all(|(&c, of_pattern)| of_pattern == b'.' || of_pattern == c)
 }
 
 /// A value in a message.

@@ -1,13 +1,12 @@
 //! A pipeline of diffusers, part by part.
 
-use super::folder::{INDEX, Part};
-use super::{Transformer, Weights};
-use crate::error::{Error, Result};
-use crate::fs;
+use super::folder::Part;
+use super::index::{INDEX, Index};
+use super::{SCHEDULER, Transformer, Weights, read_shift};
+use crate::error::Result;
 use crate::model::text::{T5Encoder, Tokenizer};
 use crate::model::vae::{self, Vae};
 use crate::model::{clip, mmdit};
-use serde_json::{Map, Value};
 use std::path::Path;
 
 /// The parts of a Stable Diffusion 3 pipeline.
@@ -26,20 +25,10 @@ const PARTS: [&str; 9] = [
 /// The parts of a pipeline's folder, each looked at as its loader does, without reading tensors, and all against the
 /// transformer.
 pub(super) fn parts(folder: &Path) -> Result<Vec<Part>> {
-    let path = folder.join(INDEX);
-    let index: Option<Map<String, Value>> = match path.is_file() {
-        true => {
-            let text = fs::read_to_string(&path)?;
-            let message = |e| format!("is no index of a pipeline ({e}); download it again");
-            Some(serde_json::from_str(&text).map_err(|e| Error::File { path: path.clone(), message: message(e) })?)
-        }
-        false => None,
-    };
-    let mut parts: Vec<Part> = PARTS
-        .into_iter()
-        .filter(|&name| index.as_ref().is_none_or(|index| index.get(name).is_some_and(is_wanted)))
-        .map(|name| part(&folder.join(name), name))
-        .collect();
+    let index = Index::read(folder)?;
+    let is_wanted = |name: &str| index.as_ref().is_none_or(|index| index.names(name) || is_read(folder, name));
+    let mut parts: Vec<Part> =
+        PARTS.into_iter().filter(|name| is_wanted(name)).map(|name| part(&folder.join(name), name)).collect();
     if let Some(transformer) = parts.iter().find(|part| part.name == "transformer" && part.problem.is_none()) {
         let config = Transformer::open(&folder.join(&transformer.name))?.config;
         for (name, misfit) in misfits(folder, &config) {
@@ -54,9 +43,9 @@ pub(super) fn parts(folder: &Path) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-/// Whether an entry of the index, `[library, class]`, names a class.
-fn is_wanted(entry: &Value) -> bool {
-    entry.get(1).is_some_and(|class| !class.is_null())
+/// Whether loading reads a part that the index does not name: each whose folder is there but T5, without which a model does.
+fn is_read(folder: &Path, name: &str) -> bool {
+    folder.join(name).is_dir() && !name.ends_with("_3")
 }
 
 /// Tokens that a tokenizer is tried with.
@@ -68,16 +57,24 @@ fn part(folder: &Path, name: &str) -> Part {
         "transformer" => weighed(folder, Transformer::open(folder).map(drop)),
         "vae" => weighed(folder, Vae::check_files(folder)),
         "text_encoder_3" => weighed(folder, T5Encoder::check_files(folder)),
-        "scheduler" => {
-            let there = folder.join("scheduler_config.json").is_file();
-            (None, if there { Ok(()) } else { Err("has no scheduler_config.json".to_owned()) })
-        }
-        tokenizer if tokenizer.starts_with("tokenizer") => {
-            (None, Tokenizer::open(folder, TOKENS).map(drop).map_err(|e| e.to_string()))
-        }
+        "scheduler" => (None, read_shift(&folder.join(SCHEDULER)).map(drop).map_err(|e| e.to_string())),
+        tokenizer if tokenizer.starts_with("tokenizer") => (None, check_tokenizer(folder).map_err(|e| e.to_string())),
         _ => weighed(folder, clip::TextEncoder::check_files(folder)),
     };
     Part { name: name.to_owned(), weights, problem: state.err() }
+}
+
+/// Refuses a tokenizer that cannot be read, or makes tokens that the encoder beside it does not know.
+fn check_tokenizer(folder: &Path) -> Result<()> {
+    let tokenizer = Tokenizer::open(folder, TOKENS)?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().replace("tokenizer", "text_encoder");
+    let encoder = folder.with_file_name(&name);
+    let vocabulary = match name.as_str() {
+        "text_encoder_3" => T5Encoder::vocabulary(&encoder),
+        _ => clip::TextConfig::read(&encoder).map(|config| config.vocab_size),
+    };
+    // What is wrong with the encoder is told of the encoder.
+    vocabulary.map_or(Ok(()), |vocabulary| tokenizer.check(vocabulary))
 }
 
 /// The weights of a part, which are shown even where its loader refuses them.

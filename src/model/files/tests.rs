@@ -90,6 +90,45 @@ fn of_a_file_and_shards_the_librarys_choice_is_read_and_the_other_named() {
     assert_eq!(Weights::open(folder.path()).unwrap().passed_over(), [stray]);
 }
 
+/// As in a single file: what the model does not know is refused when it is compared with it.
+#[test]
+fn a_tensor_that_the_index_does_not_name_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    sharded(folder.path(), true);
+    let shard = folder.path().join("model-00002-of-00002.safetensors");
+    write(&shard, &[("a", matrix(DType::F16)), ("b", matrix(DType::F16)), ("bias", matrix(DType::F16))]);
+    let weights = Weights::open(folder.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["a", "b", "bias"]);
+    assert_eq!(weights.dtype("a"), Some(DType::F32), "of the shard that the index names");
+    let expected = [("a", &[2, 2][..]), ("b", &[2, 2][..])];
+    let message = weights.check(expected, |_| false).unwrap_err().to_string();
+    assert!(message.contains("bias is not of this model"), "{message}");
+}
+
+#[test]
+fn of_two_half_precisions_the_one_that_is_not_read_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    write(&folder.path().join("model.fp16.safetensors"), &[("a", matrix(DType::F16))]);
+    let other = folder.path().join("model.bf16.safetensors");
+    write(&other, &[("a", matrix(DType::BF16))]);
+    let weights = Weights::open(folder.path()).unwrap();
+    assert_eq!((weights.dtype("a"), weights.passed_over()), (Some(DType::F16), vec![other.as_path()]));
+}
+
+/// The blob behind a link of a download's cache is not there: half precision does not step in for it.
+#[test]
+fn a_link_to_nothing_is_no_absent_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let link = |name: &str| std::os::unix::fs::symlink(root.join("gone"), root.join(name)).unwrap();
+    write(&root.join("model.fp16.safetensors"), &[("a", matrix(DType::F16))]);
+    link("model.safetensors");
+    assert!(error(root).contains("model.safetensors: there is nothing at this path"), "{}", error(root));
+    link("model_index.json");
+    let index = Index::read(root).unwrap_err().to_string();
+    assert!(index.contains("model_index.json: is a link to nothing"), "{index}");
+}
+
 #[test]
 fn half_a_download_is_refused_and_an_index_without_shards_passed_over() {
     let folder = tempfile::tempdir().unwrap();

@@ -3,6 +3,7 @@
 use super::folder::open_part;
 use super::{Format, Weights};
 use crate::error::{Error, Result};
+use crate::fs;
 use crate::model::mmdit::{self, Config, QkNorm};
 use crate::model::{Model, StartingParams};
 use crate::params::{LoraConfig, ParamSet, Role, Spec};
@@ -46,7 +47,7 @@ impl Transformer {
         let format = Format::of(path)?;
         let config = match format {
             Format::Pipeline => Some(path.join("transformer/config.json")),
-            Format::Transformer => Some(path.join("config.json")).filter(|config| config.is_file()),
+            Format::Transformer => Some(path.join("config.json")).filter(|config| fs::is_named(config)),
             Format::SingleFile => None,
             other => {
                 let message = format!(

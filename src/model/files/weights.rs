@@ -111,9 +111,9 @@ impl Weights {
             // SAFETY: the mapping is read-only. Who shortens a file of weights while a program reads it ends that
             // program, as with every reader that maps its files; nobody writes into them in place.
             let bytes = Bytes::Mapped(unsafe { Mmap::map(&file) }.map_err(Error::io(path))?);
-            // Where there is an index, it says which file holds a tensor.
-            let index = weights.files.len();
-            weights.push(path, bytes, |name| found.places.as_ref().is_none_or(|of| of.get(name) == Some(&index)))?;
+            // Where there is an index, it says which file holds a tensor; one that it does not name counts as in a single file.
+            let (index, places) = (weights.files.len(), found.places.as_ref());
+            weights.push(path, bytes, |name| places.and_then(|of| of.get(name)).is_none_or(|place| *place == index))?;
         }
         let absent = found.places.iter().flat_map(HashMap::keys).find(|name| !weights.entries.contains_key(*name));
         match absent {

@@ -4,10 +4,9 @@ use super::{T5Encoder, Tokenizer};
 use crate::error::{Error, Result};
 use crate::fs;
 use crate::model::clip;
-use crate::model::files::Weights;
+use crate::model::files::{Weights, has_t5};
 use crate::model::mmdit;
 use candle_core::{DType, Device, Tensor};
-use serde_json::Value;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -44,13 +43,32 @@ impl Embeddings {
         let states = states.pad_with_zeros(2, 0, wide - narrow)?;
         Ok(Self { context: Tensor::cat(&[&states, t5], 1)?, pooled: Tensor::cat(&[features_l, features_g], 1)? })
     }
+
+    /// Refuses values that are not finite: pictures of them would be black, and a cache would keep them.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] that names the first of the `texts` with one.
+    fn check(&self, texts: &[&str]) -> Result<()> {
+        for (row, text) in texts.iter().enumerate() {
+            for part in [&self.context, &self.pooled] {
+                let values = part.get(row)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                    return Err(Error::NotFinite(format!(
+                        "the text encoders make {value} of {text:?}: their weights or config.json are damaged, or they \
+                         overflow; download them again"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Which encoders, and how they are used: all that an embedding depends on besides its prompt.
 #[derive(Debug, Clone)]
 pub struct Encoding {
     /// The folder of a diffusers pipeline: text_encoder, tokenizer, text_encoder_2, tokenizer_2 (CLIP-L, CLIP-G),
-    /// text_encoder_3 and tokenizer_3 (T5; may be absent, then its part is zero, as in diffusers).
+    /// text_encoder_3 and tokenizer_3 (T5; see [`has_t5`]).
     pub folder: PathBuf,
     /// Tokens of a text for T5.
     pub t5_tokens: usize,
@@ -69,28 +87,6 @@ impl Encoding {
              one with model_index.json"
         );
         Err(Error::File { path: self.folder.clone(), message })
-    }
-
-    /// Whether there is a T5.
-    ///
-    /// # Errors
-    /// There is none although the pipeline's own list names one: a download that is not complete.
-    fn has_t5(&self) -> Result<bool> {
-        const T5: &str = "text_encoder_3";
-        let list = self.folder.join("model_index.json");
-        if self.folder.join(T5).is_dir() || !list.is_file() {
-            return Ok(self.folder.join(T5).is_dir());
-        }
-        let error = |message: String| Error::File { path: list.clone(), message };
-        let text = fs::read_to_string(&list)?;
-        let json: Value = serde_json::from_str(&text).map_err(|e| error(format!("is not JSON: {e}")))?;
-        if json.get(T5).and_then(|class| class.get(0)).is_some_and(|library| !library.is_null()) {
-            return Err(error(format!(
-                "names {T5}, which is not in the folder; download it, or write \"{T5}\": [null, null] there to do \
-                 without T5"
-            )));
-        }
-        Ok(false)
     }
 
     /// Whether this can be done at all.
@@ -117,7 +113,7 @@ impl Encoding {
         let mut hash = blake3::Hasher::new();
         hash.update(format!("encoding 1\n{} {:?}\n", self.t5_tokens, self.dtype).as_bytes());
         for number in ["", "_2", "_3"] {
-            if number == "_3" && !self.has_t5()? {
+            if number == "_3" && !has_t5(&self.folder)? {
                 hash.update(format!("no T5, width {}\n", self.transformer()?.joint_attention_dim).as_bytes());
                 continue;
             }
@@ -192,14 +188,20 @@ impl TextEncoders {
         encoding.check()?;
         let dtype = encoding.dtype;
         let clip = |number: &str| -> Result<_> {
-            let encoder = clip::TextEncoder::load(&encoding.part(&format!("text_encoder{number}"))?, dtype, device)?;
-            Ok((Tokenizer::open(&encoding.part(&format!("tokenizer{number}"))?, CLIP_TOKENS)?, encoder))
+            let folder = encoding.part(&format!("text_encoder{number}"))?;
+            let encoder = clip::TextEncoder::load(&folder, dtype, device)?;
+            let tokenizer = Tokenizer::open(&encoding.part(&format!("tokenizer{number}"))?, CLIP_TOKENS)?;
+            tokenizer.check(clip::TextConfig::read(&folder)?.vocab_size)?;
+            Ok((tokenizer, encoder))
         };
-        let third = if encoding.has_t5()? {
+        let third = if has_t5(&encoding.folder)? {
             let tokenizer = Tokenizer::open(&encoding.part("tokenizer_3")?, encoding.t5_tokens)?;
-            Third::T5(Box::new((tokenizer, T5Encoder::load(&encoding.part("text_encoder_3")?, dtype, device)?)))
+            let folder = encoding.part("text_encoder_3")?;
+            tokenizer.check(T5Encoder::vocabulary(&folder)?)?;
+            Third::T5(Box::new((tokenizer, T5Encoder::load(&folder, dtype, device)?)))
         } else {
-            tracing::warn!("{}: has no text_encoder_3: zeros stand for T5", encoding.folder.display());
+            let folder = encoding.folder.display();
+            tracing::warn!("{folder}: has no text_encoder_3, or its list names none: zeros stand for T5");
             Third::Zeros { tokens: CLIP_TOKENS, width: encoding.transformer()?.joint_attention_dim }
         };
         Ok(Self { clip: [clip("")?, clip("_2")?], third, dtype, device: device.clone() })
@@ -224,6 +226,8 @@ impl TextEncoders {
             Third::T5(t5) => t5.1.forward(&tokens(&t5.0)?)?.last,
             Third::Zeros { tokens, width } => Tensor::zeros((texts.len(), *tokens, *width), self.dtype, &self.device)?,
         };
-        Embeddings::join([(l.penultimate(), &l.features), (g.penultimate(), &g.features)], &t5)
+        let embeddings = Embeddings::join([(l.penultimate(), &l.features), (g.penultimate(), &g.features)], &t5)?;
+        embeddings.check(texts)?;
+        Ok(embeddings)
     }
 }

@@ -2,7 +2,7 @@
 //! v4.57). Padding is attended to, as Stable Diffusion 3 was trained.
 
 use crate::error::{Error, Result};
-use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, within};
+use crate::model::bounds::{LAYERS, VOCABULARY, WIDTH, positive, within};
 use crate::model::files::Weights;
 use crate::model::frozen::{attention, check, embed, load, read_config};
 use crate::ops;
@@ -77,7 +77,7 @@ impl T5Config {
             ("relative_attention_num_buckets", buckets, WIDTH),
             ("relative_attention_max_distance", distance, WIDTH),
         ];
-        if let Err(message) = within(&sizes) {
+        if let Err(message) = within(&sizes).and_then(|()| positive("layer_norm_epsilon", config.layer_norm_epsilon)) {
             return error(message);
         }
         if buckets < 4 || !buckets.is_multiple_of(4) || distance <= buckets / 4 {
@@ -215,6 +215,14 @@ impl T5Encoder {
     /// What is wrong with its config.json.
     pub fn width(folder: &Path) -> Result<usize> {
         Ok(T5Config::read(folder)?.d_model)
+    }
+
+    /// Tokens that the encoder in `folder` knows.
+    ///
+    /// # Errors
+    /// As [`T5Encoder::width`].
+    pub fn vocabulary(folder: &Path) -> Result<usize> {
+        Ok(T5Config::read(folder)?.vocab_size)
     }
 
     /// The tensors of a model of these sizes.

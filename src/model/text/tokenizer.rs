@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::fs;
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers::models::bpe::BPE;
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
@@ -16,6 +16,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, TruncationParams};
 /// A tokenizer whose texts all have the same number of tokens.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
+    folder: PathBuf,
     inner: tokenizers::Tokenizer,
     length: usize,
     padding: u32,
@@ -44,7 +45,7 @@ impl Tokenizer {
     pub fn open(folder: &Path, length: usize) -> Result<Self> {
         let error = |message: String| Error::File { path: folder.to_path_buf(), message };
         let damaged = |e: tokenizers::Error| error(format!("holds a tokenizer that cannot be read: {e}"));
-        let has = |name: &str| folder.join(name).is_file();
+        let has = |name: &str| fs::is_named(&folder.join(name));
         let mut inner = if has("tokenizer.json") {
             tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).map_err(damaged)?
         } else if has("vocab.json") && has("merges.txt") {
@@ -75,7 +76,22 @@ impl Tokenizer {
         }
         let truncation = TruncationParams { max_length: length, ..Default::default() };
         inner.with_truncation(Some(truncation)).map_err(damaged)?;
-        Ok(Self { inner, length, padding })
+        Ok(Self { folder: folder.to_path_buf(), inner, length, padding })
+    }
+
+    /// Refuses a tokenizer that makes tokens which an encoder that knows `vocabulary` of them does not.
+    ///
+    /// # Errors
+    /// [`Error::File`] with its largest token.
+    pub fn check(&self, vocabulary: usize) -> Result<()> {
+        let largest = self.inner.get_vocab(true).into_values().max().unwrap_or(0);
+        if (largest as usize) < vocabulary {
+            return Ok(());
+        }
+        let message = format!(
+            "makes tokens up to {largest}, and its encoder knows {vocabulary}; take the tokenizer that belongs to the encoder"
+        );
+        Err(Error::File { path: self.folder.clone(), message })
     }
 
     /// The tokens of a text, its end cut off where it is too long, filled up where it is short; always the same number.
@@ -133,7 +149,7 @@ impl Special {
         let mut special = Self { tokens: Vec::new(), padding: None };
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
             let path = folder.join(name);
-            if !path.is_file() {
+            if !fs::is_named(&path) {
                 continue;
             }
             let text = fs::read_to_string(&path)?;

@@ -41,6 +41,7 @@ impl Backbone {
                 message: format!("{error}; or name a folder with CLIP's tokenizer with the reward's key tokenizer"),
             },
         })?;
+        tokenizer.check(clip.config().text_config.vocab_size)?;
         Ok(Self { clip, tokenizer, device: device.clone() })
     }
 

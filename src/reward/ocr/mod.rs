@@ -184,7 +184,9 @@ impl Reward for Ocr {
 
 /// What can be said of a prompt before there is a picture: whether it has a target, and one that can be read.
 pub(super) fn fit(prompt: &Prompt) -> Fit {
-    let Some(target) = target(&prompt.text) else { return Fit::No("it has no text in double quotes") };
+    let Some(target) = target(&prompt.text) else {
+        return Fit::No("it has no text in double quotes, or a quote without its other half");
+    };
     let unwritable = target::unwritable(&target);
     if unwritable.is_empty() {
         Fit::Yes

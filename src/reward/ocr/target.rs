@@ -20,28 +20,71 @@ pub fn found_reward(prompt: &str, read: &str) -> Option<f64> {
     if normal(read).contains(&want) { Some(1.0) } else { edit_reward(prompt, read) }
 }
 
-/// The text between the prompt's first double quotes that hold one, plain or typographic; `None` if there is none.
+/// The text between the prompt's first double quotes that hold one, plain or typographic; `None` if there is none, or if one
+/// of the quotes is without its other half: then it is not clear which belong together.
 ///
-/// A double quote behind a digit is an inch mark where no text is open. `\"` opens what `\"` closes, and is a quote of the
+/// A double quote that is an inch mark is none: behind a number where no text is open, or behind a number and a space with a
+/// space behind it. Typographic quotes go together and hold plain ones; `\"` opens what `\"` closes, and is a quote of the
 /// text within others.
 pub fn target(prompt: &str) -> Option<String> {
-    let prompt = uncurl(prompt);
-    let mut rest = prompt.as_str();
-    while let Some(open) = rest.find('"') {
-        let before = &rest[..open];
-        rest = &rest[open + 1..];
-        if before.ends_with(|c: char| c.is_ascii_digit()) {
+    let mut found = None;
+    let mut at = 0;
+    while let Some(open) = prompt[at..].find(is_quote).map(|offset| at + offset) {
+        let (before, rest) = (&prompt[..open], &prompt[open..]);
+        let mark = rest.chars().next()?;
+        let inside = open + mark.len_utf8();
+        if is_inch(before, mark, &prompt[inside..]) {
+            at = inside;
             continue;
         }
-        let escaped = before.ends_with('\\');
-        let close = rest.match_indices('"').map(|(at, _)| at).find(|&at| rest[..at].ends_with('\\') == escaped)?;
-        let quoted = if escaped { &rest[..close - 1] } else { &rest[..close] };
-        if !quoted.trim().is_empty() {
-            return Some(quoted.replace("\\\"", "\""));
+        let quoted = quoted(mark, before.ends_with('\\'), &prompt[inside..])?;
+        at = inside + quoted.len();
+        at += prompt[at..].chars().next().map_or(0, char::len_utf8);
+        let text = quoted.strip_suffix('\\').filter(|_| before.ends_with('\\')).unwrap_or(quoted);
+        if found.is_none() && !text.trim().is_empty() {
+            found = Some(uncurl(text).replace("\\\"", "\""));
         }
-        rest = &rest[close + 1..];
     }
-    None
+    found
+}
+
+const OPENING: [char; 3] = ['\u{201c}', '\u{201e}', '\u{201f}'];
+const CLOSING: char = '\u{201d}';
+
+fn is_quote(c: char) -> bool {
+    c == '"' || c == CLOSING || OPENING.contains(&c)
+}
+
+/// Whether a quote between these texts is an inch mark: `12"`, `12½"`, `12\"`, `27 "`.
+fn is_inch(before: &str, mark: char, after: &str) -> bool {
+    let is_number = |text: &str| text.ends_with(char::is_numeric);
+    let before = before.strip_suffix('\\').unwrap_or(before);
+    let ends = after.chars().next().is_none_or(|c| !c.is_alphanumeric() && !is_quote(c));
+    match OPENING.contains(&mark) {
+        true => is_number(before) && ends,
+        false => is_number(before) || (is_number(before.trim_end()) && ends),
+    }
+}
+
+/// The text up to the quote that closes what `mark` has opened; `None` without such a quote.
+fn quoted(mark: char, is_escaped: bool, rest: &str) -> Option<&str> {
+    let all = || rest.match_indices(is_quote).filter(|(at, _)| rest[..*at].ends_with('\\') == is_escaped);
+    let any = || all().map(|(at, _)| at).next();
+    let first = |closing: &str| all().find(|(_, quote)| *quote == closing).map(|(at, _)| at);
+    let end = match mark {
+        '"' => first("\"").or_else(any),
+        // In the texts of some languages “ closes, in others ” opens.
+        '\u{201e}' | CLOSING => all().find(|(_, quote)| *quote != "\"").map(|(at, _)| at).or_else(any),
+        _ => {
+            let mut depth = 1;
+            let balanced = all().find(|(_, quote)| {
+                depth += i32::from(quote.starts_with(OPENING)) - i32::from(quote.starts_with(CLOSING));
+                depth == 0
+            });
+            balanced.map(|(at, _)| at).or_else(any)
+        }
+    };
+    Some(&rest[..end?])
 }
 
 /// The characters of a target that the recogniser has no class for: a picture that shows them cannot score 1.
@@ -73,10 +116,34 @@ mod tests {
             ("\"He said \\\"HI\\\" twice\"", "He said \"HI\" twice"),
             ("a path \"C:\\DIR\"", "C:\\DIR"),
             ("an empty \"\" and \" \" before \"OPEN\"", "OPEN"),
+            ("a 12\u{bd}\" record with the word \"417\"", "417"),
+            ("a 3 \u{be}\" disk with the word \"417\"", "417"),
+            ("a 12\\\" record with the word \\\"417\\\"", "417"),
+            ("a 27 \" monitor with the word \"417\"", "417"),
+            ("a 27 \u{201d} monitor with the word \u{201c}417\u{201d}", "417"),
+            ("number 27 \"OPEN\" sign", "OPEN"),
+            ("number 27 \u{201c}OPEN\u{201d} sign", "OPEN"),
+            ("a sign saying \u{201c}the \"417\" road\u{201d}", "the \"417\" road"),
+            ("a sign saying \u{201c}the \u{201c}417\u{201d} road\u{201d}", "the \"417\" road"),
+            ("a sign saying \"the \u{201c}417\u{201d} road\"", "the \"417\" road"),
+            ("a sign \u{201c}OPEN\" and \u{201c}CLOSED\"", "OPEN"),
+            ("en skylt \u{201d}OPEN\u{201d} h\u{e4}r", "OPEN"),
+            ("a sign \u{201c}OPEN\u{201c}", "OPEN"),
+            ("a sign \"OPEN\u{201d}", "OPEN"),
         ] {
             assert_eq!(target(prompt).as_deref(), Some(expected), "{prompt}");
         }
-        for prompt in ["a cat", "a 12\" record", "an open \"quote", "a \"\" sign", "\u{ab}OPEN\u{bb}", "it's a dog's"] {
+        for prompt in [
+            "a cat",
+            "a 12\" record",
+            "an open \"quote",
+            "a \"\" sign",
+            "\u{ab}OPEN\u{bb}",
+            "it's a dog's",
+            "a \"big\" record\" with the word \"OPEN\"",
+            "a sign \"OPEN\" and a \" mark",
+            "a sign \u{201c}OPEN, \"NOW\"",
+        ] {
             assert_eq!(target(prompt), None, "{prompt}");
         }
     }

@@ -6,6 +6,8 @@ use crate::data::Prompt;
 use crate::reward::config::lacks;
 use crate::reward::{Fit, Loader, Reward, RewardSpec, Token};
 use serde::{Deserialize, Serialize};
+use std::net::Ipv6Addr;
+use ureq::http::Uri;
 
 /// Where a server is, what it is asked for, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,16 +138,53 @@ fn check_url(url: &str) -> Result<(), String> {
     if url.contains(['?', '#']) {
         return Err(format!("url = {shown:?}: must end before ? and #: paths are added to it"));
     }
-    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c.is_control()) => Ok(()),
-        _ => Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\"")),
+    match url.parse::<Uri>().is_ok_and(|uri| is_server(&uri)) {
+        true => Ok(()),
+        false => Err(format!("url = {url:?}: must be the server's address, such as \"http://node7:8000\"")),
     }
+}
+
+/// Whether an address names a host, and a port that there can be, or none.
+fn is_server(uri: &Uri) -> bool {
+    let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
+    let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
+    let after = authority.as_str().strip_prefix(authority.host());
+    let is_address = |host: &str| match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty(),
+    };
+    is_address(authority.host())
+        && after.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_names_a_host_and_a_port_that_can_be() {
+        for url in ["http://node7:8000", "https://a.example.org/scores", "http://10.0.0.1", "http://[::1]:8000"] {
+            assert_eq!(check_url(url), Ok(()), "{url}");
+        }
+        for url in [
+            "http:///x",
+            "http://",
+            "http://:8000",
+            "http://[::1",
+            "http://[::1:8000",
+            "http://h:0",
+            "http://h:99999",
+            "http://h:",
+            "http://h:x",
+            "ftp://h",
+            "h:8000",
+            "http://a b",
+            "http://h\n",
+        ] {
+            let refused = check_url(url).unwrap_err();
+            assert!(refused.contains("must be the server's address"), "{refused}");
+        }
+    }
 
     #[test]
     fn secrets_where_they_would_be_shown_are_refused_and_not_shown() {

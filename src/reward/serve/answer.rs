@@ -30,8 +30,10 @@ const MOST_ASPECT: u32 = 16;
 /// Pixels of an image, and of all images of a request, at most.
 const MOST_PIXELS: u64 = 1 << 22;
 const MOST_PIXELS_IN_ALL: u64 = 1 << 28;
-/// Pixels that are decoded and scored at a time: with an image's floats and a scorer's copies some 300 MB.
+/// Pixels that are decoded and scored at a time: with an image's floats and a scorer's copies some 300 MB. And images: a
+/// scorer enlarges small ones to the size it reads at, and who has gone is not scored for longer than these take.
 const PIXELS_AT_A_TIME: u64 = 1 << 23;
+const IMAGES_AT_A_TIME: u64 = 16;
 
 /// The body of a request.
 #[derive(Deserialize)]
@@ -101,16 +103,16 @@ pub(super) fn answer(
         answers.failed(&[image], &wanted, &message);
     }
     for chunk in chunks {
+        score(&requests, &chunk, &wanted, &mut answers, gone);
         if gone() {
             return Err(left());
         }
-        score(&requests, &chunk, &wanted, &mut answers);
     }
     Ok(answers.into_json())
 }
 
-/// Decodes and scores images of one size.
-fn score(requests: &[One], chunk: &[usize], wanted: &[&dyn Reward], answers: &mut Answers) {
+/// Decodes and scores images of one size; by no further reward once the client has `gone`.
+fn score(requests: &[One], chunk: &[usize], wanted: &[&dyn Reward], answers: &mut Answers, gone: &dyn Fn() -> bool) {
     let (mut places, mut pictures, mut prompts) = (Vec::new(), Vec::new(), Vec::new());
     for &place in chunk {
         match picture(&requests[place].image_png_b64) {
@@ -131,6 +133,9 @@ fn score(requests: &[One], chunk: &[usize], wanted: &[&dyn Reward], answers: &mu
     };
     drop(pictures);
     for &reward in wanted {
+        if gone() {
+            return; // what is missing is told to nobody
+        }
         match reward.score(&images, &prompts) {
             Ok(scores) => places.iter().zip(scores).for_each(|(&place, score)| answers.scored(place, reward, score)),
             Err(error) => answers.failed(&places, &[reward], &error.to_string()),
@@ -211,7 +216,8 @@ fn chunks(requests: &[One]) -> std::result::Result<Chunks, Refusal> {
     }
     let mut chunks = Vec::new();
     for ((width, height), images) in alike {
-        let at_a_time = PIXELS_AT_A_TIME / (u64::from(width) * u64::from(height)).max(1);
+        let pixels = (u64::from(width) * u64::from(height)).max(1);
+        let at_a_time = (PIXELS_AT_A_TIME / pixels).min(IMAGES_AT_A_TIME);
         chunks.extend(images.chunks(at_a_time as usize).map(<[usize]>::to_vec));
     }
     Ok((chunks, wrong))
@@ -270,6 +276,8 @@ fn images(alike: &[RgbImage]) -> Result<Tensor> {
 pub(super) mod tests {
     use super::*;
     use crate::reward::{RewardConfig, RewardKind, build};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// A PNG file of one colour, in base64.
     pub fn flat(width: u32, height: u32) -> String {
@@ -349,5 +357,30 @@ pub(super) mod tests {
             assert_eq!((&all["results"][i], &all["errors"][i]), (&alone["results"][0], &Value::Null));
             assert!(alone["results"][0][JPEG].as_f64().unwrap() > 0.0);
         }
+    }
+
+    /// Thin strips are few pixels and much work: a scorer enlarges each to the height that it reads at.
+    #[test]
+    fn a_client_that_goes_is_scored_for_a_few_images_more_whatever_their_size() {
+        struct Counts(&'static str, Arc<AtomicUsize>);
+        impl Reward for Counts {
+            fn name(&self) -> &str {
+                self.0
+            }
+
+            fn score(&self, images: &Tensor, _: &[Prompt]) -> Result<Vec<Option<f64>>> {
+                self.1.fetch_add(images.dim(0)?, Ordering::Relaxed);
+                Ok(vec![Some(1.0); images.dim(0)?])
+            }
+        }
+        let scored = Arc::new(AtomicUsize::new(0));
+        let rewards: Vec<Box<dyn Reward>> =
+            ["first", "second"].map(|name| Box::new(Counts(name, scored.clone())) as Box<dyn Reward>).into();
+        let body = asking(&vec![("", flat(16, 1)); 1024], &["first", "second"]);
+        let asked = std::cell::Cell::new(0);
+        // Gone after the first reward of the first images.
+        let gone = || asked.replace(asked.get() + 1) >= 2;
+        assert_eq!(answer(&rewards, &body, &gone).unwrap_err().0, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(scored.load(Ordering::Relaxed), 16, "of 2048 scores");
     }
 }

@@ -1,16 +1,16 @@
 //! A server for rewards, in the language of this program's own client ([`super::Remote`]).
 //!
 //! Whatever its clients send, or leave unsent, it takes bounded memory and ends in bounded time: the bounds stand in
-//! `connections` (who may ask, how slowly), here (requests and their bodies) and in `answer` (images).
+//! `connections` (who may ask, how slowly), here (requests), in `body` (how long and how slow) and in `answer` (images).
 
 mod answer;
+mod body;
 mod connections;
 
 use super::token::Token;
 use super::{Reward, Rewards};
 use crate::error::{Error, Result};
 use answer::answer;
-use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -24,13 +24,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
-/// Bytes of a request's body, at most.
-const MOST_BYTES: usize = 64 << 20;
 /// Requests whose bodies are in memory at a time, and those that may wait beside.
 const IN_MEMORY: usize = 4;
 const WAITING: usize = 256;
-/// How long a body may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(60);
 /// How long requests under way may take to end once the server is asked to stop: less than the 30 s that batch systems
 /// and container engines wait before they kill.
 const STOP_TIME: Duration = Duration::from_secs(20);
@@ -86,7 +82,7 @@ struct Shared {
 
 /// A request to be scored.
 struct Job {
-    body: Bytes,
+    body: Vec<u8>,
     reply: oneshot::Sender<std::result::Result<Value, Refusal>>,
 }
 
@@ -102,8 +98,9 @@ impl Shared {
     fn allows(&self, headers: &HeaderMap) -> std::result::Result<(), Refusal> {
         let Some(token) = &self.token else { return Ok(()) };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        match given.and_then(|given| given.strip_prefix("Bearer ")) {
-            Some(given) if token.is(given) => Ok(()),
+        // The scheme's letters may be of either case (RFC 9110, 11.1).
+        match given.and_then(|given| given.split_once(' ')) {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") && token.is(given) => Ok(()),
             _ => Err((StatusCode::UNAUTHORIZED, "this server wants its token, as Authorization: Bearer ...".into())),
         }
     }
@@ -128,12 +125,7 @@ async fn scored(shared: &Shared, request: Request) -> std::result::Result<Value,
     let busy = |_| (StatusCode::SERVICE_UNAVAILABLE, format!("more than {WAITING} requests wait; try again later"));
     let _waits = shared.waiting.try_acquire().map_err(busy)?;
     let stops = || (StatusCode::SERVICE_UNAVAILABLE, "this server is about to stop".to_string());
-    let _in_memory = shared.in_memory.acquire().await.map_err(|_| stops())?;
-    let body = tokio::time::timeout(BODY_TIME, to_bytes(request.into_body(), MOST_BYTES)).await;
-    let body =
-        body.map_err(|_| (StatusCode::REQUEST_TIMEOUT, format!("the body took over {} s", BODY_TIME.as_secs())))?;
-    let too_long = |error| (StatusCode::PAYLOAD_TOO_LARGE, format!("{error}; send up to {} MiB", MOST_BYTES >> 20));
-    let body = body.map_err(too_long)?;
+    let (body, _place) = body::read(request.into_body(), &shared.in_memory).await?;
     let (reply, answer) = oneshot::channel();
     shared.jobs.send(Job { body, reply }).map_err(|_| stops())?;
     answer.await.map_err(|_| stops())?
@@ -187,7 +179,7 @@ mod tests {
         let (jobs, work) = channel();
         let ask = |prompt: &str| {
             let (reply, answer) = oneshot::channel();
-            let body = asking(&[(prompt, flat(8, 8))], &["remembers"]).into();
+            let body = asking(&[(prompt, flat(8, 8))], &["remembers"]);
             jobs.send(Job { body, reply }).unwrap();
             answer
         };

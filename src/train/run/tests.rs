@@ -132,20 +132,36 @@ fn a_replica_that_differs_ends_the_run_within_a_period() -> Result<()> {
 fn a_disk_that_takes_no_metrics_does_not_end_a_run_before_its_end() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(&folder, &["run.updates=2", "run.checkpoint_every=1", "eval.prompts=1", "eval.steps=2"])?;
-    std::os::unix::fs::symlink("/dev/full", folder.path().join("metrics.jsonl")).unwrap();
-    std::fs::write(folder.path().join("samples"), "no folder").unwrap();
     ThreadGroup::run(RANKS, |world| {
         let mut run = start(&config, &Resume::Never, &world)?;
+        if world.rank() == 0 {
+            std::fs::remove_file(folder.path().join("metrics.jsonl")).unwrap();
+            std::os::unix::fs::symlink("/dev/full", folder.path().join("metrics.jsonl")).unwrap();
+            std::fs::write(folder.path().join("samples"), "no folder").unwrap();
+        }
         assert!(!run.until_done(&|_| Ok(false))?);
         assert_eq!(checkpoint::newest(&checkpoint::root(&config.run.out))?.map(|found| found.update), Some(1));
         match run.finish() {
             Ok(_) => assert_eq!(world.rank(), 1),
-            Err(e) => assert!(world.rank() == 0 && e.to_string().contains("metrics.jsonl: No space left"), "{e}"),
+            Err(e) => assert!(
+                world.rank() == 0 && e.to_string().contains("metrics.jsonl: is a pipe, a socket or a device"),
+                "{e}"
+            ),
         }
         assert_eq!(checkpoint::newest(&checkpoint::root(&config.run.out))?.map(|found| found.update), Some(2));
         Ok(())
     })?;
-    Ok(())
+    // What is in the way at the start is told at the start.
+    std::fs::remove_dir_all(checkpoint::root(&config.run.out)).unwrap();
+    ThreadGroup::run(1, |world| {
+        for name in ["samples", "metrics.jsonl"] {
+            let error = start(&config, &Resume::Never, &world).err().unwrap();
+            assert!(error.exit_code() == 2 && error.to_string().contains(&format!("{name}: is ")), "{error}");
+            std::fs::remove_file(folder.path().join(name)).unwrap();
+        }
+        start(&config, &Resume::Never, &world).map(drop)
+    })
+    .map(drop)
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::common::*;
 use candle_core::{DType, Device, Tensor};
 use flowrl_dist::Result;
 use flowrl_dist::config::RunConfig;
-use flowrl_dist::model::files::describe;
+use flowrl_dist::model::files::{describe, digests};
 use flowrl_dist::model::random;
 use flowrl_dist::model::text::{Encoding, TextEncoders};
 use flowrl_dist::pipeline::Pipeline;
@@ -55,6 +55,14 @@ fn set(path: &Path, key: &str, value: usize) {
     fs::write(path, config.to_string()).unwrap();
 }
 
+/// A token that the tokenizer knows and its encoder does not.
+fn too_many_tokens(tokenizer: &Path) {
+    let path = tokenizer.join("vocab.json");
+    let mut vocabulary: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    vocabulary["one-too-many</w>"] = 999_999.into();
+    fs::write(path, vocabulary.to_string()).unwrap();
+}
+
 #[test]
 fn inspect_passes_what_loads_and_refuses_what_does_not() {
     let folder = tempfile::tempdir().unwrap();
@@ -69,7 +77,7 @@ fn inspect_passes_what_loads_and_refuses_what_does_not() {
 
     type Damage = fn(&Path);
     let transformer = "diffusion_pytorch_model.safetensors";
-    let damages: [(&str, Damage, &str); 9] = [
+    let damages: [(&str, Damage, &str); 10] = [
         (
             "transformer",
             |part| retype(&part.join("diffusion_pytorch_model.safetensors"), "proj_out.weight", Dtype::F8_E5M2),
@@ -90,6 +98,7 @@ fn inspect_passes_what_loads_and_refuses_what_does_not() {
             "holds spiece.model but no tokenizer.json",
         ),
         ("tokenizer", |part| fs::write(part.join("vocab.json"), "{").unwrap(), "cannot be read"),
+        ("tokenizer_2", too_many_tokens, "/tokenizer_2: makes tokens up to 999999, and its encoder knows"),
         ("transformer", |part| fs::write(part.join("config.json"), "{}").unwrap(), "config.json"),
     ];
     for (name, damage, wanted) in damages {
@@ -108,6 +117,37 @@ fn inspect_passes_what_loads_and_refuses_what_does_not() {
         fs::remove_dir_all(&part).unwrap();
         fs::rename(&aside, &part).unwrap();
     }
+
+    // A scheduler of another grid: refused as well where the run says no shift of its own.
+    let scheduler = root.join("scheduler/scheduler_config.json");
+    let whole = fs::read(&scheduler).unwrap();
+    let deep = "[".repeat(300_000);
+    for (text, wanted) in [
+        (r#"{"_class_name": "DPMSolverMultistepScheduler"}"#, "_class_name = \"DPMSolverMultistepScheduler\": "),
+        (r#"{"use_dynamic_shifting": true}"#, "use_dynamic_shifting = true: "),
+        (r#"{"use_karras_sigmas": true}"#, "use_karras_sigmas = true: "),
+        ("[]", "is not a scheduler's configuration"),
+        (deep.as_str(), "is not a scheduler's configuration"),
+    ] {
+        fs::write(&scheduler, text).unwrap();
+        let said = problems(false);
+        assert!(said.len() == 1 && said[0].starts_with("scheduler: ") && said[0].contains(wanted), "{said:?}");
+        assert!(load(&root).unwrap_err().to_string().contains(wanted), "{wanted}");
+    }
+    fs::remove_file(&scheduler).unwrap();
+    let refused = |wanted: &str| {
+        let said = problems(false);
+        assert!(said.len() == 1 && said[0].starts_with("scheduler: ") && said[0].contains(wanted), "{said:?}");
+        assert!(load(&root).unwrap_err().to_string().contains(wanted), "{wanted}");
+    };
+    std::os::unix::fs::symlink(root.join("gone"), &scheduler).unwrap();
+    refused("is a link to nothing");
+    fs::remove_file(&scheduler).unwrap();
+    fs::create_dir(&scheduler).unwrap();
+    refused("is a folder, not a file");
+    fs::remove_dir(&scheduler).unwrap();
+    fs::write(&scheduler, whole).unwrap();
+    load(&root).unwrap();
 
     // A number that is none: seen where values are looked at, and when they are read.
     for (name, file, tensor) in [
@@ -133,4 +173,43 @@ fn inspect_passes_what_loads_and_refuses_what_does_not() {
     let wanted = "makes 56 features together with text_encoder, the transformer wants 64";
     assert!(problems(false)[0].ends_with(wanted), "{:?}", problems(false));
     assert!(load(&root).unwrap_err().to_string().contains(wanted));
+}
+
+/// Two folders that make other pictures of the same latents, or read something else of a prompt, have other digests, by the
+/// part's name; who wrote a configuration, and how, is no matter.
+#[test]
+fn the_digest_of_each_part_is_of_what_it_computes() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("model");
+    random::write(random::Size::Tiny, 1, &root, &|_| {}).unwrap();
+    let whole = digests(&root).unwrap();
+    assert_eq!(whole.len(), 7);
+    let differing = || -> Vec<&str> {
+        let now = digests(&root).unwrap();
+        whole.iter().filter(|(name, digest)| now[*name] != **digest).map(|(name, _)| *name).collect()
+    };
+    let with = |path: &str, change: &dyn Fn(&mut serde_json::Value)| {
+        let path = root.join(path);
+        let before = fs::read(&path).unwrap();
+        let mut json = serde_json::from_slice(&before).unwrap();
+        change(&mut json);
+        fs::write(&path, json.to_string()).unwrap();
+        let differing = differing();
+        fs::write(&path, before).unwrap();
+        differing
+    };
+    assert_eq!(with("vae/config.json", &|json| json["scaling_factor"] = 1.25.into()), ["vae"]);
+    assert_eq!(with("text_encoder_2/config.json", &|json| json["layer_norm_eps"] = 1e-4.into()), ["text_encoder_2"]);
+    assert_eq!(with("tokenizer/tokenizer_config.json", &|json| json["pad_token"] = "a</w>".into()), ["tokenizer"]);
+    assert_eq!(with("vae/config.json", &|json| json["_diffusers_version"] = "0.99".into()), [""; 0]);
+    assert_eq!(with("text_encoder/config.json", &|json| json["transformers_version"] = "9".into()), [""; 0]);
+    let list = with("model_index.json", &|json| json["text_encoder_3"] = serde_json::json!([null, null]));
+    assert_eq!(list, ["text_encoder_3", "tokenizer_3"]);
+    let (one, other) = (root.join("text_encoder"), root.join("text_encoder_2"));
+    fs::rename(&one, folder.path().join("aside")).unwrap();
+    fs::rename(&other, &one).unwrap();
+    fs::rename(folder.path().join("aside"), &other).unwrap();
+    assert_eq!(differing(), ["text_encoder", "text_encoder_2"]);
+    fs::remove_dir_all(root.join("vae")).unwrap();
+    assert!(digests(&root).is_err());
 }

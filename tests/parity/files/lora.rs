@@ -202,11 +202,32 @@ fn a_configuration_that_means_another_function_is_refused() {
         let message = reconfigured(|config| config[key] = value).unwrap_err().to_string();
         assert!(message.contains(wanted), "{key}: {message}");
     }
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("adapter_model.safetensors");
-    fs::copy(fixture("sd3_lora/peft_min/adapter_model.safetensors"), &file).unwrap();
-    let message = Adapter::open(folder.path()).unwrap_err().to_string();
-    assert!(message.contains("has no adapter_config.json beside it"), "{message}");
+    for name in ["adapter_model.safetensors", "adapter_model.fp16.safetensors", "my_lora.safetensors"] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(name);
+        fs::copy(fixture("sd3_lora/peft_min/adapter_model.safetensors"), &file).unwrap();
+        for path in [folder.path(), &file] {
+            let message = Adapter::open(path).unwrap_err().to_string();
+            assert!(message.contains("has no adapter_config.json beside it"), "{name}: {message}");
+        }
+        let config = folder.path().join("adapter_config.json");
+        let write = |start: &str| {
+            let config = fs::read_to_string(fixture("sd3_lora/peft_min/adapter_config.json")).unwrap();
+            let mut json: serde_json::Value = serde_json::from_str(&config).unwrap();
+            json["init_lora_weights"] = start.into();
+            fs::write(folder.path().join("adapter_config.json"), json.to_string()).unwrap();
+        };
+        write("gaussian");
+        for path in [folder.path(), &file] {
+            assert_eq!(Adapter::open(path).unwrap().scale(), Some(2.0), "alpha 8 over rank 4, {name}");
+        }
+        write("pissa_niter_16");
+        let message = Adapter::open(&file).unwrap_err().to_string();
+        assert!(message.contains("which changes the base weights too"), "{name}: {message}");
+        fs::remove_file(&config).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("gone"), &config).unwrap();
+        assert!(Adapter::open(&file).unwrap_err().to_string().contains("is a link to nothing"), "{name}");
+    }
     let message = Adapter::open(&fixture("sd3_micro")).unwrap_err().to_string();
     assert!(message.contains("holds no *.lora_A.weight"), "{message}");
 }
@@ -229,6 +250,11 @@ fn a_configuration_that_is_read_gives_each_module_its_scale() {
     let scale = |module: &str| adapter.scales[&format!("transformer_blocks.{module}")];
     assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_q"), scale("1.attn.to_k")], [0.5, 3.0, 1.5]);
     assert_eq!((scale("1.attn.to_v"), adapter.scale()), (2.0, None));
+    // A dot is any character: re.match(r"(.*\.)?(attn.to_.)$", "transformer_blocks.0.attn.to_q").
+    let patterns = serde_json::json!({"^transformer_blocks.1.attn.to_v": 4, "s.0.attn.to_k": 1, "attn.to_.": 16});
+    let adapter = reconfigured(|config| config["alpha_pattern"] = patterns).unwrap();
+    let scale = |module: &str| adapter.scales[&format!("transformer_blocks.{module}")];
+    assert_eq!([scale("0.attn.to_q"), scale("1.attn.to_v"), scale("0.attn.to_k")], [4.0, 1.0, 4.0]);
 }
 
 #[test]

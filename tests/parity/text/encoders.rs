@@ -109,6 +109,22 @@ fn an_incomplete_download_is_not_taken_for_a_pipeline_without_t5() {
     assert!(TextEncoders::load(&pipeline.encoding(), &Device::Cpu).is_ok());
 }
 
+/// diffusers 0.33: what the list sets to null is not loaded, whether or not there is a folder.
+#[test]
+fn a_t5_that_the_list_sets_to_null_is_zeros() -> Result<()> {
+    let pipeline = Pipeline::new();
+    let whole = TextEncoders::load(&pipeline.encoding(), &Device::Cpu)?.encode(&TEXTS)?;
+    fs::write(pipeline.path("model_index.json"), r#"{"text_encoder_3": [null, null]}"#).unwrap();
+    let encoders = TextEncoders::load(&pipeline.encoding(), &Device::Cpu)?;
+    let other = encoders.encode(&TEXTS)?;
+    assert_eq!(values(&other.pooled), values(&whole.pooled));
+    assert_eq!(other.context.dims(), [TEXTS.len(), 77 + 77, T5_WIDTH], "as many zeros as CLIP has tokens");
+    assert!(values(&other.context.narrow(1, 77, 77)?).iter().all(|value| *value == 0.0));
+    fs::write(pipeline.path("model_index.json"), r#"{"_class_name": "FluxPipeline"}"#).unwrap();
+    fails_with(&pipeline, &["model_index.json: has _class_name = \"FluxPipeline\", not StableDiffusion3Pipeline"]);
+    Ok(())
+}
+
 #[test]
 fn missing_folders_are_named() {
     for part in ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "tokenizer_3"] {
@@ -145,6 +161,29 @@ fn unsupported_configurations_are_refused() {
     let pipeline = Pipeline::new();
     pipeline.change_config("text_encoder", "num_attention_heads", 3);
     fails_with(&pipeline, &["has hidden_size = 32, which 3 heads cannot share"]);
+    for (encoder, key) in [("text_encoder", "layer_norm_eps"), ("text_encoder_3", "layer_norm_epsilon")] {
+        for wrong in [-1000.0, 0.0, 1e-320] {
+            let pipeline = Pipeline::new();
+            pipeline.change_config(encoder, key, wrong);
+            fails_with(
+                &pipeline,
+                &[&format!("{encoder}/config.json: has {key} = {wrong}; a model has a small number")],
+            );
+        }
+    }
+    // Weights that are finite and overflow.
+    let pipeline = Pipeline::new();
+    pipeline.change_weights("text_encoder_2", |tensors| {
+        let weight = tensors.get_mut("text_projection.weight").unwrap();
+        let largest = weight.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+        *weight = (&*weight * (3e38 / f64::from(largest))).unwrap();
+    });
+    let encoders = TextEncoders::load(&pipeline.encoding(), &Device::Cpu).unwrap();
+    let error = encoders.encode(&["cat"]).unwrap_err();
+    assert!(
+        matches!(&error, Error::NotFinite(m) if m.contains("the text encoders make") && m.contains("\"cat\"")),
+        "{error}"
+    );
 
     let encoding = Pipeline::new().encoding();
     let tokens = failure(&Encoding { t5_tokens: 513, ..encoding.clone() });
@@ -161,7 +200,5 @@ fn a_tokenizer_of_another_model_is_found_out() {
         let table = tensors.get_mut("text_model.embeddings.token_embedding.weight").unwrap();
         *table = table.narrow(0, 0, 450).unwrap().contiguous().unwrap();
     });
-    let encoders = TextEncoders::load(&pipeline.encoding(), &Device::Cpu).unwrap();
-    let message = encoders.encode(&["cat"]).unwrap_err().to_string();
-    assert!(message.contains("made the token 498, but the model knows 450"), "{message}");
+    fails_with(&pipeline, &["/tokenizer: makes tokens up to 4", ", and its encoder knows 450; take the tokenizer"]);
 }

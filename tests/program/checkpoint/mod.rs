@@ -104,6 +104,15 @@ fn another_model_is_refused_and_another_config_only_warned_about() {
     let error = reader.check_identity(&other, &[]).unwrap_err().to_string();
     assert!(error.contains(&ours.layout_digest[..12]) && error.contains(&other.layout_digest[..12]), "{error}");
 
+    // Text encoders and decoder: refused by name where both are known, which those of an earlier checkpoint are not.
+    let mut other = ours.clone();
+    other.parts.insert("vae".into(), digest::of(b"other"));
+    let error = reader.check_identity(&other, &[]).unwrap_err();
+    let wanted = format!("was trained with another vae than this run's (digest {}, now", &ours.parts["vae"][..12]);
+    assert!(error.exit_code() == 2 && error.to_string().contains(&wanted), "{error}");
+    other.parts.clear();
+    assert_eq!(reader.check_identity(&other, &[]).unwrap(), Vec::<String>::new());
+
     let mut other = ours.clone();
     (other.config_digest, other.seed) = (digest::of(b"other config"), 43);
     let warnings = reader.check_identity(&other, &[]).unwrap();

@@ -93,6 +93,7 @@ pub fn identity(total: usize) -> Identity {
     Identity {
         config_digest: digest::of(b"config"),
         base_digest: digest::of(b"base"),
+        parts: [("vae".into(), digest::of(b"vae"))].into(),
         layout_digest: digest::of(format!("blocks.0.q.lora_a [{total}, 1]").as_bytes()),
         total,
         seed: 42,

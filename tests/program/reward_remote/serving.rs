@@ -124,6 +124,7 @@ fn only_who_has_the_token_is_answered() {
         ("Authorization: Basic open-sesame-1234\r\n", 401),
         ("Authorization: open-sesame-1234\r\n", 401),
         ("Authorization: Bearer open-sesame-1234\r\n", 200),
+        ("authorization: bearer open-sesame-1234\r\n", 200),
     ] {
         let health = serving.ask("GET /health", given, b"");
         let scored = serving.ask("POST /score", given, body.as_bytes());
@@ -165,6 +166,29 @@ fn a_body_that_is_too_large_is_refused_and_the_next_one_answered() {
     let (status, said) = serving.ask("POST /score", "", asking().as_bytes());
     assert_eq!(status, 200, "{said}");
     assert!(score(&said).is_some(), "{said}");
+}
+
+/// Each of these would have had one of four places for a minute.
+#[test]
+fn bodies_that_do_not_come_hold_nobody_up() {
+    let serving = Serving::start(&[]);
+    let slow: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = serving.connect();
+            write!(stream, "POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n{{").unwrap();
+            stream
+        })
+        .collect();
+    let since = Instant::now();
+    let (status, said) = serving.ask("POST /score", "", asking().as_bytes());
+    assert!(status == 200 && score(&said).is_some(), "{said}");
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    for mut stream in slow {
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("HTTP/1.1 408") && said.contains("slower than 64 KiB a second"), "{said}");
+    }
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
 }
 
 /// A request is under way, its body still on the way, when the signal comes: it is answered, no other is accepted, and the

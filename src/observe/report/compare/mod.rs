@@ -44,8 +44,8 @@ pub fn compare(folders: &[PathBuf], out: Option<&Path>, baseline: Option<&str>) 
     let table = table::render(&methods, &reward, baseline, colour_is_rewarded);
     let document = format!("# Comparison\n\n![Held-out reward {reward} of every method](comparison.svg)\n\n{table}");
     let files = ["comparison.md", "comparison.svg"].map(|name| out.join(name));
-    fs::write(&files[0], document)?;
-    fs::write(&files[1], picture::render(&methods, &reward))?;
+    fs::write_out(&files[0], document)?;
+    fs::write_out(&files[1], picture::render(&methods, &reward))?;
     Ok(Comparison { table, files })
 }
 
