@@ -57,6 +57,7 @@ fn main() -> Result<()> {
         total,
         seed: 0,
         parameters: Vec::new(),
+        parts: Default::default(),
     };
     let place = tempfile::tempdir_in(folder).map_err(flowrl_dist::Error::io(folder))?;
     let root = place.path().join("checkpoints");
