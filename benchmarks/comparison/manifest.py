@@ -130,7 +130,7 @@ class Manifest:
             section["baseline"],
             section["level"],
             section.get("seeds", data.get("seeds", [])),
-            flat(section["settings"]),
+            flat(task.get("settings", {})) | flat(section["settings"]),
             section.get("tuned_in"),
             section.get("server"),
             section.get("needs", {}),
