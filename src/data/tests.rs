@@ -156,7 +156,7 @@ fn a_negative_prompt_is_the_prompts_own_and_other_keys_are_kept() {
     let table = "id,Prompt,Negative_Prompt\n1,a,\"blur, noise\"\n2,b,\n";
     assert_eq!(negatives("a.txt", table), [some, None]);
     for header in ["id,prompt,Negative Prompt", "id,prompt,negative-prompt"] {
-        assert_eq!(negatives("a.csv", &format!("{header}\n1,a,blur\n")), [Some("blur".to_owned())], "{header}");
+        assert_eq!(negatives("a.csv", &format!("{header}\n1,a,blur\n")), [Some("blur".into())], "{header}");
     }
     let set = read("a.txt", table).unwrap();
     let metadata = serde_json::json!({"id": "1", "prompt": "a", "negative_prompt": "blur, noise"});
