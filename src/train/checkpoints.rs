@@ -133,6 +133,7 @@ mod tests {
         let run = RunSection { out: out.into(), keep_last: 1, ..RunConfig::load(None, &[]).unwrap().run };
         let digest = || "0".to_owned();
         let identity = Identity {
+            parts: Default::default(),
             config_digest: digest(),
             base_digest: digest(),
             layout_digest: digest(),
