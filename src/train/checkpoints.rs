@@ -140,7 +140,6 @@ mod tests {
             total: 2,
             seed: 1,
             parameters: Vec::new(),
-            parts: BTreeMap::new(),
         };
         CheckpointManager::new(&run, identity, None, 1)
     }
