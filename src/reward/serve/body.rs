@@ -26,7 +26,6 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// It is too long, too slow or broken off.
 pub(super) async fn read(body: Body, in_memory: &Semaphore) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
     let mut arriving = Arriving { body, bytes: Vec::new(), taken: Duration::ZERO };
-    arriving.check_length(arriving.body.size_hint().lower())?;
     let mut is_whole = false;
     while !is_whole && arriving.bytes.len() < FIRST_BYTES {
         is_whole = !arriving.go_on().await?;

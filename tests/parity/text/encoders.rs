@@ -176,7 +176,7 @@ fn unsupported_configurations_are_refused() {
     pipeline.change_weights("text_encoder_2", |tensors| {
         let weight = tensors.get_mut("text_projection.weight").unwrap();
         let largest = weight.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
-        *weight = (&*weight * (3e38 / f64::from(largest))).unwrap();
+        *weight = ((&*weight / f64::from(largest)).unwrap() * 3e38).unwrap();
     });
     let encoders = TextEncoders::load(&pipeline.encoding(), &Device::Cpu).unwrap();
     let error = encoders.encode(&["cat"]).unwrap_err();
