@@ -148,7 +148,7 @@ fn refuses(run: &Path, there: &str) {
     fs::write(&other, text.replace("[model]\n", &format!("[model]\npath = {:?}\n", base.to_str().unwrap()))).unwrap();
     let config = ["--config", other.to_str().unwrap()];
     let merged = ["export", "--checkpoint", checkpoint, "--format", "merged", "--out", &fresh];
-    refused(&[&merged[..], &config].concat(), &["is of another base model than this run's (digest "]);
+    refused(&[&merged[..], &config].concat(), &["is of another base model than this run's (model.path "]);
     let alone = run.with_file_name("alone").join("update_00000002");
     fs::create_dir_all(alone.parent().unwrap()).unwrap();
     fs::rename(run.join("checkpoints/update_00000002"), &alone).unwrap();
