@@ -85,10 +85,10 @@ impl BaseModel for Shapes {
     }
 }
 
-/// Sizes of the velocity model: 4.0 M parameters.
+/// Sizes of the velocity model: 3.8 M parameters.
 fn sizes() -> shapes::Config {
     let vocabulary = VOCABULARY as usize;
-    shapes::Config { width: 192, heads: 4, depth: 6, patch: 8, side: SIDE, words: WORDS, vocabulary }
+    shapes::Config { width: 192, heads: 4, depth: 5, patch: 8, side: SIDE, words: WORDS, vocabulary }
 }
 
 /// The velocity model.
