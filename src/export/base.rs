@@ -36,7 +36,7 @@ impl Base {
     /// Refuses a pipeline of which a part is absent, before a long checkpoint is read.
     ///
     /// # Errors
-    /// [`Error::File`] that names the part.
+    /// [`crate::Error::File`] that names the part.
     pub fn check_parts(&self, options: &Options) -> Result<()> {
         self.parts(options).map_or(Ok(()), Parts::check)
     }

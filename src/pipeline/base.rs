@@ -13,7 +13,7 @@ use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 
 /// A base model: what its configuration means, and what a pipeline of it is made of. A further one
-/// implements this in a file of its own and has its line in [`super::kind`].
+/// implements this in a file of its own and has its line in `kind.rs`.
 pub trait BaseModel: Sync {
     /// `model.kind`.
     fn name(&self) -> &'static str;

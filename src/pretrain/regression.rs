@@ -53,7 +53,7 @@ impl<'a> Regression<'a> {
     /// examples' losses, each a mean over dimensions. Collective.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], and what making an example fails with.
+    /// [`crate::Error::NotFinite`], and what making an example fails with.
     pub fn step(
         &mut self,
         batches: impl IntoIterator<Item = Result<Examples>>,

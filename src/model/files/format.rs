@@ -18,7 +18,7 @@ pub enum Format {
     Transformer,
     /// The authors' single file, with or without the VAE.
     SingleFile,
-    /// Weights of a model that is part of the program, by its name in [`EMBEDDED`].
+    /// Weights of a model that is part of the program, by its name in the list of this file.
     Embedded(&'static str),
     /// An adapter of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
     PeftAdapter,
