@@ -26,5 +26,5 @@ FROM nvidia/cuda:${CUDA}-runtime-ubuntu24.04
 COPY --from=build /src/target/release/flowrl-dist /usr/local/bin/
 COPY --from=build /src/configs /opt/flowrl-dist/configs
 COPY --from=build /src/LICENSE /src/assets/ocr/NOTICE /opt/flowrl-dist/
-WORKDIR /work
+WORKDIR /srv/flowrl
 CMD ["flowrl-dist", "--help"]

@@ -1,5 +1,6 @@
 //! Gradients in f32 where rounding could be all that they are.
 
+use super::rollout_steps::step;
 use super::*;
 
 /// A point and its velocities in f32, and the same numbers in f64.
